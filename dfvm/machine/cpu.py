@@ -1,0 +1,383 @@
+"""The VCPU: runs a user context in ring 3 until the kernel is needed, and says why it stopped.
+
+    code = vcpu.run(context, cr3, slice_ns)
+      EXIT_SYSCALL     a syscall instruction; arguments in the registers, RIP behind it
+      EXIT_FAULT       a page fault that on_fault could not finish: fault_va, fault_err
+      EXIT_EXCEPTION   any other exception: `exception` is the vector
+      EXIT_PREEMPTED   the slice is over, or preempt() was called
+
+Between two runs the registers of the loaded context are simply the engine's own, live: reading an
+argument or writing a result is an index into a memoryview. Another context's registers are copied
+in when it runs, and the old one's out, to kernel memory (the pcb at the top of a kernel stack).
+
+A context is loaded and run by the one kernel thread of the host. While the engine runs, a clock
+thread stops it every 10 ms: to end a slice, to let host signals through, and to flush the TLB,
+which only then grows to what the program needs (docs/engine.md).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXCSR
+
+from dfvm.machine.engine import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfvm.machine.mmu import Mmu
+    from dfvm.machine.ram import Ram
+
+# Indices of CpuContext.q, the processor's own numbering.
+RAX: Final = 0
+RCX: Final = 1
+RDX: Final = 2
+RBX: Final = 3
+RSP: Final = 4
+RBP: Final = 5
+RSI: Final = 6
+RDI: Final = 7
+R8: Final = 8
+R9: Final = 9
+R10: Final = 10
+R11: Final = 11
+R12: Final = 12
+R13: Final = 13
+R14: Final = 14
+R15: Final = 15
+RIP: Final = 16
+
+EXIT_PREEMPTED: Final = 0
+EXIT_SYSCALL: Final = 1
+EXIT_FAULT: Final = 2
+EXIT_EXCEPTION: Final = 3
+_EXIT_RESUME: Final = -1  # resolved in the callback, but flush before going on
+
+X86_TRAP_UD: Final = 6  # an invalid opcode
+X86_TRAP_PF: Final = 14
+
+TICK_NS: Final = 10_000_000  # the clock's period while the engine runs
+PCB_PAGES: Final = 2  # frames a saved context takes
+
+# What a program may change in the flags: the arithmetic flags, TF, DF, AC, ID. IF stays on.
+EFLAGS_USER: Final = 0x0024_0DD5
+EFLAGS_FIXED: Final = 0x0202
+_MXCSR_MASK: Final = 0xFFFF
+_PAGE: Final = 4096
+
+
+class CpuContext:
+    """The registers of one user thread, saved in two frames of RAM while it isn't loaded.
+
+    `q` is valid at any time and indexed by RAX … RIP. The flags are kept lazily by the engine, so
+    they go through a property; it, and the FPU state, load the context first.
+    """
+
+    __slots__ = ("_first", "_pcb", "_rest", "_vcpu", "b", "q")
+
+    q: memoryview  # registers as 64-bit words, live or saved
+    b: memoryview  # the same as bytes, with the SSE and x87 state
+
+    def __init__(self, vcpu: Vcpu, pa0: int, pa1: int) -> None:
+        """A context in the frames at `pa0` and `pa1`, in its initial user state. The frames are
+        the caller's, wired, for as long as the context lives."""
+        mem = vcpu.ram.mem
+        rest = vcpu.engine.image_bytes - _PAGE
+        self._vcpu = vcpu
+        self._first = mem[pa0 : pa0 + _PAGE]
+        self._rest = mem[pa1 : pa1 + rest]
+        self._pcb = self._first.cast("Q")
+        self.b, self.q = self._first, self._pcb
+        self.reset()
+
+    def reset(self) -> None:
+        """All registers as a new program finds them."""
+        template = self._vcpu.engine.template
+        if self._vcpu.loaded is self:
+            self._vcpu.engine.b[:] = template
+        else:
+            self._first[:] = template[:_PAGE]
+            self._rest[:] = template[_PAGE:]
+
+    def copy_from(self, other: CpuContext) -> None:
+        """Take over every register of `other` (fork). Not while either of them is running."""
+        if self._vcpu.loaded is self:
+            self.unload()
+        if self._vcpu.loaded is other:
+            live = self._vcpu.engine.b
+            self._first[:] = live[:_PAGE]
+            self._rest[:] = live[_PAGE:]
+        else:
+            self._first[:] = other._first
+            self._rest[:] = other._rest
+
+    def load(self) -> None:
+        """Make this the context whose registers are live."""
+        vcpu = self._vcpu
+        old = vcpu.loaded
+        if old is self:
+            return
+        if old is not None:
+            old.unload()
+        engine = vcpu.engine
+        live = engine.b
+        live[:_PAGE] = self._first
+        live[_PAGE:] = self._rest
+        self.b, self.q = live, engine.q
+        vcpu.loaded = self
+        # The image brought the page table of the last run along; the MMU decides.
+        engine.q[engine.q_cr3] = vcpu.mmu.cr3
+
+    def unload(self) -> None:
+        """Save the live registers, if they are ours. To be called before the frames are given
+        back (exit): afterwards nothing of the engine's refers to them."""
+        vcpu = self._vcpu
+        if vcpu.loaded is not self:
+            return
+        live = vcpu.engine.b
+        self._first[:] = live[:_PAGE]
+        self._rest[:] = live[_PAGE:]
+        self.b, self.q = self._first, self._pcb
+        vcpu.loaded = None
+
+    @property
+    def eflags(self) -> int:
+        """RFLAGS, computed by the engine from what it keeps lazily."""
+        self.load()
+        flags: int = self._vcpu.engine.uc.reg_read(UC_X86_REG_EFLAGS)
+        return flags
+
+    @eflags.setter
+    def eflags(self, value: int) -> None:
+        self.load()
+        value = value & EFLAGS_USER | EFLAGS_FIXED
+        self._vcpu.engine.uc.reg_write(UC_X86_REG_EFLAGS, value)
+
+    @property
+    def fs_base(self) -> int:
+        base: int = self.q[self._vcpu.engine.q_fs_base]
+        return base
+
+    @fs_base.setter
+    def fs_base(self, value: int) -> None:
+        self.q[self._vcpu.engine.q_fs_base] = value
+
+    @property
+    def gs_base(self) -> int:
+        base: int = self.q[self._vcpu.engine.q_gs_base]
+        return base
+
+    @gs_base.setter
+    def gs_base(self, value: int) -> None:
+        self.q[self._vcpu.engine.q_gs_base] = value
+
+    def fxsave(self) -> bytes:
+        """The x87 and SSE state as the FXSAVE instruction writes it, 512 bytes."""
+        engine, b = self._vcpu.engine, self.b
+        image = bytearray(512)
+        top = b[engine.o_fpuc - 6] & 7
+        status = int.from_bytes(b[engine.o_fpuc - 2 : engine.o_fpuc], "little")
+        tags = b[engine.o_fpuc + 2 : engine.o_fpuc + 10]
+        image[0:2] = b[engine.o_fpuc : engine.o_fpuc + 2]
+        image[2:4] = (status & ~0x3800 | top << 11).to_bytes(2, "little")
+        image[4] = sum(1 << n for n in range(8) if not tags[n])  # abridged: 1 is in use
+        image[24:28] = b[engine.o_mxcsr : engine.o_mxcsr + 4]
+        image[28:32] = _MXCSR_MASK.to_bytes(4, "little")
+        for n in range(8):  # ST0 … ST7 are stored relative to the top of stack
+            at = engine.o_fpregs + 16 * (top + n & 7)
+            image[32 + 16 * n : 42 + 16 * n] = b[at : at + 10]
+        for n in range(16):
+            at = engine.o_xmm + engine.xmm_stride * n
+            image[160 + 16 * n : 176 + 16 * n] = b[at : at + 16]
+        return bytes(image)
+
+    def fxrstor(self, image: bytes | memoryview) -> None:
+        """Set the x87 and SSE state from an FXSAVE image of at least 512 bytes.
+
+        :raises ValueError: for MXCSR bits that the FXRSTOR instruction faults on.
+        """
+        mxcsr = int.from_bytes(image[24:28], "little")
+        if mxcsr & ~_MXCSR_MASK:
+            raise ValueError(f"MXCSR {mxcsr:#x} has reserved bits set")
+        self.load()
+        engine, b = self._vcpu.engine, self.b
+        status = int.from_bytes(image[2:4], "little")
+        top = status >> 11 & 7
+        b[engine.o_fpuc - 6] = top
+        b[engine.o_fpuc - 2 : engine.o_fpuc] = (status & ~0x3800).to_bytes(2, "little")
+        for n in range(8):
+            b[engine.o_fpuc + 2 + n] = 0 if image[4] >> n & 1 else 1
+            at = engine.o_fpregs + 16 * (top + n & 7)
+            b[at : at + 10] = image[32 + 16 * n : 42 + 16 * n]
+        for n in range(16):
+            at = engine.o_xmm + engine.xmm_stride * n
+            b[at : at + 16] = image[160 + 16 * n : 176 + 16 * n]
+        # Through the API, because the engine derives its rounding modes from them.
+        engine.uc.reg_write(UC_X86_REG_FPCW, int.from_bytes(image[0:2], "little"))
+        engine.uc.reg_write(UC_X86_REG_MXCSR, mxcsr)
+
+
+class Vcpu:
+    """One processor over `ram`. `mmu` collects what must be flushed before it runs again.
+
+    :raises EngineError: when the installed Unicorn is not the one dfvm knows.
+    """
+
+    __slots__ = ("_clock", "_failure", "_preempt", "_running", "_start", "_wake", "engine",
+                 "exception", "exit", "fault_err", "fault_va", "loaded", "mmu", "on_fault",
+                 "ram")  # fmt: skip
+
+    ram: Ram
+    mmu: Mmu
+    engine: Engine
+    loaded: CpuContext | None  # whose registers are live
+    exit: int  # why the last run ended, EXIT_*
+    fault_va: int  # with EXIT_FAULT: the address
+    fault_err: int  # with EXIT_FAULT: the hardware's error code
+    exception: int  # with EXIT_EXCEPTION: the vector
+    on_fault: Callable[[int, int], bool] | None  # (va, error code) → resolved. Runs inside the
+    #                             engine: it must not block, switch threads, or touch registers
+
+    def __init__(self, ram: Ram, mmu: Mmu) -> None:
+        self.ram = ram
+        self.mmu = mmu
+        self.engine = Engine(ram)
+        self.loaded = None
+        self.exit = EXIT_PREEMPTED
+        self.fault_va = self.fault_err = self.exception = 0
+        self.on_fault = None
+        self._failure: BaseException | None = None
+        self._preempt = False
+        self._running = False
+        self._start = self.engine.start
+        self._clock: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._install_callbacks()
+
+    def run(self, context: CpuContext, cr3: int, slice_ns: int) -> int:
+        """Run `context` in the space at `cr3` until an exit; returns EXIT_*. A slice of 0 is
+        endless. Host exceptions raised in a callback come out here."""
+        if self.loaded is not context:
+            context.load()
+        engine, mmu = self.engine, self.mmu
+        if cr3 != mmu.cr3:
+            engine.q[engine.q_cr3] = mmu.cr3 = cr3
+            mmu.need_flush = True
+        if mmu.need_flush:
+            self._flush()
+        self.exit = EXIT_PREEMPTED
+        self._running = True
+        self._start(engine.uch, engine.q[RIP], 0, 0, 0)
+        self._running = False
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self.exit > 0:
+            return self.exit
+        return self._go_on(slice_ns)
+
+    def _go_on(self, slice_ns: int) -> int:
+        """The engine stopped without an exit: the clock ticked, or a fault was resolved that
+        needs a flush. Flush and go on until there is an exit or the slice is over."""
+        engine = self.engine
+        over = time.perf_counter_ns() + slice_ns - TICK_NS if slice_ns else 1 << 63
+        while True:
+            if self.exit == EXIT_PREEMPTED:
+                if self._clock is None:
+                    raise RuntimeError("the engine stopped by itself")
+                if self._preempt or time.perf_counter_ns() >= over:
+                    self.mmu.need_flush = True
+                    self._preempt = False
+                    return EXIT_PREEMPTED
+            self._flush()
+            self.exit = EXIT_PREEMPTED
+            self._running = True
+            self._start(engine.uch, engine.q[RIP], 0, 0, 0)
+            self._running = False
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self.exit > 0:
+                return self.exit
+
+    def preempt(self) -> None:
+        """End the current run soon. From any host thread, or a host signal handler."""
+        self._preempt = True
+        if self._running:
+            self.engine.stop(self.engine.uch)
+
+    def start_clock(self) -> None:
+        """Start the thread that ticks while the engine runs. Without it a run ends only by
+        itself."""
+        if self._clock is None:
+            self._clock = threading.Thread(target=self._tick, name="dfvm clock", daemon=True)
+            self._clock.start()
+
+    def stop_clock(self) -> None:
+        """Stop the clock thread; the VCPU is not used any more."""
+        if self._clock is not None:
+            self._wake.set()
+            self._clock.join()
+            self._clock = None
+
+    def _tick(self) -> None:
+        wait, stop, handle = self._wake.wait, self.engine.stop, self.engine.uch
+        while not wait(TICK_NS / 1e9):
+            if self._running:
+                stop(handle)
+
+    def _flush(self) -> None:
+        """Pay the MMU's debt."""
+        mmu = self.mmu
+        if mmu.need_flush_code:
+            mmu.need_flush_code = False
+            mmu.code_flushes += 1
+            self.engine.flush_code()
+        mmu.need_flush = False
+        mmu.flushes += 1
+        self.engine.flush_tlb()
+
+    def _install_callbacks(self) -> None:
+        """The engine's callbacks, as closures: they run for every fault and system call. An
+        exception must not leave a callback, because the engine's C frames are below it."""
+        engine, mmu = self.engine, self.mmu
+        q, i, q_cr2, i_error, i_old = (engine.q, engine.i, engine.q_cr2, engine.i_error,
+                                       engine.i_old)  # fmt: skip
+        stop, handle = engine.stop, engine.uch
+
+        def on_exception(vector: int) -> None:
+            i[i_old] = -1
+            if vector == X86_TRAP_PF:
+                va, error = q[q_cr2], i[i_error]
+                resolve = self.on_fault
+                if resolve is not None:
+                    try:
+                        if resolve(va, error):
+                            if not mmu.need_flush:
+                                return
+                            self.exit = _EXIT_RESUME
+                            stop(handle)
+                            return
+                    except BaseException as failure:
+                        self._failure = failure
+                self.fault_va, self.fault_err = va, error
+                self.exit = EXIT_FAULT
+            else:
+                self.exception = vector
+                self.exit = EXIT_EXCEPTION
+            stop(handle)
+
+        def on_syscall() -> None:
+            self.exit = EXIT_SYSCALL
+            stop(handle)
+
+        def on_invalid() -> None:
+            i[i_old] = -1
+            self.exception = X86_TRAP_UD
+            self.exit = EXIT_EXCEPTION
+
+        engine.on_exception, engine.on_syscall, engine.on_invalid = (
+            on_exception, on_syscall, on_invalid)  # fmt: skip

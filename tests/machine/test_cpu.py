@@ -1,0 +1,250 @@
+"""The VCPU on hand-made page tables: what stops it, what it leaves behind, what it flushes.
+
+Every test writes a few instructions into RAM and runs them in ring 3.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+
+from dfvm.machine import cpu as c
+from dfvm.machine.cpu import CpuContext, Vcpu
+from dfvm.machine.mmu import Mmu
+from dfvm.machine.pte import PG_A, PG_M, PG_NX, PG_RW, PG_U, PG_V
+from dfvm.machine.ram import Ram
+
+CODE = 0x40_0000
+DATA = 0x50_0000
+
+
+class Bench:
+    """A VCPU, one address space made by hand, and a frame allocator that only counts up."""
+
+    def __init__(self) -> None:
+        self.ram = Ram(16 << 20)
+        self.mmu = Mmu()
+        self.vcpu = Vcpu(self.ram, self.mmu)
+        self.next = 0x1000
+        self.cr3 = self.frame()
+        self.ctx = CpuContext(self.vcpu, self.frame(), self.frame())
+
+    def frame(self) -> int:
+        self.next += 0x1000
+        return self.next - 0x1000
+
+    def pte(self, va: int) -> int:
+        """Index of the PTE of `va` in ram.q, tables made on the way."""
+        table = self.cr3
+        for shift in (39, 30, 21):
+            at = (table >> 3) + (va >> shift & 511)
+            if not self.ram.q[at]:
+                self.ram.q[at] = self.frame() | PG_V | PG_RW | PG_U
+            table = self.ram.q[at] & ~0xFFF
+        return (table >> 3) + (va >> 12 & 511)
+
+    def map(self, va: int, flags: int) -> int:
+        pa = self.frame()
+        self.ram.q[self.pte(va)] = pa | flags | PG_V | PG_U
+        return pa
+
+    def code(self, hexa: str) -> None:
+        text = bytes.fromhex(hexa)
+        pa = self.map(CODE, 0)
+        self.ram.mem[pa : pa + len(text)] = text
+        self.ctx.q[c.RIP] = CODE
+
+    def run(self, slice_ns: int = 0) -> int:
+        return self.vcpu.run(self.ctx, self.cr3, slice_ns)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_syscall_leaves_arguments_and_the_next_rip(bench: Bench) -> None:
+    bench.code("b827000000 0f05 ffc0 0f05")  # mov eax,39; syscall; inc eax; syscall
+    assert bench.run() == c.EXIT_SYSCALL
+    assert bench.ctx.q[c.RAX] == 39
+    assert bench.ctx.q[c.RIP] == CODE + 7
+    bench.ctx.q[c.RAX] = 1000
+    assert bench.run() == c.EXIT_SYSCALL
+    assert bench.ctx.q[c.RAX] == 1001
+
+
+@pytest.mark.parametrize(
+    ("setup", "text", "error"),
+    [
+        (None, "488b07", 4),  # mov rax,[rdi]: absent
+        (None, "488907", 6),  # mov [rdi],rax: absent
+        (PG_NX, "488907", 7),  # write to a read-only page
+        (PG_NX | PG_RW, "ffe7", 0x15),  # jmp rdi into a no-execute page
+    ],
+)
+def test_page_fault_tells_address_and_error_code(
+    bench: Bench, setup: int | None, text: str, error: int
+) -> None:
+    bench.code(text)
+    if setup is not None:
+        bench.map(DATA, setup)
+    bench.ctx.q[c.RDI] = DATA + 8
+    assert bench.run() == c.EXIT_FAULT
+    assert (bench.vcpu.fault_va, bench.vcpu.fault_err) == (DATA + 8, error)
+
+
+def test_null_jump_faults(bench: Bench) -> None:
+    bench.code("31ff ffe7")  # xor edi,edi; jmp rdi
+    assert bench.run() == c.EXIT_FAULT
+    assert (bench.vcpu.fault_va, bench.vcpu.fault_err) == (0, 0x14)
+
+
+def test_fault_resolved_in_the_callback_does_not_leave(bench: Bench) -> None:
+    bench.code("488907 488b0e 0f05")  # mov [rdi],rax; mov rcx,[rsi]; syscall
+    bench.ctx.q[c.RDI], bench.ctx.q[c.RSI] = DATA, DATA + 0x1000
+    bench.ctx.q[c.RAX] = 0x1234
+    seen = []
+
+    def resolve(va: int, error: int) -> bool:
+        seen.append((va, error))
+        bench.map(va & ~0xFFF, PG_RW | PG_NX)
+        return True
+
+    bench.vcpu.on_fault = resolve
+    assert bench.run() == c.EXIT_SYSCALL
+    assert seen == [(DATA, 6), (DATA + 0x1000, 4)]
+    pte = bench.ram.q[bench.pte(DATA)]
+    assert pte & (PG_A | PG_M) == PG_A | PG_M, "the walk sets A and D"
+    assert bench.ram.q[bench.pte(DATA + 0x1000)] & (PG_A | PG_M) == PG_A
+    assert bench.ram.mem[(pte & 0xFFFFF000) : (pte & 0xFFFFF000) + 2] == b"\x34\x12"
+
+
+def test_exception_in_the_callback_comes_out_of_run(bench: Bench) -> None:
+    bench.code("488907 0f05")
+    bench.ctx.q[c.RDI] = DATA
+
+    def resolve(va: int, error: int) -> bool:
+        raise LookupError("here")
+
+    bench.vcpu.on_fault = resolve
+    with pytest.raises(LookupError, match="here"):
+        bench.run()
+
+
+@pytest.mark.parametrize(
+    ("text", "vector", "rip"),
+    [
+        ("31c9 f7f1", 0, 2),  # xor ecx,ecx; div ecx
+        ("cc", 3, 1),  # int3: RIP behind it
+        ("0f0b", 6, 0),  # ud2
+        ("f4", 13, 0),  # hlt in ring 3
+        ("cd80", 0x80, 2),  # int 0x80
+    ],
+)
+def test_other_exceptions(bench: Bench, text: str, vector: int, rip: int) -> None:
+    bench.code(text)
+    assert bench.run() == c.EXIT_EXCEPTION
+    assert bench.vcpu.exception == vector
+    assert bench.ctx.q[c.RIP] == CODE + rip
+
+
+def test_lost_right_is_seen_after_stale(bench: Bench) -> None:
+    bench.code("488907 0f05 ebf9")  # l: mov [rdi],rax; syscall; jmp l
+    bench.ctx.q[c.RDI] = DATA
+    bench.map(DATA, PG_RW)
+    assert bench.run() == c.EXIT_SYSCALL
+    bench.ram.q[bench.pte(DATA)] &= ~PG_RW
+    bench.mmu.stale(bench.cr3)
+    assert bench.run() == c.EXIT_FAULT
+    assert bench.vcpu.fault_err == 7
+
+
+def test_overwritten_code_runs_as_new(bench: Bench) -> None:
+    bench.code("b801000000 0f05 ebf7")  # l: mov eax,1; syscall; jmp l
+    assert bench.run() == c.EXIT_SYSCALL
+    assert bench.ctx.q[c.RAX] == 1
+    pa = bench.ram.q[bench.pte(CODE)] & 0xFFFFF000
+    bench.mmu.code_frames.add(pa >> 12)
+    bench.mmu.code_written(pa >> 12)
+    bench.ram.mem[pa + 1] = 2
+    assert bench.run() == c.EXIT_SYSCALL
+    assert bench.ctx.q[c.RAX] == 2
+
+
+def test_slice_ends_by_the_clock(bench: Bench) -> None:
+    bench.code("ebfe")
+    bench.vcpu.start_clock()
+    try:
+        start = time.perf_counter()
+        assert bench.run(slice_ns=50_000_000) == c.EXIT_PREEMPTED
+        assert 0.03 < time.perf_counter() - start < 1
+    finally:
+        bench.vcpu.stop_clock()
+
+
+def test_contexts_keep_their_registers(bench: Bench) -> None:
+    bench.code("ffc0 0f05 ebfa")  # l: inc eax; syscall; jmp l
+    other = CpuContext(bench.vcpu, bench.frame(), bench.frame())
+    other.q[c.RIP], other.q[c.RAX] = CODE, 100
+    for n in (1, 2, 3):
+        assert bench.run() == c.EXIT_SYSCALL
+        assert bench.vcpu.run(other, bench.cr3, 0) == c.EXIT_SYSCALL
+        assert (bench.ctx.q[c.RAX], other.q[c.RAX]) == (n, 100 + n)
+    child = CpuContext(bench.vcpu, bench.frame(), bench.frame())
+    child.copy_from(other)
+    bench.vcpu.run(child, bench.cr3, 0)
+    assert (child.q[c.RAX], other.q[c.RAX]) == (104, 103)
+
+
+def test_flags_and_thread_bases(bench: Bench) -> None:
+    bench.code("31c0 0f05 64488b00 0f05")  # xor eax,eax; syscall; mov rax,fs:[rax]; syscall
+    assert bench.run() == c.EXIT_SYSCALL
+    assert bench.ctx.eflags & 0x44 == 0x44, "ZF and PF after xor"
+    bench.ctx.eflags = 0xFFFF_FFFF
+    assert bench.ctx.eflags & 0x0003_3000 == 0, "no IOPL, NT, RF, VM from a program"
+    bench.ctx.eflags = 0
+    pa = bench.map(DATA, PG_RW)
+    bench.ram.mem[pa + 16 : pa + 24] = struct.pack("<Q", 77)
+    bench.ctx.fs_base, bench.ctx.q[c.RAX] = DATA, 16
+    assert bench.run() == c.EXIT_SYSCALL
+    assert bench.ctx.q[c.RAX] == 77
+
+
+def test_fxsave_is_what_the_instruction_writes(bench: Bench) -> None:
+    # fld1; fldpi; movd xmm5,eax; fxsave [rdi]; syscall; fxrstor [rsi]; fxsave [rdi]; syscall
+    bench.code("d9e8 d9eb 660f6ee8 0fae07 0f05 0fae0e 0fae07 0f05")
+    pa = bench.map(DATA, PG_RW)
+    bench.ctx.q[c.RDI], bench.ctx.q[c.RSI] = DATA, DATA + 1024
+    bench.ctx.q[c.RAX] = 0xDEAD_BEEF
+    assert bench.run() == c.EXIT_SYSCALL
+    image = bytes(bench.ram.mem[pa : pa + 512])
+    ours = bench.ctx.fxsave()
+    same: Callable[[bytes, bytes], bool] = lambda a, b: (  # noqa: E731
+        a[0:5] == b[0:5] and a[24:28] == b[24:28] and a[32:416] == b[32:416]
+    )
+    assert same(ours, image)
+    changed = bytearray(ours)
+    changed[0:2] = b"\x7f\x0f"  # round towards zero
+    changed[160:176] = bytes(range(16))
+    bench.ctx.fxrstor(bytes(changed))
+    assert same(bench.ctx.fxsave(), bytes(changed))
+    with pytest.raises(ValueError, match="reserved"):
+        bench.ctx.fxrstor(bytes(24) + b"\0\0\1\0" + bytes(484))
+
+
+def test_breakpoint_on_the_stack_of_exceptions(bench: Bench) -> None:
+    """Many faults in a row never become a double fault."""
+    bench.code("488907 4881c700100000 ebf4")  # l: mov [rdi],rax; add rdi,4096; jmp l
+    bench.ctx.q[c.RDI] = DATA
+    for n in range(20):
+        assert bench.run() == c.EXIT_FAULT
+        assert bench.vcpu.fault_va == DATA + n * 4096
+        bench.map(DATA + n * 4096, PG_RW)
+
+
+def test_bad_ram_size() -> None:
+    with pytest.raises(ValueError, match="2 MiB"):
+        Ram(12345)

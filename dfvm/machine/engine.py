@@ -262,10 +262,14 @@ class Engine:
         one_q, two_q, one_i, two_i = one.cast("Q"), two.cast("Q"), one.cast("i"), two.cast("i")
         # A double fault has no address, so CR2 stays: find it by the value and by not being a
         # register that was given the value.
-        self.i_old = _unique("pending exception", [
-            n for n in range(len(one_i)) if one_i[n] == X86_TRAP_PF and two_i[n] == X86_TRAP_DF])
-        self.i_error = _unique("page-fault error code", [
-            n for n in range(len(one_i)) if one_i[n] == 0x14 and two_i[n] == 0])
+        self.i_old = _unique(
+            "pending exception",
+            [n for n in range(len(one_i)) if one_i[n] == X86_TRAP_PF and two_i[n] == X86_TRAP_DF],
+        )
+        self.i_error = _unique(
+            "page-fault error code",
+            [n for n in range(len(one_i)) if one_i[n] == 0x14 and two_i[n] == 0],
+        )
         self.q_cr2 = self.q_cr3 - 1  # cr[] is an array
         if one_q[self.q_cr2] != 0x11000 or two_q[self.q_cr2] != 0x12000:
             raise EngineError("CR2 is not where the control registers are")

@@ -222,8 +222,10 @@ def test_fxsave_is_what_the_instruction_writes(bench: Bench) -> None:
     assert bench.run() == c.EXIT_SYSCALL
     image = bytes(bench.ram.mem[pa : pa + 512])
     ours = bench.ctx.fxsave()
-    same: Callable[[bytes, bytes], bool] = lambda a, b: (  # noqa: E731
-        a[0:5] == b[0:5] and a[24:28] == b[24:28] and a[32:416] == b[32:416]
+    same: Callable[[bytes, bytes], bool] = (
+        lambda a, b: (  # noqa: E731
+            a[0:5] == b[0:5] and a[24:28] == b[24:28] and a[32:416] == b[32:416]
+        )
     )
     assert same(ours, image)
     changed = bytearray(ours)

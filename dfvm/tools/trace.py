@@ -1,0 +1,55 @@
+"""`dfvm trace`: run a program and show every page fault."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from dfvm.tools.main import EXIT_USAGE
+from dfvm.tools.options import complain, parse_run, run_parser
+from dfvm.tools.run import run_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dfvm.kern.machine import Machine
+    from dfvm.trace.fault_trace import FaultTrace
+
+
+def trace_command(argv: Sequence[str]) -> int:
+    """`dfvm trace [options] PROGRAM [ARG...]`. The trace goes to stderr, or to -o FILE."""
+    parser = run_parser("dfvm trace", "Run PROGRAM and show each page fault, then a summary.")
+    parser.add_argument("-o", dest="output", metavar="FILE", help="write the trace there")
+    parser.add_argument(
+        "--format", choices=("text", "jsonl"), default="text", help="text (default) or jsonl"
+    )
+    parser.add_argument(
+        "-v", dest="verbose", action="store_true", help="show the faulting instruction too"
+    )
+    args = parse_run(parser, argv)
+    out: TextIO = sys.stderr
+    if args.output is not None:
+        try:
+            out = open(args.output, "w", encoding="utf-8")  # noqa: SIM115  closed below
+        except OSError as e:
+            complain("dfvm trace", f"{args.output}: {e.strerror}")
+            return EXIT_USAGE
+    traces: list[FaultTrace] = []
+
+    def prepare(machine: Machine) -> None:
+        from dfvm.trace.fault_trace import FaultTrace
+
+        trace = FaultTrace(machine, out, args.format, args.verbose)
+        trace.start()
+        traces.append(trace)
+
+    try:
+        status = run_machine("dfvm trace", args, prepare)
+    finally:
+        for trace in traces:
+            trace.stop()
+        if out is not sys.stderr:
+            out.close()
+    for trace in traces:
+        sys.stderr.write(trace.summary())
+    return status

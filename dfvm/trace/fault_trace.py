@@ -1,0 +1,202 @@
+"""Every page fault as it was resolved: a line for people, or a JSON object for programs.
+
+A line reads
+
+    pid RIP  address rw  from  entry  how  frame pte  min/maj  µs
+
+    2 0x401c2a  0x7ffe1000 w u  [stack] 7ffdf000-80000000 rw-  zero +3  frame 0x1f4  P W U A  min  9.1
+
+and the summary at the end counts by the way of resolving. The trace subscribes to `vm.probe.fault`
+for one machine; nothing of it runs while nobody traces.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
+from dfvm.machine.cpu import RIP
+from dfvm.vm import probe
+from dfvm.vm.vm import (
+    VM_PROT_EXECUTE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+    VM_SUBSYS_BRK,
+    VM_SUBSYS_STACK,
+)
+
+if TYPE_CHECKING:
+    from dfvm.kern.machine import Machine
+    from dfvm.vm.probe import FaultRecord
+    from dfvm.vm.vm_map_entry import VmMapEntry
+
+_TYPES: Final = ((VM_PROT_EXECUTE, "x"), (VM_PROT_WRITE, "w"), (VM_PROT_READ, "r"))
+_HOWS: Final = (
+    (probe.HOW_GROW, "grow"),
+    (probe.HOW_ZFOD, "zero"),
+    (probe.HOW_COW, "cow"),
+    (probe.HOW_FILE, "file"),
+    (probe.HOW_BYPASS, "bypass"),
+    (probe.HOW_WPTE, "wpte"),
+    (probe.HOW_RESIDENT, "resident"),
+    (probe.HOW_WIRE, "wire"),
+    (probe.HOW_SIGNAL, "signal"),
+)
+
+
+class FaultTrace:
+    """Writes the faults of `machine` to `out` from start() to stop()."""
+
+    def __init__(self, machine: Machine, out: TextIO, form: str = "text", verbose: bool = False):
+        self.machine = machine
+        self.out = out
+        self.form = form
+        self.verbose = verbose
+        self.counts: dict[str, int] = {}  # by way of resolving
+        self.faults = self.major = self.prefault = self.ns = 0
+        self._disassemble: Any = None
+
+    def start(self) -> None:
+        """Subscribe. One trace at a time in a Python process."""
+        if probe.fault is not None:
+            raise RuntimeError("somebody else is tracing faults")
+        probe.fault = self._fault
+
+    def stop(self) -> None:
+        probe.fault = None
+
+    def _fault(self, r: FaultRecord) -> None:
+        if r.vm is not self.machine.kernel.vm:
+            return
+        how = how_name(r)
+        self.counts[how] = self.counts.get(how, 0) + 1
+        self.faults += 1
+        self.major += r.major
+        self.prefault += r.prefault
+        self.ns += r.ns
+        if self.form == "jsonl":
+            self._json(r, how)
+        else:
+            self._text(r, how)
+
+    def _who(self) -> tuple[int, int]:
+        """pid and RIP of the thread on whose behalf the kernel runs."""
+        lwp = self.machine.kernel.sched.curthread.td_lwp
+        if lwp is None:
+            return 0, 0
+        return lwp.lwp_proc.p_pid, lwp.ctx.q[RIP]
+
+    def _text(self, r: FaultRecord, how: str) -> None:
+        pid, rip = self._who()
+        kind = next(name for bit, name in _TYPES if r.fault_type & bit)
+        side = "k" if r.how & probe.HOW_KERNEL else "u"
+        more = f" +{r.prefault}" if r.prefault else ""
+        if r.depth and how == "cow":
+            how = f"cow from depth {r.depth}"
+        if r.page is not None and r.pte & PG_V:
+            where = f"frame {r.pte & PG_FRAME:#x}  {pte_flags(r.pte)}"
+        else:
+            where = "-"
+        self.out.write(
+            f"{pid:>3} {rip:#14x}  {r.va:#14x} {kind} {side}  {describe_entry(r):<42} "
+            f"{how + more:<18} {where}  {'maj' if r.major else 'min'} {r.ns / 1000:7.1f}\n"
+        )
+        if self.verbose:
+            text = self._instruction(rip)
+            if text:
+                self.out.write(f"    {text}\n")
+
+    def _json(self, r: FaultRecord, how: str) -> None:
+        import json
+
+        pid, rip = self._who()
+        record = {
+            "pid": pid,
+            "rip": rip,
+            "va": r.va,
+            "type": next(name for bit, name in _TYPES if r.fault_type & bit),
+            "from": "kernel" if r.how & probe.HOW_KERNEL else "user",
+            "entry": None
+            if r.map_entry is None
+            else {"start": r.entry_start, "end": r.entry_end, "name": entry_name(r.map_entry),
+                  "prot": entry_prot(r.map_entry)},
+            "how": how,
+            "depth": r.depth,
+            "frame": r.pte & PG_FRAME if r.pte & PG_V else None,
+            "pindex": r.pindex if r.page is not None else None,
+            "pte": r.pte,
+            "prefault": r.prefault,
+            "major": r.major,
+            "result": r.result,
+            "ns": r.ns,
+        }  # fmt: skip
+        if self.verbose:
+            record["instruction"] = self._instruction(rip)
+        self.out.write(json.dumps(record) + "\n")
+
+    def _instruction(self, rip: int) -> str:
+        """The instruction at rip, as far as its bytes are mapped (reading it must not fault)."""
+        if self._disassemble is None:
+            from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+
+            self._disassemble = Cs(CS_ARCH_X86, CS_MODE_64).disasm_lite
+        from dfvm.vm.pmap import pmap_extract
+
+        kernel = self.machine.kernel
+        lwp = kernel.sched.curthread.td_lwp
+        if lwp is None:
+            return ""
+        pmap = lwp.lwp_proc.p_vmspace.vm_pmap
+        code = b""
+        for va in (rip, (rip | 0xFFF) + 1):
+            pa = pmap_extract(pmap, va)
+            if pa is None or len(code) >= 15:
+                break
+            code += bytes(kernel.ram.mem[pa : (pa | 0xFFF) + 1])[:15]
+        for _address, _size, mnemonic, operands in self._disassemble(code[:15], rip, 1):
+            return f"{mnemonic} {operands}".strip()
+        return ""
+
+    def summary(self) -> str:
+        """What happened altogether, for people."""
+        lines = [f"{self.faults} faults, {self.major} major, {self.prefault} pages mapped along"]
+        lines += [f"  {n:8}  {how}" for how, n in sorted(self.counts.items(), key=lambda c: -c[1])]
+        if self.faults:
+            lines.append(f"  {self.ns / self.faults / 1000:8.1f}  µs on average in vm_fault")
+        return "\n".join(lines) + "\n"
+
+
+def how_name(r: FaultRecord) -> str:
+    """How a fault was resolved, in a word or two."""
+    return "+".join(name for bit, name in _HOWS if r.how & bit) or "retry"
+
+
+def entry_prot(entry: VmMapEntry) -> str:
+    """The protection of an entry as /proc/self/maps writes it."""
+    prot = entry.protection
+    return (
+        ("r" if prot & VM_PROT_READ else "-")
+        + ("w" if prot & VM_PROT_WRITE else "-")
+        + ("x" if prot & VM_PROT_EXECUTE else "-")
+    )
+
+
+def entry_name(entry: VmMapEntry) -> str:
+    """What an entry is: the file it maps, [heap], [stack] or anon."""
+    ba: Any = entry.ba
+    while ba.backing_ba is not None:
+        ba = ba.backing_ba
+    handle = ba.object.handle if ba.object is not None else None
+    name: str = getattr(handle, "v_name", "")
+    if name:
+        return name
+    if entry.id == VM_SUBSYS_STACK:
+        return "[stack]"
+    return "[heap]" if entry.id == VM_SUBSYS_BRK else "anon"
+
+
+def describe_entry(r: FaultRecord) -> str:
+    """The map entry of a fault: name, range, protection."""
+    if r.map_entry is None:
+        return "no entry"
+    return f"{entry_name(r.map_entry)} {r.entry_start:x}-{r.entry_end:x} {entry_prot(r.map_entry)}"

@@ -1,0 +1,40 @@
+/* Every way a child's end can look to its parent: exits, signals, stops and continues. */
+#include "guest.h"
+
+int main(void)
+{
+	int status;
+	pid_t pid = fork();
+	if (pid == 0)
+		_exit(300); /* only the low byte counts */
+	CHECK(waitpid(pid, &status, 0) == pid);
+	printf("exit %d\n", WEXITSTATUS(status));
+	int signals[] = { SIGTERM, SIGKILL, SIGUSR1, SIGALRM };
+	for (size_t i = 0; i < 4; i++) {
+		pid = fork();
+		if (pid == 0) {
+			raise(signals[i]);
+			_exit(0);
+		}
+		CHECK(waitpid(pid, &status, 0) == pid);
+		printf("signaled %d by %d\n", WIFSIGNALED(status), WTERMSIG(status));
+	}
+	pid = fork();
+	if (pid == 0) {
+		raise(SIGSTOP);
+		_exit(9);
+	}
+	CHECK(waitpid(pid, &status, WUNTRACED) == pid);
+	printf("stopped %d by %d\n", WIFSTOPPED(status), WSTOPSIG(status));
+	CHECK(waitpid(pid, &status, WNOHANG) == 0);
+	CHECK(kill(pid, SIGCONT) == 0);
+	siginfo_t info;
+	CHECK(waitid(P_PID, pid, &info, WCONTINUED) == 0);
+	printf("continued: code %d status %d\n", info.si_code, info.si_status);
+	CHECK(waitid(P_PID, pid, &info, WEXITED | WNOWAIT) == 0);
+	printf("waitid: code %d status %d\n", info.si_code, info.si_status);
+	printf("exit %d\n", reap(pid));
+	CHECK(waitpid(-1, &status, 0) == -1 && errno == ECHILD);
+	puts("no more children");
+	return 0;
+}

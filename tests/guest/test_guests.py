@@ -1,0 +1,46 @@
+"""Every guest program, by the host and by dfvm: same output, same exit status.
+
+The machine checks itself along the way and at the end. What only dfvm can show, numbers of faults
+and shapes of chains, is asserted in test_observations.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dfvm import Machine
+from tests.conftest import ROOT
+
+PROGRAMS = sorted(path.stem for path in (ROOT / "guest").glob("*.c"))
+VARIANTS = ["hello_pie", "hello_musl", "cow_fork_musl"]
+
+
+def by_host(program: Path, *args: str) -> tuple[int, bytes]:
+    """Exit status as a shell shows it, and standard output."""
+    done = subprocess.run(
+        [program, *args], stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+    status = done.returncode if done.returncode >= 0 else 128 - done.returncode
+    return status, done.stdout
+
+
+def by_dfvm(program: Path, *args: str, mem: str = "64M") -> tuple[int, bytes, bytes]:
+    with Machine(mem=mem, check=True) as m:
+        p = m.spawn([str(program), *args], stdin=b"", stdout="pipe", stderr="pipe")
+        m.run(timeout=100)
+        assert m.check() == []
+        return p.exit_status, p.stdout, p.stderr
+
+
+@pytest.mark.parametrize("name", PROGRAMS + VARIANTS)
+def test_same_as_host(name: str, guest_bin: Path) -> None:
+    program = guest_bin / name
+    if not program.exists():
+        pytest.skip(f"{name} was not built (no musl-gcc)")
+    status, out = by_host(program)
+    ours, our_out, our_err = by_dfvm(program)
+    assert our_out == out, our_err.decode(errors="replace")
+    assert ours == status, our_err.decode(errors="replace")

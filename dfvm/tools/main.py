@@ -14,7 +14,6 @@ usage: dfvm COMMAND [options] ...
 
   run    run a program under the managed virtual memory
   trace  the same, showing every page fault
-  pte    run a program and show the page-table walk of addresses
 
 `dfvm COMMAND --help` tells the options of each.
 """
@@ -35,10 +34,6 @@ def main(argv: list[str] | None = None) -> int:
         from dfvm.tools.trace import trace_command
 
         return trace_command(args[1:])
-    if command == "pte":
-        from dfvm.tools.pte import pte_command
-
-        return pte_command(args[1:])
     if command in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dfvm.kern.machine import Machine
+
     from dfvm.kern.proc import Proc
 
 EXIT_CANNOT_RUN = 126  # as a shell: found, but it can't be run

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfvm.kern.machine import Machine
+
     from dfvm.trace.fault_trace import FaultTrace
 
 
@@ -25,6 +26,9 @@ def trace_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "-v", dest="verbose", action="store_true", help="show the faulting instruction too"
+    )
+    parser.add_argument(
+        "--walk", action="store_true", help="show the page-table walk after each fault (text)"
     )
     args = parse_run(parser, argv)
     out: TextIO = sys.stderr
@@ -39,7 +43,7 @@ def trace_command(argv: Sequence[str]) -> int:
     def prepare(machine: Machine) -> None:
         from dfvm.trace.fault_trace import FaultTrace
 
-        trace = FaultTrace(machine, out, args.format, args.verbose)
+        trace = FaultTrace(machine, out, args.format, args.verbose, args.walk)
         trace.start()
         traces.append(trace)
 

@@ -1,12 +1,12 @@
 """Every page fault as it was resolved: a line for people, or a JSON object for programs.
 
-A line reads
+A line tells process, RIP, the address, r/w/x, u(ser) or k(ernel), the map entry it fell in, how the
+fault was resolved and how many neighbours were mapped along, the frame and the PTE as installed,
+min(or) or maj(or), and the microseconds spent in vm_fault:
 
-    pid RIP  address rw  from  entry  how  frame pte  min/maj  µs
+    2 0x401c2a  0x7ffe1008 w u  [stack] 7ffdf000-7ffff000 rw-  zero +3  frame 0x1f4000  P W U min 9
 
-    2 0x401c2a  0x7ffe1000 w u  [stack] 7ffdf000-80000000 rw-  zero +3  frame 0x1f4  P W U A  min  9.1
-
-and the summary at the end counts by the way of resolving. The trace subscribes to `vm.probe.fault`
+The summary at the end counts by the way of resolving. The trace subscribes to `vm.probe.fault`
 for one machine; nothing of it runs while nobody traces.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
 from dfvm.machine.cpu import RIP
+from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
+from dfvm.machine.walk import walk
 from dfvm.vm import probe
 from dfvm.vm.vm import (
     VM_PROT_EXECUTE,
@@ -27,6 +28,7 @@ from dfvm.vm.vm import (
 
 if TYPE_CHECKING:
     from dfvm.kern.machine import Machine
+
     from dfvm.vm.probe import FaultRecord
     from dfvm.vm.vm_map_entry import VmMapEntry
 
@@ -47,11 +49,19 @@ _HOWS: Final = (
 class FaultTrace:
     """Writes the faults of `machine` to `out` from start() to stop()."""
 
-    def __init__(self, machine: Machine, out: TextIO, form: str = "text", verbose: bool = False):
+    def __init__(
+        self,
+        machine: Machine,
+        out: TextIO,
+        form: str = "text",
+        verbose: bool = False,
+        walk: bool = False,
+    ) -> None:
         self.machine = machine
         self.out = out
         self.form = form
         self.verbose = verbose
+        self.walk = walk
         self.counts: dict[str, int] = {}  # by way of resolving
         self.faults = self.major = self.prefault = self.ns = 0
         self._disassemble: Any = None
@@ -105,6 +115,21 @@ class FaultTrace:
             text = self._instruction(rip)
             if text:
                 self.out.write(f"    {text}\n")
+        if self.walk:
+            self._walk(r.va)
+
+    def _walk(self, va: int) -> None:
+        """The levels of the page tables that the MMU will pass through for va."""
+        kernel = self.machine.kernel
+        lwp = kernel.sched.curthread.td_lwp
+        if lwp is None:
+            return
+        for level in walk(kernel.ram, lwp.lwp_cr3, va):
+            flags = pte_flags(level.entry, level.name == "PD") if level.leaf else ""
+            self.out.write(
+                f"    {level.name:4} {level.table_pa:#010x} [{level.index:3}] "
+                f"{level.entry:#018x} {flags}\n"
+            )
 
     def _json(self, r: FaultRecord, how: str) -> None:
         import json

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -222,11 +221,10 @@ def test_fxsave_is_what_the_instruction_writes(bench: Bench) -> None:
     assert bench.run() == c.EXIT_SYSCALL
     image = bytes(bench.ram.mem[pa : pa + 512])
     ours = bench.ctx.fxsave()
-    same: Callable[[bytes, bytes], bool] = (
-        lambda a, b: (  # noqa: E731
-            a[0:5] == b[0:5] and a[24:28] == b[24:28] and a[32:416] == b[32:416]
-        )
-    )
+
+    def same(a: bytes, b: bytes) -> bool:
+        return a[0:5] == b[0:5] and a[24:28] == b[24:28] and a[32:416] == b[32:416]
+
     assert same(ours, image)
     changed = bytearray(ours)
     changed[0:2] = b"\x7f\x0f"  # round towards zero

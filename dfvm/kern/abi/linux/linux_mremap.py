@@ -1,0 +1,321 @@
+"""mremap: growing, shrinking and moving a mapping.
+
+DragonFly has no such call. It is built here from what maps can do: memory belongs to objects and
+not to addresses, so to move a mapping is to take its entries out and put them, with their backing
+chains untouched, back in at another address. No page is copied and no object hears of it; the page
+tables forget the old place and learn the new one by faults.
+
+Source: Linux mm/mremap.c for arguments, errors, and their order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, err
+from dfvm.kern.sys_mman import (
+    TASK_SIZE,
+    chain_end,
+    check_expand,
+    check_place,
+    find_room,
+    is_anonymous,
+    is_shared,
+    lock_room,
+    mapped_prefix,
+    vma_end,
+)
+from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
+from dfvm.vm.pmap import pmap_remove
+from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_WRITE
+from dfvm.vm.vm_map import (
+    MAP_COPY_ON_WRITE,
+    MAP_ENTRY_BEHAV_MASK,
+    MAP_ENTRY_COW,
+    MAP_ENTRY_IN_TRANSITION,
+    MAP_ENTRY_NOCOREDUMP,
+    MAP_ENTRY_NOSYNC,
+    MAP_ENTRY_USER_WIRED,
+    vm_map_clip_end,
+    vm_map_clip_start,
+    vm_map_findspace,
+    vm_map_first_entry,
+    vm_map_insert,
+    vm_map_lock,
+    vm_map_lookup_entry,
+    vm_map_remove,
+    vm_map_simplify_entry,
+    vm_map_transition_wait,
+    vm_map_unlock,
+    vm_map_user_wiring,
+)
+from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_entry_unlink
+from dfvm.vm.vm_map_insert import vm_map_entry_unwire
+from dfvm.vm.vm_map_space import vm_map_freehint_hole
+from dfvm.vm.vm_object import OBJT_VNODE, vm_object_deallocate, vm_object_reference_quick
+from dfvm.vm.vm_param import PAGE_MASK, round_page
+
+if TYPE_CHECKING:
+    from dfvm.kern.proc import Lwp, Proc
+    from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
+
+MREMAP_MAYMOVE: Final = 1
+MREMAP_FIXED: Final = 2
+MREMAP_DONTUNMAP: Final = 4
+
+_KEPT_FLAGS: Final = MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_NOSYNC
+
+
+def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
+    """Change the size of a mapping, its address, or both; returns the address."""
+    flags = u32(flags)
+    p = lp.lwp_proc
+    map = p.p_vmspace.vm_map
+    if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP):
+        raise err(EINVAL)
+    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP) and not flags & MREMAP_MAYMOVE:
+        raise err(EINVAL)
+    if flags & MREMAP_DONTUNMAP and old_len != new_len:
+        raise err(EINVAL)
+    if addr & PAGE_MASK:
+        raise err(EINVAL)
+    old_len, new_len = round_page(old_len), round_page(new_len)
+    if not 0 < new_len < 1 << 64 or old_len >= 1 << 64:
+        raise err(EINVAL)
+    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return _remap_to(p, addr, old_len, new_len, flags, new_addr)
+    if not vm_map_lookup_entry(map, addr)[0]:
+        raise err(EFAULT)
+    if old_len >= new_len:
+        if old_len > new_len:
+            if addr + old_len > TASK_SIZE:
+                raise err(EINVAL)
+            vm_map_remove(map, addr + new_len, addr + old_len)
+        return addr
+    entry = _check_grow(p, addr, old_len, new_len)
+    locked = bool(entry.eflags & MAP_ENTRY_USER_WIRED)
+    end = addr + old_len
+    if old_len and end == vma_end(entry, end + 1) and _is_free(map, end, addr + new_len):
+        _append(map, end, addr + new_len)
+        if locked:
+            vm_map_user_wiring(map, end, addr + new_len, False)
+        return addr
+    if not flags & MREMAP_MAYMOVE:
+        raise err(ENOMEM)
+    return _move(p, addr, old_len, find_room(map, 0, new_len), new_len, False)
+
+
+def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
+    """MREMAP_FIXED and MREMAP_DONTUNMAP."""
+    map = p.p_vmspace.vm_map
+    if new_addr & PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
+        raise err(EINVAL)
+    if addr + old_len > new_addr and new_addr + new_len > addr:
+        raise err(EINVAL)
+    if not vm_map_lookup_entry(map, addr)[0]:
+        raise err(EFAULT)
+    if flags & MREMAP_FIXED:
+        check_place(p, new_addr, new_len)
+        vm_map_remove(map, new_addr, new_addr + new_len)
+    if old_len > new_len:
+        if addr + old_len > TASK_SIZE:
+            raise err(EINVAL)
+        vm_map_remove(map, addr + new_len, addr + old_len)
+        old_len = new_len
+    entry = _check_grow(p, addr, old_len, new_len)
+    if flags & MREMAP_DONTUNMAP:
+        check_expand(p, old_len, is_anonymous(entry), False)
+    if not flags & MREMAP_FIXED:
+        new_addr = find_room(map, new_addr, new_len)
+    return _move(p, addr, old_len, new_addr, new_len, bool(flags & MREMAP_DONTUNMAP))
+
+
+def _check_grow(p: Proc, addr: int, old_len: int, new_len: int) -> VmMapEntry:
+    """Whether the mapping at `addr` may become new_len bytes long. Returns its entry.
+
+    :raises OSError: EFAULT when old_len reaches beyond the mapping, EINVAL, EAGAIN, ENOMEM.
+    """
+    map = p.p_vmspace.vm_map
+    found, entry = vm_map_lookup_entry(map, addr)
+    if not found or entry is None:
+        raise err(EFAULT)
+    if not old_len and not is_shared(entry):
+        raise err(EINVAL)  # only what is shared can be had twice
+    end = addr + old_len
+    if end > vma_end(entry, end):
+        raise err(EFAULT)
+    more = new_len - old_len
+    if more:
+        if entry.eflags & MAP_ENTRY_USER_WIRED and more > lock_room(p):
+            raise err(EAGAIN)
+        private = bool(entry.protection & VM_PROT_WRITE) and not is_shared(entry)
+        check_expand(p, more, private, True)
+    return entry
+
+
+def _is_free(map: VmMap, start: int, end: int) -> bool:
+    if end > TASK_SIZE:
+        return False
+    behind = vm_map_first_entry(map, start)
+    return behind is None or behind.ba.start - behind.avail_ssize >= end
+
+
+def _append(map: VmMap, start: int, end: int) -> None:
+    """Let the mapping that ends at `start` go on up to `end`, which is free: anonymous memory
+    with more of it, a file with what comes next in the file. (Shared memory without a file can't
+    grow: what is added lies beyond its end, and an access is SIGBUS.)"""
+    vm_map_lock(map)
+    try:
+        found, last = vm_map_lookup_entry(map, start - 1)
+        assert found and last is not None  # nothing has blocked since the caller looked
+        _show(map, last, start, end, last.ba.end - last.ba.start)
+    finally:
+        vm_map_unlock(map)
+
+
+def _show(map: VmMap, like: VmMapEntry, start: int, end: int, distance: int) -> None:
+    """Map at [start, end) what an entry like `like` shows `distance` bytes from its start on, but
+    for private pages. Exclusive map lock.
+
+    :raises OSError: ENOMEM when the range is not free after all.
+    """
+    ba = chain_end(like)
+    obj = ba.object
+    cow = 0
+    offset = 0
+    if is_anonymous(like):
+        obj = None
+    else:
+        assert obj is not None  # files and shared memory have theirs from the beginning
+        offset = ba.offset + distance
+        vm_object_reference_quick(obj)
+        if obj.type == OBJT_VNODE and like.eflags & MAP_ENTRY_COW:
+            cow = MAP_COPY_ON_WRITE
+    rv = vm_map_insert(
+        map, obj, offset, start, end,
+        like.maptype, like.id, like.protection, like.max_protection, cow,
+    )  # fmt: skip
+    if rv != KERN_SUCCESS:
+        vm_object_deallocate(obj)
+        raise err(ENOMEM)
+    kept = like.eflags & _KEPT_FLAGS
+    if kept or like.inheritance != VM_INHERIT_COPY:
+        _, new = vm_map_lookup_entry(map, start)
+        assert new is not None
+        vm_map_clip_start(map, new, start)
+        vm_map_clip_end(map, new, end)
+        new.eflags |= kept
+        new.inheritance = like.inheritance
+        vm_map_simplify_entry(map, new)
+
+
+def _move(p: Proc, addr: int, old_len: int, new_addr: int, new_len: int, keep_old: bool) -> int:
+    """Move [addr, addr + old_len), one VMA, to new_addr, which is free, and let it go on up to
+    new_len bytes there. With `keep_old` the old place stays mapped, without its pages."""
+    map = p.p_vmspace.vm_map
+    vm_map_lock(map)
+    try:
+        locked = _settle(map, addr, addr + old_len)
+        found, first = vm_map_lookup_entry(map, addr)
+        if not found or first is None or mapped_prefix(map, addr, addr + old_len) < addr + old_len:
+            raise err(EFAULT)  # somebody was here while we waited
+        if old_len:
+            end = new_addr + new_len
+            place = vm_map_findspace(map, new_addr, new_len, 1, intrude=True)
+            if place != new_addr:
+                raise err(ENOMEM)
+            last = _relocate(map, addr, addr + old_len, new_addr - addr)
+            if last.ba.end < end:
+                _show(map, last, last.ba.end, end, last.ba.end - last.ba.start)
+            if keep_old:
+                _refill(map, new_addr, old_len, addr - new_addr)
+        else:
+            _show(map, first, new_addr, new_addr + new_len, addr - first.ba.start)
+        for start in {new_addr, addr}:
+            found, entry = vm_map_lookup_entry(map, start)
+            if found and entry is not None:
+                vm_map_simplify_entry(map, entry)
+    finally:
+        vm_map_unlock(map)
+    if locked:
+        vm_map_user_wiring(map, new_addr, new_addr + new_len, False)
+    return new_addr
+
+
+def _settle(map: VmMap, start: int, end: int) -> bool:
+    """Make [start, end) consist of whole entries, none of them in transition or wired. Returns
+    whether it was locked by the user. Exclusive map lock, given up while waiting."""
+    entry = vm_map_first_entry(map, start)
+    while entry is not None and entry.ba.start < end:
+        if entry.eflags & MAP_ENTRY_IN_TRANSITION:
+            vm_map_transition_wait(map, entry, relock=True)
+            entry = vm_map_first_entry(map, start)
+        else:
+            entry = entry.next
+    locked = False
+    entry = vm_map_first_entry(map, start)
+    if entry is not None and entry.ba.start < end:
+        vm_map_clip_start(map, entry, start)
+    while entry is not None and entry.ba.start < end:
+        vm_map_clip_end(map, entry, end)
+        if entry.wired_count:
+            locked |= bool(entry.eflags & MAP_ENTRY_USER_WIRED)
+            vm_map_entry_unwire(map, entry)
+        entry = entry.next
+    return locked
+
+
+def _relocate(map: VmMap, start: int, end: int, delta: int) -> VmMapEntry:
+    """Take the entries of [start, end), which they fill, `delta` bytes further, chains and all.
+    Returns the last one. Exclusive map lock; may block for backing_lk only."""
+    pmap_remove(map.pmap, start, end)
+    _, entry = vm_map_lookup_entry(map, start)
+    assert entry is not None
+    before = entry.prev
+    moving: list[VmMapEntry] = []
+    scan: VmMapEntry | None = entry
+    while scan is not None and scan.ba.start < end:
+        moving.append(scan)
+        scan = scan.next
+    for entry in moving:
+        vm_map_entry_unlink(map, entry)
+    hole_start = map.min_addr if before is None else before.ba.end
+    hole_end = map.max_addr if scan is None else scan.ba.start
+    vm_map_freehint_hole(map, hole_start, hole_end)
+    if before is not None:
+        map.index.hole(before, hole_end - hole_start)
+    _, prev = vm_map_lookup_entry(map, start + delta)
+    for entry in moving:
+        _shift(entry.ba, delta)
+        entry.avail_ssize = 0
+        vm_map_entry_link(map, prev, entry)
+        prev = entry
+    return moving[-1]
+
+
+def _shift(front: VmMapBacking, delta: int) -> None:
+    """Change the addresses of a chain; each element goes on showing the same part of its object.
+    There are no PTEs in either place."""
+    ba: VmMapBacking | None = front
+    while ba is not None:
+        obj = ba.object
+        if obj is not None:
+            lockmgr_exclusive(obj.backing_lk)
+        ba.start += delta
+        ba.end += delta
+        if obj is not None:
+            lockmgr_release(obj.backing_lk)
+        ba = ba.backing_ba
+
+
+def _refill(map: VmMap, start: int, size: int, delta: int) -> None:
+    """MREMAP_DONTUNMAP: behind the entries of [start, start + size), which have moved here, leave
+    mappings alike at the old place, `delta` bytes from here."""
+    end = start + size
+    while start < end:
+        found, entry = vm_map_lookup_entry(map, start)
+        assert found and entry is not None
+        last = min(entry.ba.end, end)
+        _show(map, entry, start + delta, last + delta, start - entry.ba.start)
+        start = last

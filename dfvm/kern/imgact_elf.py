@@ -1,0 +1,313 @@
+"""ELF images: validation of the headers, and mapping the segments.
+
+Nothing a file says is believed before it is checked, and everything is checked before anything is
+mapped: a malformed file is ENOEXEC and leaves the caller as it was. What is demanded:
+
+    the header     64-bit, little endian, version 1, x86-64, EXEC or DYN, entries of 56 bytes
+    the table      within the file, at most 64 KiB
+    PT_LOAD        at least one; in ascending order, disjoint, within user space, filesz <= memsz,
+                   within the file, and offset and address agree about the place in a page
+    PT_INTERP      a path that ends in a NUL, within the file
+    the entry      within user space
+
+Segments become private mappings of the file's pages; nothing is copied. What is behind the end of
+the file's part is zeroed to the end of its page, and anonymous memory after that.
+
+Source: DragonFly sys/kern/imgact_elf.c; where they differ, Linux fs/binfmt_elf.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from dfvm.kern.kern_errno import ENOMEM, err
+from dfvm.vm.copyio import copyout
+from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
+from dfvm.vm.vm import (
+    KERN_SUCCESS,
+    VM_PROT_ALL,
+    VM_PROT_EXECUTE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+    VM_SUBSYS_IMGACT,
+)
+from dfvm.vm.vm_map import (
+    MAP_COPY_ON_WRITE,
+    MAP_DISABLE_COREDUMP,
+    MAP_PREFAULT_PARTIAL,
+    VM_MAPTYPE_NORMAL,
+    vm_map_delete,
+    vm_map_findspace,
+    vm_map_insert,
+    vm_map_lock,
+    vm_map_unlock,
+)
+from dfvm.vm.vm_object import vm_object_deallocate
+from dfvm.vm.vm_param import (
+    PAGE_MASK,
+    PAGE_SIZE,
+    VM_MAX_USER_ADDRESS,
+    VM_MIN_USER_ADDRESS,
+    round_page,
+    trunc_page,
+)
+
+if TYPE_CHECKING:
+    from dfvm.kern.kern_exec import ImageParams
+    from dfvm.vm.vmspace import Vmspace
+
+_EHDR_BYTES: Final = 64
+_PHDR_BYTES: Final = 56
+_PHDRS_MAX: Final = 65536  # bytes, as Linux
+_INTERP_MAX: Final = 4096
+
+_PF_X: Final = 1
+_PF_W: Final = 2
+_PF_R: Final = 4
+
+# Where a position-independent program is put, and where its interpreter's search begins.
+ET_DYN_BASE: Final = 0x5555_5555_4000
+INTERP_BASE: Final = 0x7FFF_C000_0000  # below the room of the largest stack
+
+_structs: Any = None  # pyelftools' parsers, made at the first exec
+
+
+class Segment:
+    """One PT_LOAD."""
+
+    __slots__ = ("filesz", "memsz", "offset", "prot", "vaddr")
+
+    vaddr: int  # as in the file; the load bias comes on top
+    memsz: int  # bytes in memory; > 0
+    filesz: int  # of them, from the file; <= memsz
+    offset: int  # where in the file
+    prot: int  # VM_PROT_*
+
+    def __init__(self, vaddr: int, memsz: int, offset: int, filesz: int, prot: int) -> None:
+        self.vaddr = vaddr
+        self.memsz = memsz
+        self.offset = offset
+        self.filesz = filesz
+        self.prot = prot
+
+
+class ElfImage:
+    """A validated ELF file."""
+
+    __slots__ = ("align", "entry", "interp", "phdr_vaddr", "phnum", "pic", "segments",
+                 "stack_exec")  # fmt: skip
+
+    pic: bool  # ET_DYN: may be put anywhere
+    entry: int  # as in the file
+    phnum: int
+    phdr_vaddr: int  # where the program headers will be in memory; 0 when they are not loaded
+    segments: list[Segment]  # ascending, disjoint; at least one
+    align: int  # the largest alignment asked for, a power of two; at least a page
+    interp: bytes | None  # PT_INTERP
+    stack_exec: bool  # PT_GNU_STACK wants an executable stack
+
+
+def _parsers() -> Any:
+    global _structs
+    if _structs is None:
+        from elftools.elf.structs import ELFStructs
+
+        _structs = ELFStructs(little_endian=True, elfclass=64)
+        _structs.create_basic_structs()
+        _structs.create_advanced_structs()
+    return _structs
+
+
+def elf_parse(image: ImageParams) -> ElfImage:
+    """Read and check the headers of `image`.
+
+    :raises OSError: ENOEXEC for whatever is wrong with them; `image.reason` says what.
+    """
+    head = image.read(0, _EHDR_BYTES)
+    # Class and byte order come first: they decide what all the rest means.
+    if len(head) < _EHDR_BYTES:
+        raise image.malformed("the ELF header is truncated")
+    if head[4] != 2:
+        raise image.malformed("not a 64-bit ELF")
+    if head[5] != 1:
+        raise image.malformed("not little-endian")
+    if head[6] != 1 or head[20:24] != b"\1\0\0\0":
+        raise image.malformed("unknown ELF version")
+    structs = _parsers()
+    ehdr = structs.Elf_Ehdr.parse(head)
+    if ehdr.e_machine != "EM_X86_64":
+        raise image.malformed(f"machine {ehdr.e_machine} is not x86-64")
+    if ehdr.e_type not in ("ET_EXEC", "ET_DYN"):
+        raise image.malformed(f"type {ehdr.e_type} is not executable")
+    if ehdr.e_phentsize != _PHDR_BYTES:
+        raise image.malformed(f"program headers of {ehdr.e_phentsize} bytes")
+    size = ehdr.e_phnum * _PHDR_BYTES
+    if not 0 < size <= _PHDRS_MAX:
+        raise image.malformed(f"{ehdr.e_phnum} program headers")
+    if ehdr.e_phoff + size > image.size:
+        raise image.malformed("the program headers are truncated")
+    table = image.read(ehdr.e_phoff, size)
+    if len(table) < size:
+        raise image.malformed("the program headers are truncated")
+
+    elf = ElfImage()
+    elf.pic = ehdr.e_type == "ET_DYN"
+    elf.entry = ehdr.e_entry
+    elf.phnum = ehdr.e_phnum
+    elf.segments = []
+    elf.align = PAGE_SIZE
+    elf.interp = None
+    elf.stack_exec = False
+    elf.phdr_vaddr = 0
+    parse = structs.Elf_Phdr.parse
+    for at in range(0, size, _PHDR_BYTES):
+        phdr = parse(table[at : at + _PHDR_BYTES])
+        kind = phdr.p_type
+        if kind == "PT_LOAD":
+            _add_load(image, elf, phdr)
+            if phdr.p_offset <= ehdr.e_phoff < phdr.p_offset + phdr.p_filesz:
+                elf.phdr_vaddr = ehdr.e_phoff - phdr.p_offset + phdr.p_vaddr
+        elif kind == "PT_INTERP" and elf.interp is None:
+            elf.interp = _interp(image, phdr)
+        elif kind == "PT_GNU_STACK":
+            elf.stack_exec = bool(phdr.p_flags & _PF_X)
+    if not elf.segments:
+        raise image.malformed("no segment to load")
+    first, last = elf.segments[0], elf.segments[-1]
+    extent = last.vaddr + last.memsz - trunc_page(first.vaddr)
+    if extent > VM_MAX_USER_ADDRESS - ET_DYN_BASE and elf.pic:
+        raise image.malformed("the segments don't fit into user space")
+    if not (elf.pic or elf.entry < VM_MAX_USER_ADDRESS) or elf.entry >= 1 << 47:
+        raise image.malformed(f"entry point {elf.entry:#x} is not in user space")
+    return elf
+
+
+def _add_load(image: ImageParams, elf: ElfImage, phdr: Any) -> None:
+    vaddr, memsz = phdr.p_vaddr, phdr.p_memsz
+    offset, filesz = phdr.p_offset, phdr.p_filesz
+    what = f"segment at {vaddr:#x}"
+    if filesz > memsz:
+        raise image.malformed(f"{what}: more in the file than in memory")
+    if memsz == 0:
+        return
+    end = vaddr + memsz
+    if end > VM_MAX_USER_ADDRESS or (not elf.pic and vaddr < VM_MIN_USER_ADDRESS):
+        raise image.malformed(f"{what}: not in user space")
+    if filesz:
+        if offset + filesz > image.size:
+            raise image.malformed(f"{what}: lies beyond the end of the file")
+        if (vaddr ^ offset) & PAGE_MASK:
+            raise image.malformed(f"{what}: offset {offset:#x} does not suit the address")
+    if elf.segments:
+        before = elf.segments[-1]
+        if vaddr < before.vaddr + before.memsz:
+            raise image.malformed(f"{what}: overlaps the one before it or is out of order")
+    prot = 0
+    if phdr.p_flags & _PF_R:
+        prot |= VM_PROT_READ
+    if phdr.p_flags & _PF_W:
+        prot |= VM_PROT_READ | VM_PROT_WRITE
+    if phdr.p_flags & _PF_X:
+        prot |= VM_PROT_READ | VM_PROT_EXECUTE
+    align = phdr.p_align
+    if align & (align - 1) == 0 and elf.align < align <= 1 << 30:
+        elf.align = align
+    elf.segments.append(Segment(vaddr, memsz, offset, filesz, prot))
+
+
+def _interp(image: ImageParams, phdr: Any) -> bytes:
+    size = phdr.p_filesz
+    if not 2 <= size <= _INTERP_MAX or phdr.p_offset + size > image.size:
+        raise image.malformed("PT_INTERP is not a path")
+    path = image.read(phdr.p_offset, size)
+    if len(path) < size or path[-1] != 0:
+        raise image.malformed("PT_INTERP is not a path")
+    return path[: path.index(0)]
+
+
+def elf_load(image: ImageParams, space: Vmspace, elf: ElfImage, bias: int) -> int:
+    """Map the segments of `elf` into `space`, moved by `bias`. Returns the first address behind
+    the highest one. May block.
+
+    :raises OSError: ENOMEM, EIO; the space is then half filled, and to be thrown away.
+    """
+    vm_map = space.vm_map
+    end = 0
+    for seg in elf.segments:
+        start = seg.vaddr + bias
+        base = trunc_page(start)
+        data_end = start + seg.filesz
+        end = start + seg.memsz
+        anon = base
+        if seg.filesz:
+            anon = round_page(data_end)
+            obj = vnode_pager_alloc(vm_map.vm, image.vp, image.size)
+            cow = MAP_COPY_ON_WRITE | MAP_PREFAULT_PARTIAL
+            if not seg.prot & VM_PROT_WRITE:
+                cow |= MAP_DISABLE_COREDUMP
+            vm_map_lock(vm_map)
+            # The last page of a segment may also hold the first bytes of the next one, which
+            # then wins, as in Linux.
+            vm_map_delete(vm_map, base, anon)
+            rv = vm_map_insert(vm_map, obj, trunc_page(seg.offset), base, anon, VM_MAPTYPE_NORMAL,
+                               VM_SUBSYS_IMGACT, seg.prot, VM_PROT_ALL, cow)  # fmt: skip
+            vm_map_unlock(vm_map)
+            if rv != KERN_SUCCESS:
+                vm_object_deallocate(obj)
+                raise err(ENOMEM)
+        if round_page(end) > anon:
+            vm_map_lock(vm_map)
+            vm_map_delete(vm_map, anon, round_page(end))
+            rv = vm_map_insert(vm_map, None, 0, anon, round_page(end), VM_MAPTYPE_NORMAL,
+                               VM_SUBSYS_IMGACT, seg.prot, VM_PROT_ALL, 0)  # fmt: skip
+            vm_map_unlock(vm_map)
+            if rv != KERN_SUCCESS:
+                raise err(ENOMEM)
+        if seg.memsz > seg.filesz > 0 and data_end & PAGE_MASK and seg.prot & VM_PROT_WRITE:
+            # bss begins in the middle of a page, behind whatever the file has there.
+            copyout(space, bytes(anon - data_end), data_end)
+    return end
+
+
+def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage) -> None:
+    """Fill `space` with the program, and with its interpreter if it has one, and note in `image`
+    where things are. May block."""
+    bias = (ET_DYN_BASE + elf.align - 1) & ~(elf.align - 1) if elf.pic else 0
+    if elf.pic:
+        bias -= trunc_page(elf.segments[0].vaddr) & ~(elf.align - 1)
+    end = elf_load(image, space, elf, bias)
+    image.phdr = elf.phdr_vaddr + bias if elf.phdr_vaddr else 0
+    image.phnum = elf.phnum
+    image.entry = image.start = elf.entry + bias
+    image.base = 0
+    image.stack_exec = elf.stack_exec
+    text = next((s for s in elf.segments if s.prot & VM_PROT_EXECUTE), elf.segments[0])
+    space.vm_taddr = text.vaddr + bias
+    space.vm_tsize = text.memsz
+    space.vm_daddr = round_page(end)
+    space.vm_dsize = 0
+    if image.interp is not None:
+        _load_interp(image, space)
+
+
+def _load_interp(image: ImageParams, space: Vmspace) -> None:
+    """Map the interpreter that elf_open_interp has found."""
+    interp = image.interp
+    assert interp is not None
+    elf = interp.elf
+    assert elf is not None
+    bias = 0
+    if elf.pic:
+        first, last = elf.segments[0], elf.segments[-1]
+        low = trunc_page(first.vaddr)
+        size = round_page(last.vaddr + last.memsz) - low
+        vm_map_lock(space.vm_map)
+        place = vm_map_findspace(space.vm_map, INTERP_BASE, size, elf.align)
+        vm_map_unlock(space.vm_map)
+        if place is None:
+            raise err(ENOMEM)
+        bias = place - low
+    elf_load(interp, space, elf, bias)
+    image.base = bias
+    image.start = elf.entry + bias
+

@@ -1,0 +1,544 @@
+"""execve: a process becomes another program.
+
+    exec_args_copyin   the arguments and the environment, from the old program's memory to the exec
+                       submap of kernel_map, since the old memory is about to go
+    exec_check         the file: regular, executable, not being written
+    image activators   "#!" goes round again with the interpreter; ELF is parsed and checked
+    the new space      is filled aside; until then every error leaves the caller as it was
+    the change         address space, registers, signal actions, descriptors, credentials
+
+Source: DragonFly sys/kern/kern_exec.c; the stack's contents as Linux fs/binfmt_elf.c.
+"""
+
+from __future__ import annotations
+
+from os import urandom
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.imgact_elf import elf_activate, elf_parse
+from dfvm.kern.imgact_shell import shell_parse
+from dfvm.kern.kern_errno import (
+    E2BIG,
+    EACCES,
+    EFAULT,
+    EINVAL,
+    EJUSTRETURN,
+    ELIBBAD,
+    ELOOP,
+    ENAMETOOLONG,
+    ENOENT,
+    ENOEXEC,
+    ENOMEM,
+    err,
+)
+from dfvm.kern.kern_exit import lwp_release_user
+from dfvm.kern.kern_fork import vfork_done
+from dfvm.kern.kern_sig import exec_signals
+from dfvm.kern.proc import P_EXEC, P_SUGID, calcru
+from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
+from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
+from dfvm.kern.vfs.vnode import S_ISGID, S_ISUID, VEXEC, VLNK, VREG
+from dfvm.machine.cpu import RIP, RSP
+from dfvm.vm.copyio import copyin, copyinstr, copyout
+from dfvm.vm.pager.vnode_pager import vnode_pager_object, vnode_pager_readpage
+from dfvm.vm.vm import (
+    KERN_SUCCESS,
+    VM_PROT_ALL,
+    VM_PROT_EXECUTE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+    VM_SUBSYS_IMGACT,
+)
+from dfvm.vm.vm_kern import kcopyin, kcopyout, kmem_alloc_wait, kmem_free_wakeup
+from dfvm.vm.vm_map import vm_map_stack
+from dfvm.vm.vm_page import vm_page_unhold
+from dfvm.vm.vm_param import (
+    MAXSSIZ,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    SGROWSIZ,
+    VM_MAX_USER_ADDRESS,
+)
+from dfvm.vm.vm_proc import RLIMIT_STACK
+from dfvm.vm.vmspace import vmspace_alloc, vmspace_free, vmspace_rel
+
+if TYPE_CHECKING:
+    from dfvm.kern.imgact_elf import ElfImage
+    from dfvm.kern.kernel import Kernel
+    from dfvm.kern.proc import Lwp, Proc
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.vm.vmspace import Vmspace
+
+PATH_MAX: Final = 4096
+MAX_ARG_STRLEN: Final = 131072  # one string, with its NUL
+ARG_MIN: Final = 131072  # room for arguments, however small the stack's limit
+ARG_MAX: Final = 6 << 20  # and however large
+MAX_INTERP: Final = 5  # scripts that are interpreted by scripts
+
+AT_EMPTY_PATH: Final = 0x1000
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_FDCWD: Final = -100
+
+# The auxiliary vector.
+AT_NULL: Final = 0
+AT_PHDR: Final = 3
+AT_PHENT: Final = 4
+AT_PHNUM: Final = 5
+AT_PAGESZ: Final = 6
+AT_BASE: Final = 7
+AT_FLAGS: Final = 8
+AT_ENTRY: Final = 9
+AT_UID: Final = 11
+AT_EUID: Final = 12
+AT_GID: Final = 13
+AT_EGID: Final = 14
+AT_PLATFORM: Final = 15
+AT_HWCAP: Final = 16
+AT_CLKTCK: Final = 17
+AT_SECURE: Final = 23
+AT_RANDOM: Final = 25
+AT_HWCAP2: Final = 26
+AT_EXECFN: Final = 31
+AT_MINSIGSTKSZ: Final = 51
+
+_HWCAP: Final = 0x178B_FBFF  # CPUID 1, EDX of the engine's CPU
+_HWCAP2: Final = 2  # RDFSBASE and its like may be used
+_MINSIGSTKSZ: Final = 1040  # the signal frame with its FXSAVE image, aligned as badly as can be
+_PHDR_BYTES: Final = 56
+
+STACK_TOP: Final = VM_MAX_USER_ADDRESS
+
+
+class ImageArgs:
+    """The strings of an execve, staged in kernel memory: those of argv, then those of envp, each
+    with its NUL."""
+
+    __slots__ = ("argc", "argv_bytes", "envc", "kernel", "kva", "size", "used")
+
+    kernel: Kernel
+    kva: int  # where they are, in the exec submap
+    size: int  # bytes there
+    used: int  # bytes of strings
+    argc: int
+    envc: int
+    argv_bytes: int  # length of the argv part
+
+    def __init__(self, kernel: Kernel, argv: list[bytes], envp: list[bytes]) -> None:
+        """Stage strings that come without their NULs. May block for room in the submap."""
+        self.kernel = kernel
+        args = b"".join([s + b"\0" for s in argv])
+        data = args + b"".join([s + b"\0" for s in envp])
+        self.argc, self.envc = len(argv), len(envp)
+        self.argv_bytes, self.used = len(args), len(data)
+        # Scripts may add to it: an interpreter, its argument, and a name, a page each.
+        self.size = (self.used + PAGE_MASK & ~PAGE_MASK) + (MAX_INTERP + 1) * PAGE_SIZE
+        self.kva = kmem_alloc_wait(kernel.exec_map, self.size, VM_SUBSYS_IMGACT)
+        kcopyout(kernel.vm, self.kva, data)
+
+    def shift(self, interp: bytes, arg: bytes | None, script: bytes) -> None:
+        """Make the arguments of a script those of its interpreter: its own name, the optional
+        argument, and the script's name take the place of argv[0]."""
+        data = self.strings()
+        first = data.index(b"\0") + 1 if self.argc else 0
+        head = [interp, script] if arg is None else [interp, arg, script]
+        new = b"".join([s + b"\0" for s in head])
+        if self.used - first + len(new) > self.size:
+            raise err(E2BIG)
+        self.argc += len(head) - (1 if self.argc else 0)
+        self.argv_bytes += len(new) - first
+        self.used += len(new) - first
+        kcopyout(self.kernel.vm, self.kva, new + data[first:])
+
+    def strings(self) -> bytes:
+        """All of them."""
+        return kcopyin(self.kernel.vm, self.kva, self.used)
+
+    def free(self) -> None:
+        """Give the memory back and wake who waits for some."""
+        kmem_free_wakeup(self.kernel.exec_map, self.kva, self.size)
+
+
+class ImageParams:
+    """A file on its way to being executed, and what its activator found out."""
+
+    __slots__ = ("base", "elf", "entry", "interp", "kernel", "phdr", "phnum", "reason", "size",
+                 "stack_exec", "start", "vp")  # fmt: skip
+
+    kernel: Kernel
+    vp: Vnode  # the file, referenced and marked as text
+    size: int  # its length in bytes, as of the beginning
+    elf: ElfImage | None  # what the ELF parser made of it
+    interp: ImageParams | None  # the program interpreter
+    reason: str  # why it is not executable, for people
+    phdr: int  # user address of the program headers, 0 when they are not loaded
+    phnum: int
+    entry: int  # the program's own entry point
+    start: int  # where execution begins: there, or in the interpreter
+    base: int  # load bias of the interpreter
+    stack_exec: bool
+
+    def __init__(self, kernel: Kernel, vp: Vnode) -> None:
+        self.kernel = kernel
+        self.vp = vp
+        self.size = vp.v_filesize
+        self.elf = None
+        self.interp = None
+        self.reason = ""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Bytes of the file, through the page cache; fewer at its end. May block."""
+        kernel = self.kernel
+        obj = vnode_pager_object(kernel.vm, self.vp)
+        parts = []
+        end = min(offset + count, self.size)
+        while offset < end:
+            base = offset & PAGE_MASK
+            n = min(PAGE_SIZE - base, end - offset)
+            m = vnode_pager_readpage(obj, offset >> PAGE_SHIFT)
+            at = m.phys_addr + base
+            parts.append(bytes(kernel.ram.mem[at : at + n]))
+            vm_page_unhold(kernel.vm, m)
+            offset += n
+        return b"".join(parts)
+
+    def malformed(self, reason: str) -> OSError:
+        """ENOEXEC with an explanation."""
+        self.reason = reason
+        error = err(ENOEXEC)
+        error.strerror = f"{error.strerror}: {reason}"
+        return error
+
+    def release(self) -> None:
+        """The file is no longer looked at."""
+        self.vp.cleartext()
+        self.vp.vrele()
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _arg_limit(p: Proc) -> int:
+    return max(min(p.p_rlimit(RLIMIT_STACK) // 4, ARG_MAX), ARG_MIN)
+
+
+def _copyin_strings(space: Vmspace, uaddr: int, room: int) -> tuple[list[bytes], int]:
+    """The strings of an argv or envp at `uaddr` (0: none), and what is left of `room` bytes."""
+    strings: list[bytes] = []
+    pointers: memoryview = memoryview(b"")
+    at = 0
+    while uaddr:
+        if at == len(pointers):
+            # As many pointers at a time as the page has: one copy for a usual argv.
+            count = max((PAGE_SIZE - (uaddr & PAGE_MASK)) // 8, 1)
+            pointers = memoryview(copyin(space, uaddr, 8 * count)).cast("Q")
+            uaddr += 8 * count
+            at = 0
+        pointer = pointers[at]
+        at += 1
+        if pointer == 0:
+            break
+        try:
+            string = copyinstr(space, pointer, MAX_ARG_STRLEN)
+        except OSError as e:
+            raise err(E2BIG if e.errno == ENAMETOOLONG else EFAULT) from None
+        strings.append(string)
+        room -= len(string) + 1 + 8
+        if room < 0:
+            raise err(E2BIG)
+    return strings, room
+
+
+def exec_args_copyin(lp: Lwp, uargv: int, uenvp: int, path: bytes) -> ImageArgs:
+    """Stage the arguments of an execve by `lp`.
+
+    :raises OSError: EFAULT, E2BIG.
+    """
+    p = lp.lwp_proc
+    space = p.p_vmspace
+    argv, room = _copyin_strings(space, uargv, _arg_limit(p) - len(path) - 1)
+    envp, _ = _copyin_strings(space, uenvp, room)
+    # Programs believe that there is an argv[0]; Linux makes sure of it.
+    return ImageArgs(p.kernel, argv or [b""], envp)
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+def exec_check(p: Proc, vp: Vnode) -> ImageParams:
+    """Make sure that `p` may execute `vp`, and hold on to it. May block.
+
+    :raises OSError: EACCES, ETXTBSY.
+    """
+    if vp.v_type == VLNK:
+        raise err(ELOOP)
+    if vp.v_type != VREG or vp.v_mount.mnt_flags & ST_NOEXEC:
+        raise err(EACCES)
+    vp.access(VEXEC, p.p_ucred)
+    vp.vref()
+    try:
+        vp.settext()
+        try:
+            vp.vop_newsize()
+        except OSError:
+            vp.cleartext()
+            raise
+    except OSError:
+        vp.vrele()
+        raise
+    return ImageParams(p.kernel, vp)
+
+
+def _lookup(p: Proc, path: bytes, start: Vnode | None, flags: int) -> Vnode:
+    fdp = p.p_fd
+    root, cdir = fdp.fd_rdir, start if start is not None else fdp.fd_cdir
+    return namei(root, cdir, path, p.p_ucred, flags)
+
+
+def _find_image(p: Proc, vp: Vnode, args: ImageArgs, path: bytes) -> ImageParams:
+    """Follow "#!" lines from `vp`, adjusting the arguments, to a program, and check that.
+
+    :raises OSError: what makes it impossible; nothing is held then.
+    """
+    for _ in range(MAX_INTERP + 1):
+        image = exec_check(p, vp)
+        try:
+            head = image.read(0, 256)
+            if head[:2] != b"#!":
+                if head[:4] != b"\x7fELF":
+                    raise image.malformed("neither an ELF file nor a script")
+                image.elf = elf_parse(image)
+                if image.elf.interp is not None:
+                    image.interp = _open_interp(p, image.elf.interp)
+                return image
+            interp, arg = shell_parse(image, head)
+            args.shift(interp, arg, path)
+        except BaseException:
+            image.release()
+            raise
+        image.release()
+        path = interp
+        vp = _lookup(p, path, None, NAMEI_FOLLOW)
+    raise err(ELOOP)
+
+
+def _open_interp(p: Proc, path: bytes) -> ImageParams:
+    """Find and check a program interpreter.
+
+    :raises OSError: ENOENT when there is none, ELIBBAD when it is no ELF file for this machine.
+    """
+    interp = exec_check(p, _lookup(p, path, None, NAMEI_FOLLOW))
+    try:
+        if interp.read(0, 4) != b"\x7fELF":
+            raise err(ELIBBAD)
+        try:
+            interp.elf = elf_parse(interp)
+        except OSError as e:
+            raise err(ELIBBAD if e.errno == ENOEXEC else e.errno or ELIBBAD) from None
+    except BaseException:
+        interp.release()
+        raise
+    return interp
+
+
+# ---- the new program -----------------------------------------------------------------------------
+
+
+def kern_execve(lp: Lwp, vp: Vnode, path: bytes, args: ImageArgs, execfn: bytes) -> None:
+    """Make `lp`'s process run the program at `vp`; `path` is the name a script gets to know,
+    `execfn` what AT_EXECFN says. On an error the process is as before. May block.
+
+    :raises OSError: what makes it impossible.
+    """
+    p = lp.lwp_proc
+    kernel = p.kernel
+    image = _find_image(p, vp, args, path)
+    old = p.p_vmspace
+    space = vmspace_alloc(kernel.vm)
+    try:
+        assert image.elf is not None
+        elf_activate(image, space, image.elf)
+        secure = _new_ids(p, image)
+        # The stack may have to grow for the arguments, and it grows only for its own process.
+        p.p_ru.ru_maxrss = calcru(p).ru_maxrss
+        p.p_vmspace = space
+        sp = _build_stack(p, space, image, args, execfn, secure)
+    except BaseException:
+        p.p_vmspace = old
+        vmspace_free(space)
+        if image.interp is not None:
+            image.interp.release()
+        image.release()
+        raise
+
+    # There is no way back from here.
+    strings = args.strings()
+    p.p_args, p.p_env = strings[: args.argv_bytes], strings[args.argv_bytes :]
+    name = path.rpartition(b"/")[2]
+    p.p_comm = name[:15].decode("utf-8", "surrogateescape")
+    p.p_execpath = kernel.vn_name(image.vp)
+    if lp.lwp_thread.td_lwp is lp:  # not while it is being spawned
+        lp.lwp_thread.td_name = f"{p.p_comm}/{lp.lwp_tid}"
+    _set_ids(p, image, secure)
+    if image.interp is not None:
+        image.interp.release()
+    oldtext, p.p_textvp = p.p_textvp, image.vp
+    lwp_release_user(lp, old)
+    lp.lwp_cr3 = space.vm_pmap.pm_pml4
+    lp.ctx.reset()
+    lp.ctx.q[RIP] = image.start
+    lp.ctx.q[RSP] = sp
+    lp.lwp_pending = True  # the system call table may be another one now
+    p.p_flags |= P_EXEC
+    p.p_dumpable = 0 if secure else 1
+    if p.p_timers is not None:
+        from dfvm.kern.kern_time import timers_exec
+
+        timers_exec(p)
+    vmspace_rel(old)
+    vfork_done(p)
+    if oldtext is not None:
+        oldtext.cleartext()
+        oldtext.vrele()
+    exec_signals(p, lp)
+    if p.p_fd.fd_refcnt > 1:
+        shared, p.p_fd = p.p_fd, p.p_fd.fdcopy()
+        shared.fdfree()
+    p.p_fd.fdcloseexec()
+
+
+def _new_ids(p: Proc, image: ImageParams) -> bool:
+    """Whether the file's set-id bits give the process other ids."""
+    vp, cred = image.vp, p.p_ucred
+    if p.p_nonewprivs or vp.v_mount.mnt_flags & ST_NOSUID:
+        return False
+    if vp.v_mode & S_ISUID and vp.v_uid != cred.cr_uid:
+        return True
+    return bool(vp.v_mode & S_ISGID and vp.v_mode & 0o010 and vp.v_gid != cred.cr_gid)
+
+
+def _set_ids(p: Proc, image: ImageParams, secure: bool) -> None:
+    cred = p.p_ucred
+    if secure:
+        vp = image.vp
+        cred = cred.copy()
+        if vp.v_mode & S_ISUID:
+            cred.cr_uid = vp.v_uid
+        if vp.v_mode & S_ISGID and vp.v_mode & 0o010:
+            cred.cr_gid = vp.v_gid
+        p.p_flags |= P_SUGID
+    if (cred.cr_svuid, cred.cr_fsuid, cred.cr_svgid, cred.cr_fsgid) != (
+        cred.cr_uid, cred.cr_uid, cred.cr_gid, cred.cr_gid,
+    ):  # fmt: skip
+        cred = cred.copy()
+        cred.cr_svuid = cred.cr_fsuid = cred.cr_uid
+        cred.cr_svgid = cred.cr_fsgid = cred.cr_gid
+    p.p_ucred = cred
+
+
+def _build_stack(
+    p: Proc, space: Vmspace, image: ImageParams, args: ImageArgs, execfn: bytes, secure: bool
+) -> int:
+    """Make the stack and put what a program finds there at its start:
+
+        STACK_TOP - 8   0
+                        execfn, NUL
+                        environment strings
+                        argument strings
+                        "x86_64", NUL
+                        16 random bytes
+                        auxiliary vector
+                        environment pointers, 0
+                        argument pointers, 0
+        RSP % 16 == 0   argc
+
+    Returns the stack pointer."""
+    prot = VM_PROT_READ | VM_PROT_WRITE | (VM_PROT_EXECUTE if image.stack_exec else 0)
+    rv, base = vm_map_stack(space.vm_map, STACK_TOP - MAXSSIZ, MAXSSIZ, False, prot, VM_PROT_ALL, 0)
+    if rv != KERN_SUCCESS:
+        raise err(ENOMEM)
+    space.vm_maxsaddr, space.vm_minsaddr = base, STACK_TOP
+    space.vm_ssize = min(MAXSSIZ, SGROWSIZ)
+
+    strings = args.strings()
+    platform = b"x86_64\0"
+    block = platform + strings + execfn + b"\0" + bytes(8)
+    at = STACK_TOP - len(block)
+    platform_at = at
+    strings_at = at + len(platform)
+    execfn_at = strings_at + len(strings)
+    random_at = (at - 16) & ~15
+
+    pointers = []
+    pos = 0
+    for count in (args.argc, args.envc):
+        for _ in range(count):
+            pointers.append(strings_at + pos)
+            pos = strings.index(b"\0", pos) + 1
+        pointers.append(0)
+    cred = p.p_ucred
+    words = [args.argc, *pointers,
+             AT_MINSIGSTKSZ, _MINSIGSTKSZ, AT_HWCAP, _HWCAP, AT_PAGESZ, PAGE_SIZE, AT_CLKTCK, 100,
+             AT_PHDR, image.phdr, AT_PHENT, _PHDR_BYTES, AT_PHNUM, image.phnum,
+             AT_BASE, image.base, AT_FLAGS, 0, AT_ENTRY, image.entry,
+             AT_UID, cred.cr_ruid, AT_EUID, cred.cr_uid, AT_GID, cred.cr_rgid,
+             AT_EGID, cred.cr_gid, AT_SECURE, int(secure), AT_RANDOM, random_at,
+             AT_HWCAP2, _HWCAP2, AT_EXECFN, execfn_at, AT_PLATFORM, platform_at,
+             AT_NULL, 0]  # fmt: skip
+    sp = (random_at - 8 * len(words)) & ~15
+    head = b"".join([w.to_bytes(8, "little") for w in words]).ljust(random_at - sp, b"\0")
+    data = head + urandom(16).ljust(platform_at - random_at, b"\0") + block
+    try:
+        copyout(space, data, sp)
+    except OSError as e:
+        # The room for arguments goes by the limit of the stack, so only memory can be missing.
+        raise err(E2BIG if e.errno == EFAULT else ENOMEM) from None
+    return sp
+
+
+def sys_execve(lp: Lwp, upath: int, uargv: int, uenvp: int) -> int:
+    """execve(2)"""
+    p = lp.lwp_proc
+    path = copyinstr(p.p_vmspace, upath, PATH_MAX)
+    args = exec_args_copyin(lp, uargv, uenvp, path)
+    try:
+        vp = _lookup(p, path, None, NAMEI_FOLLOW)
+        kern_execve(lp, vp, path, args, path)
+    finally:
+        args.free()
+    raise err(EJUSTRETURN)
+
+
+def sys_execveat(lp: Lwp, fd: int, upath: int, uargv: int, uenvp: int, flags: int) -> int:
+    """execveat(2): relative to a directory, or the file of a descriptor itself."""
+    p = lp.lwp_proc
+    fd, flags = s32(fd), u32(flags)
+    if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW):
+        raise err(EINVAL)
+    path = copyinstr(p.p_vmspace, upath, PATH_MAX)
+    args = exec_args_copyin(lp, uargv, uenvp, path)
+    try:
+        follow = 0 if flags & AT_SYMLINK_NOFOLLOW else NAMEI_FOLLOW
+        start: Vnode | None = None
+        if fd != AT_FDCWD and path[:1] != b"/":
+            start = p.p_fd.fget_path(fd).f_vnode
+            if start is None:
+                raise err(EACCES)
+        if path:
+            vp = _lookup(p, path, start, follow)
+            if fd == AT_FDCWD or path[:1] == b"/":
+                name = path
+            else:
+                name = b"/dev/fd/%d/%s" % (fd, path)
+        elif flags & AT_EMPTY_PATH:
+            vp_or_none = start if fd != AT_FDCWD else p.p_fd.fd_cdir
+            assert vp_or_none is not None
+            vp, name = vp_or_none, b"/dev/fd/%d" % fd
+        else:
+            raise err(ENOENT)
+        kern_execve(lp, vp, name, args, name)
+    finally:
+        args.free()
+    raise err(EJUSTRETURN)
+

@@ -1,0 +1,295 @@
+"""Making processes: fork, vfork and clone, and the first ones out of nothing.
+
+A child is made in three steps: `newproc` makes the structures and the kernel stack, the caller
+fills in what is inherited, `start_lwp` lets it run. Threads (CLONE_THREAD) are not made here: the
+structures have room for them, the scheduler of user threads does not come before their own issue.
+
+Source: DragonFly sys/kern/kern_fork.c; flags and rules as Linux kernel/fork.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, err
+from dfvm.kern.kern_sig import (
+    SIG_DFL,
+    SIG_IGN,
+    SIGCHLD,
+    SIGKILL,
+    SigActs,
+    SigQueue,
+    cursig,
+    sigbit,
+)
+from dfvm.kern.proc import (
+    P_CONTROLT,
+    P_PPWAIT,
+    PID_MAX,
+    RLIMIT_NPROC,
+    SACTIVE,
+    SS_DISABLE,
+    Lwp,
+    Proc,
+    joinpgrp,
+)
+from dfvm.kern.trap import user_mode
+from dfvm.machine.cpu import RAX, RSP
+from dfvm.vm.copyio import copyin, copyout
+from dfvm.vm.vmspace import vmspace_fork, vmspace_ref
+
+if TYPE_CHECKING:
+    from dfvm.kern.kernel import Kernel
+    from dfvm.vm.vmspace import Vmspace
+
+CSIGNAL: Final = 0x0000_00FF  # the signal to send at exit
+CLONE_VM: Final = 0x0000_0100
+CLONE_FS: Final = 0x0000_0200
+CLONE_FILES: Final = 0x0000_0400
+CLONE_SIGHAND: Final = 0x0000_0800
+CLONE_PIDFD: Final = 0x0000_1000
+CLONE_VFORK: Final = 0x0000_4000
+CLONE_PARENT: Final = 0x0000_8000
+CLONE_THREAD: Final = 0x0001_0000
+CLONE_NEWNS: Final = 0x0002_0000
+CLONE_SETTLS: Final = 0x0008_0000
+CLONE_PARENT_SETTID: Final = 0x0010_0000
+CLONE_CHILD_CLEARTID: Final = 0x0020_0000
+CLONE_CHILD_SETTID: Final = 0x0100_0000
+_CLONE_NEW: Final = 0x7E02_0080  # namespaces of every kind
+_CLONE_CLEAR_SIGHAND: Final = 0x1_0000_0000
+_CLONE3_FLAGS: Final = 0x1_FFFF_FFFF & ~CSIGNAL
+
+_CLONE_ARGS_V0: Final = 64
+
+
+def newproc(kernel: Kernel, pid: int, parent: Proc) -> tuple[Proc, Lwp]:
+    """A process of one thread, child of `parent`, that inherits nothing yet. Takes a kernel
+    stack, so it may block for memory."""
+    p = Proc(kernel, pid)
+    stack = kernel.kstack_alloc()
+    lp = Lwp(p, pid, stack, SigQueue())
+    p.p_sigqueue = SigQueue()
+    p.p_lwps[pid] = lp
+    p.p_pptr = parent
+    p.p_exitsig = SIGCHLD
+    p.p_start_ns = kernel.sched.uptime_ns
+    return p, lp
+
+
+def start_lwp(p: Proc, lp: Lwp) -> None:
+    """`p` is complete: enter it everywhere and let its thread run."""
+    kernel = p.kernel
+    kernel.procs[p.p_pid] = p
+    p.p_pptr.p_children[p.p_pid] = p
+    p.p_stat = SACTIVE
+    td = kernel.sched.create(lwp_main, lp, name=f"{p.p_comm}/{lp.lwp_tid}", nice=p.p_nice)
+    td.td_proc = p
+    td.td_lwp = lp
+    td.td_cursig = lambda: cursig(lp)
+    lp.lwp_thread = td
+
+
+def lwp_main(lp: Lwp) -> None:
+    """What the thread of an lwp runs."""
+    user_mode(lp)
+
+
+def alloc_pid(kernel: Kernel) -> int:
+    """A number that no process, group or session uses.
+
+    :raises OSError: EAGAIN when there is none.
+    """
+    procs, pgrps, sids = kernel.procs, kernel.pgrps, kernel.sids
+    if len(procs) >= PID_MAX // 2:
+        raise err(EAGAIN)
+    pid = kernel.lastpid
+    while True:
+        pid += 1
+        if pid > PID_MAX:
+            pid = 100  # the low ones stay with what was there at boot
+        if pid not in procs and pid not in pgrps and pid not in sids:
+            kernel.lastpid = pid
+            return pid
+
+
+def fork1(
+    lp: Lwp,
+    flags: int,
+    exitsig: int,
+    stack: int = 0,
+    tls: int = 0,
+    parent_tid: int = 0,
+    child_tid: int = 0,
+) -> Proc:
+    """Make a child of the calling process; CLONE_* flags say what it shares instead of getting a
+    copy. It starts where the caller is, with 0 as the call's result.
+
+    :raises OSError: EINVAL for flags that don't go together, EAGAIN over RLIMIT_NPROC, ENOMEM.
+    """
+    p = lp.lwp_proc
+    kernel = p.kernel
+    _check_limits(p)
+    pid = alloc_pid(kernel)
+    parent = p.p_pptr if flags & CLONE_PARENT else p
+    child, clp = newproc(kernel, pid, parent)
+
+    # The address space first: it is what can fail for want of memory.
+    try:
+        space: Vmspace
+        if flags & CLONE_VM:
+            space = p.p_vmspace
+            vmspace_ref(space)
+        else:
+            space = vmspace_fork(p.p_vmspace)
+    except OSError:
+        kernel.kstack_free(clp.lwp_stack)
+        raise
+    child.p_vmspace = space
+    clp.lwp_cr3 = space.vm_pmap.pm_pml4
+    clp.ctx.copy_from(lp.ctx)
+    clp.ctx.q[RAX] = 0
+    if stack:
+        clp.ctx.q[RSP] = stack
+    if flags & CLONE_SETTLS:
+        clp.ctx.fs_base = tls
+
+    child.p_fd = p.p_fd.fdshare() if flags & CLONE_FILES else p.p_fd.fdcopy()
+    if flags & CLONE_SIGHAND:
+        child.p_sigacts = p.p_sigacts
+    else:
+        child.p_sigacts = p.p_sigacts.copy()
+        if flags & _CLONE_CLEAR_SIGHAND:
+            _clear_handlers(child.p_sigacts)
+    child.p_ucred = p.p_ucred
+    child.p_limit = p.p_limit.copy()
+    child.p_nice = p.p_nice
+    child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
+    child.p_execpath = p.p_execpath
+    if p.p_textvp is not None:
+        p.p_textvp.vref()
+        p.p_textvp.settext()
+        child.p_textvp = p.p_textvp
+    child.p_sysent = p.p_sysent
+    child.p_flags = p.p_flags & P_CONTROLT
+    child.p_dumpable, child.p_nonewprivs = p.p_dumpable, p.p_nonewprivs
+    child.p_personality = p.p_personality
+    child.p_exitsig = exitsig
+    clp.lwp_sigmask = lp.lwp_sigmask if lp.lwp_oldsigmask < 0 else lp.lwp_oldsigmask
+    if not flags & CLONE_VM or flags & CLONE_VFORK:
+        clp.lwp_sigstk_sp, clp.lwp_sigstk_size = lp.lwp_sigstk_sp, lp.lwp_sigstk_size
+        clp.lwp_sigstk_flags = lp.lwp_sigstk_flags
+    else:
+        clp.lwp_sigstk_flags = SS_DISABLE  # two threads of control can't use one stack
+    clp.lwp_robust_list = 0
+    if flags & CLONE_CHILD_CLEARTID:
+        clp.lwp_clear_tid = child_tid
+    joinpgrp(child, p.p_pgrp)
+    start_lwp(child, clp)
+
+    if flags & CLONE_PARENT_SETTID:
+        _store_tid(p.p_vmspace, pid, parent_tid)
+    if flags & CLONE_CHILD_SETTID:
+        _store_tid(space, pid, child_tid)
+    if flags & CLONE_VFORK:
+        child.p_flags |= P_PPWAIT
+        _vfork_wait(lp, child)
+    return child
+
+
+def _check_limits(p: Proc) -> None:
+    uid = p.p_ucred.cr_ruid
+    limit = p.p_rlimit(RLIMIT_NPROC)
+    kernel = p.kernel
+    if len(kernel.procs) <= limit:
+        return
+    if uid != 0 and sum(q.p_ucred.cr_ruid == uid for q in kernel.procs.values()) >= limit:
+        raise err(EAGAIN)
+
+
+def _clear_handlers(acts: SigActs) -> None:
+    for sig, action in enumerate(acts.ps_act):
+        if action[0] not in (SIG_DFL, SIG_IGN):
+            acts.set(sig, (SIG_DFL, 0, 0, 0))
+
+
+def _store_tid(space: Vmspace, tid: int, addr: int) -> None:
+    """As in Linux, a bad address here is the caller's own problem."""
+    try:
+        copyout(space, tid.to_bytes(4, "little"), addr)
+    except OSError:
+        pass
+
+
+def _vfork_wait(lp: Lwp, child: Proc) -> None:
+    """The parent lends its memory to the child and waits until it is given back. Only a deadly
+    signal to the parent ends that early, as its death is not the child's business."""
+    p = lp.lwp_proc
+    sched = p.kernel.sched
+    while child.p_flags & P_PPWAIT and not p.p_sigqueue.pending & sigbit(SIGKILL):
+        sched.tsleep(child, 0, "ppwait")
+
+
+def vfork_done(p: Proc) -> None:
+    """`p` execs or exits: the memory it borrowed is the parent's again."""
+    if p.p_flags & P_PPWAIT:
+        p.p_flags &= ~P_PPWAIT
+        p.kernel.sched.wakeup(p)
+
+
+def sys_fork(lp: Lwp) -> int:
+    """fork(2)"""
+    return fork1(lp, 0, SIGCHLD).p_pid
+
+
+def sys_vfork(lp: Lwp) -> int:
+    """vfork(2)"""
+    return fork1(lp, CLONE_VM | CLONE_VFORK, SIGCHLD).p_pid
+
+
+def sys_clone(lp: Lwp, flags: int, stack: int, parent_tid: int, child_tid: int, tls: int) -> int:
+    """clone(2), for processes."""
+    flags &= 0xFFFF_FFFF
+    exitsig = flags & CSIGNAL
+    flags &= ~CSIGNAL
+    if flags & CLONE_PIDFD and flags & CLONE_PARENT_SETTID:
+        raise err(EINVAL)
+    _check_clone(flags, exitsig)
+    return fork1(lp, flags, exitsig, stack, tls, parent_tid, child_tid).p_pid
+
+
+def sys_clone3(lp: Lwp, uargs: int, size: int) -> int:
+    """clone3(2), for processes: a structure of flags, pidfd, child_tid, parent_tid, exit_signal,
+    stack, stack_size, tls, set_tid, set_tid_size, cgroup."""
+    if size > 4096:
+        raise err(E2BIG)
+    if size < _CLONE_ARGS_V0:
+        raise err(EINVAL)
+    raw = copyin(lp.lwp_proc.p_vmspace, uargs, size)
+    if any(raw[88:]):
+        raise err(E2BIG)
+    args = [int.from_bytes(raw[n : n + 8], "little") for n in range(0, min(size, 88), 8)]
+    args += [0] * (11 - len(args))
+    flags, _, child_tid, parent_tid, exitsig, stack, stack_size, tls, set_tid, nset, _ = args
+    if flags & ~_CLONE3_FLAGS or exitsig & ~CSIGNAL or set_tid or nset:
+        raise err(EINVAL)
+    if bool(stack) != bool(stack_size):
+        raise err(EINVAL)
+    _check_clone(flags, exitsig)
+    top = (stack + stack_size) & (1 << 64) - 1
+    return fork1(lp, flags, exitsig, top, tls, parent_tid, child_tid).p_pid
+
+
+def _check_clone(flags: int, exitsig: int) -> None:
+    """Which flags go together, and which of them there are."""
+    if exitsig > 64:
+        raise err(EINVAL)
+    if flags & CLONE_SIGHAND and not flags & CLONE_VM:
+        raise err(EINVAL)
+    if flags & CLONE_SIGHAND and flags & _CLONE_CLEAR_SIGHAND:
+        raise err(EINVAL)
+    if flags & CLONE_THREAD:
+        raise err(ENOSYS if flags & CLONE_SIGHAND else EINVAL)
+    if flags & (_CLONE_NEW | CLONE_PIDFD):
+        raise err(EINVAL)
+

@@ -1,0 +1,254 @@
+"""The kernel of one machine: what is global in a kernel on bare metal hangs off this.
+
+It ties the parts together at boot, hands out what all processes take from (numbers, kernel stacks,
+room for exec arguments), and answers what the VM asks of the process layer (vm_proc.VmHooks).
+
+Source: DragonFly sys/kern/init_main.c; kernel stacks as platform/pc64/x86_64/vm_machdep.c.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.abi.linux.linux_sigframe import sendsig, siginfo_pack
+from dfvm.kern.abi.linux.sysent import SysentTable
+from dfvm.kern.kern_descrip import FileDesc, FileTable
+from dfvm.kern.kern_sig import SIGKILL, SigActs, SigQueue, ksignal
+from dfvm.kern.proc import (
+    P_SYSTEM,
+    SACTIVE,
+    Pgrp,
+    Proc,
+    Session,
+    Ucred,
+    default_limits,
+)
+from dfvm.kern.trap import install_quick_faults
+from dfvm.kern.tty import tty_attach
+from dfvm.kern.vfs.devfs import DevMount
+from dfvm.kern.vfs.mount import Vfs
+from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
+from dfvm.kern.vfs.tmpfs import host_half, tmpfs
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.lwkt.lwkt_thread import Scheduler
+from dfvm.machine.cpu import PCB_PAGES, CpuContext, Vcpu
+from dfvm.machine.mmu import Mmu
+from dfvm.machine.ram import Ram
+from dfvm.vm.vm import VM_SUBSYS_STACK
+from dfvm.vm.vm_init import VmSystem
+from dfvm.vm.vm_kern import KM_STACK, kmem_alloc3, kmem_free, kmem_suballoc, kva_to_pa
+from dfvm.vm.vm_param import MAXSSIZ, PAGE_SIZE, UPAGES
+from dfvm.vm.vmspace import vmspace_alloc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dfvm.kern.proc import Lwp
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.vm.vm_map import VmMap
+    from dfvm.vm.vm_proc import VmProc
+
+# Room for the arguments of several execs at once. Addresses, not memory.
+EXEC_MAP_BYTES: Final = 64 << 20
+
+_KSTACK_BYTES: Final = (UPAGES + 1) * PAGE_SIZE  # the guard page included
+_KSTACK_CACHE: Final = 64  # stacks kept for the next fork
+
+
+class KernelStack:
+    """A kernel stack: wired pages of kernel_map above a guard page.
+
+        ks_kva            guard, no memory
+        ks_kva + 4096     (the kernel's own frames are Python's)
+        … - 2 pages       pcb: the user registers while they are not loaded
+    """
+
+    __slots__ = ("ctx", "ks_kva")
+
+    ks_kva: int  # address of the guard page
+    ctx: CpuContext  # the registers in its top two pages
+
+    def __init__(self, vm: VmSystem, vcpu: Vcpu) -> None:
+        """May block for memory."""
+        self.ks_kva = kmem_alloc3(vm.kernel_map, _KSTACK_BYTES, VM_SUBSYS_STACK, KM_STACK)
+        pcb = self.ks_kva + _KSTACK_BYTES - PCB_PAGES * PAGE_SIZE
+        self.ctx = CpuContext(vcpu, kva_to_pa(vm, pcb), kva_to_pa(vm, pcb + PAGE_SIZE))
+
+
+class Kernel:
+    """One running kernel."""
+
+    ram: Ram
+    mmu: Mmu
+    sched: Scheduler
+    vm: VmSystem
+    vcpu: Vcpu
+    ncpu: int  # CPUs that programs are told of
+    vfs: Vfs
+    files: FileTable
+    exec_map: VmMap  # submap for the arguments of execs under way
+    procs: dict[int, Proc]  # every process, zombies included, by pid
+    pgrps: dict[int, Pgrp]
+    sids: dict[int, Session]  # sessions that have a group, by id
+    lastpid: int  # the number given out last
+    initproc: Proc  # pid 1: no program, inherits orphans and reaps them at once
+    sysent: SysentTable  # the Linux ABI
+    hostname: bytes
+    domainname: bytes
+    checking: bool  # verify the machine along the way (--check)
+    check_due: bool  # do so before the next return to the guest
+    _kstacks: list[KernelStack]  # stacks nobody uses
+    _cred: Ucred  # who init is
+
+    def __init__(
+        self,
+        mem: int,
+        root: bytes = b"/",
+        rw: Sequence[bytes] = (),
+        ncpu: int = 1,
+        check: bool = False,
+    ) -> None:
+        """Boot a machine with `mem` bytes of RAM, the host directory `root` as the root of its
+        file systems, and the directories `rw` written through to the host.
+
+        :raises ValueError: for a size that can't be.
+        :raises OSError: when the host has not that much memory, or no such directories.
+        """
+        self.ram = Ram(mem)
+        self.mmu = Mmu()
+        self.sched = Scheduler()
+        self.vm = VmSystem(self.ram, self.sched, self.mmu)
+        self.vcpu = Vcpu(self.ram, self.mmu)
+        self.ncpu = ncpu
+        self.checking = check
+        self.check_due = False
+        self._kstacks = []
+        self.exec_map = kmem_suballoc(self.vm.kernel_map, EXEC_MAP_BYTES)
+        self.files = FileTable(self.vm, self.sched)
+        self.sysent = SysentTable()
+        self.procs = {}
+        self.pgrps = {}
+        self.sids = {}
+        self.lastpid = 1
+        self.hostname = os.uname().nodename.encode()
+        self.domainname = b"(none)"
+        self._mount(root, rw)
+        self._make_init()
+        self.vm.hooks = self
+        install_quick_faults(self)
+
+    # ---- boot ------------------------------------------------------------------------------------
+
+    def _mount(self, root: bytes, rw: Sequence[bytes]) -> None:
+        """The file systems of a new machine."""
+        vfs = self.vfs = Vfs(self.vm)
+        vfs.mountroot(OvlMount(vfs, "overlay", OVERLAY_MAGIC, root, host_half()))
+        dev = DevMount(vfs)
+        tty_attach(dev, self.files)
+        vfs.mount(b"/dev", dev)
+        top = os.path.join(root, b"tmp")
+        vfs.mount(b"/tmp", tmpfs(vfs, top=top if os.path.isdir(top) else None))
+
+    def _make_init(self) -> None:
+        """Process 1. It runs nothing: its part, to reap orphans, is done as they die."""
+        init = self.initproc = Proc(self, 1)
+        init.p_flags = P_SYSTEM
+        init.p_stat = SACTIVE
+        init.p_comm = "init"
+        init.p_pptr = init
+        init.p_sigacts = SigActs()
+        init.p_sigqueue = SigQueue()
+        init.p_ucred = Ucred(os.getuid(), os.getgid(), tuple(os.getgroups()))
+        init.p_limit = default_limits(MAXSSIZ)
+        init.p_start_ns = 0
+        init.p_sysent = self.sysent
+        init.p_vmspace = vmspace_alloc(self.vm)
+        init.p_fd = FileDesc(self.files, self.vfs.rootvnode)
+        session = Session(init)
+        pgrp = init.p_pgrp = Pgrp(1, session)
+        self.sids[1] = session
+        session.s_pgrps[1] = pgrp
+        pgrp.pg_members[1] = init
+        self.pgrps[1] = pgrp
+        self.procs[1] = init
+
+    # ---- what processes take from ----------------------------------------------------------------
+
+    def kstack_alloc(self) -> KernelStack:
+        """A kernel stack. May block for memory."""
+        if self._kstacks:
+            return self._kstacks.pop()
+        return KernelStack(self.vm, self.vcpu)
+
+    def kstack_free(self, stack: KernelStack) -> None:
+        """Nobody runs on `stack` any more, and its context is not loaded."""
+        if len(self._kstacks) < _KSTACK_CACHE:
+            self._kstacks.append(stack)
+        else:
+            kmem_free(self.vm.kernel_map, stack.ks_kva, _KSTACK_BYTES)
+
+    def find_lwp(self, tid: int) -> Lwp | None:
+        """The thread `tid`. The first thread of a process has its number; others are looked for
+        in their processes."""
+        p = self.procs.get(tid)
+        if p is not None:
+            return p.p_lwps.get(tid)
+        for p in self.procs.values():
+            lp = p.p_lwps.get(tid)
+            if lp is not None:
+                return lp
+        return None
+
+    def vn_name(self, vp: Vnode) -> str:
+        """The absolute path of a file, as /proc shows it."""
+        return os.fsdecode(vn_fullpath(vp, self.vfs.rootvnode))
+
+    # ---- the ABI's part in signals ---------------------------------------------------------------
+
+    sendsig = staticmethod(sendsig)
+    siginfo_pack = staticmethod(siginfo_pack)
+
+    # ---- what the VM asks (VmHooks) --------------------------------------------------------------
+
+    def allproc(self) -> Iterable[VmProc]:
+        """Every process that has an address space."""
+        return [p for p in self.procs.values() if p.p_lwps]
+
+    def kill_for_memory(self, victim: VmProc) -> None:
+        """Kill `victim` because memory is exhausted, and say so."""
+        assert isinstance(victim, Proc)
+        victim.p_lowmemkill = True
+        self.console(f"out of memory: killed process {victim.p_pid} ({victim.p_comm})")
+        ksignal(victim, SIGKILL)
+        self.sched.wakeup(self.vm.pages)  # it may itself be waiting for memory
+
+    def console(self, message: str) -> None:
+        """A line from the kernel to whoever runs the machine."""
+        print(f"dfvm: {message}", file=sys.stderr, flush=True)
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """End every thread where it stands, write to the host what is to be written there, and
+        let go of what Python would not let go of by itself."""
+        self.sched.close()
+        self.vfs.sync()
+        self.vfs.fds.close()
+        self.vcpu.stop_clock()
+        self.vcpu.on_fault = None
+        self.vm.hooks = None
+
+    # ---- verification ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Verify the whole machine.
+
+        :raises Panic: with the first things that are wrong.
+        """
+        from dfvm.kern.kern_check import check_machine
+
+        self.check_due = False
+        check_machine(self)
+

@@ -1,0 +1,525 @@
+"""System calls that work on any open file: transfers, ioctl, and waiting with poll and select.
+
+Behaviour of Linux fs/read_write.c, fs/select.c and fs/ioctl.c; structure of DragonFly
+sys/kern/sys_generic.c.
+"""
+
+from __future__ import annotations
+
+from struct import iter_unpack, pack_into, unpack_from
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.abi.linux.args import s32, s64, u32
+from dfvm.kern.kern_descrip import FREAD, FWRITE, O_NONBLOCK, nofile
+from dfvm.kern.kern_errno import (
+    EAGAIN,
+    EBADF,
+    EFAULT,
+    EINTR,
+    EINVAL,
+    EOPNOTSUPP,
+    ERESTART,
+    EWOULDBLOCK,
+    err,
+)  # fmt: skip
+from dfvm.kern.kern_event import (
+    POLL_ALWAYS,
+    POLLERR,
+    POLLHUP,
+    POLLIN,
+    POLLNVAL,
+    POLLOUT,
+    POLLPRI,
+    POLLRDBAND,
+    POLLRDNORM,
+    POLLWRBAND,
+    POLLWRNORM,
+    Knote,
+)  # fmt: skip
+from dfvm.kern.kern_sig import (
+    ERESTART_RESTARTBLOCK,
+    ERESTARTNOHAND,
+    restore_user_sigmask,
+    set_user_sigmask,
+)  # fmt: skip
+from dfvm.lwkt.kern_synch import PCATCH
+from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
+
+if TYPE_CHECKING:
+    from dfvm.kern.kern_descrip import File
+    from dfvm.kern.proc import Lwp
+    from dfvm.lwkt.lwkt_thread import Scheduler
+
+IOV_MAX: Final = 1024
+MAX_RW_COUNT: Final = 0x7FFF_F000  # a transfer moves at most this much
+_USER_MAX: Final = 0x7FFF_FFFF_F000
+
+_RWF_HIPRI: Final = 1
+_RWF_DSYNC: Final = 2
+_RWF_SYNC: Final = 4
+_RWF_NOWAIT: Final = 8
+_RWF_APPEND: Final = 16
+_RWF_KNOWN: Final = _RWF_HIPRI | _RWF_DSYNC | _RWF_SYNC | _RWF_NOWAIT | _RWF_APPEND
+
+FIONBIO: Final = 0x5421
+FIONCLEX: Final = 0x5450
+FIOCLEX: Final = 0x5451
+
+_NS: Final = 1_000_000_000
+
+
+# -- transfers ----------------------------------------------------------------------------------
+
+
+def _range(buf: int, count: int) -> int:
+    """Check that a user range lies in user space, as Linux does before anything else, and limit
+    its length.
+
+    :raises OSError: EFAULT
+    """
+    if buf + count > _USER_MAX:
+        raise err(EFAULT)
+    return count if count < MAX_RW_COUNT else MAX_RW_COUNT
+
+
+def _file(lwp: Lwp, fd: int, mode: int) -> File:
+    """The open file `fd`, which allows `mode` (FREAD or FWRITE).
+
+    :raises OSError: EBADF
+    """
+    fp = lwp.lwp_proc.p_fd.fd_files.get(fd & 0xFFFFFFFF)
+    if fp is None or not fp.f_mode & mode:
+        raise err(EBADF)
+    return fp
+
+
+def sys_read(lwp: Lwp, fd: int, buf: int, count: int) -> int:
+    """read(2)"""
+    p = lwp.lwp_proc
+    fp = p.p_fd.fd_files.get(fd & 0xFFFFFFFF)
+    if fp is None or not fp.f_mode & FREAD:
+        raise err(EBADF)
+    count = _range(buf, count)
+    uio = Uio(p.p_vmspace, [(buf, count)], UIO_READ)
+    fp.fo_read(lwp, uio)
+    return count - uio.uio_resid
+
+
+def sys_write(lwp: Lwp, fd: int, buf: int, count: int) -> int:
+    """write(2)"""
+    p = lwp.lwp_proc
+    fp = p.p_fd.fd_files.get(fd & 0xFFFFFFFF)
+    if fp is None or not fp.f_mode & FWRITE:
+        raise err(EBADF)
+    count = _range(buf, count)
+    uio = Uio(p.p_vmspace, [(buf, count)], UIO_WRITE)
+    fp.fo_write(lwp, uio)
+    return count - uio.uio_resid
+
+
+def _pos(lwp: Lwp, fd: int, pos: int, mode: int) -> tuple[File, int]:
+    """File and offset of a pread or pwrite.
+
+    :raises OSError: EINVAL, EBADF; ESPIPE comes from the file
+    """
+    pos = s64(pos)
+    if pos < 0:
+        raise err(EINVAL)
+    return _file(lwp, fd, mode), pos
+
+
+def sys_pread64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
+    """pread(2)"""
+    fp, off = _pos(lwp, fd, pos, FREAD)
+    count = _range(buf, count)
+    uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_READ)
+    fp.fo_pread(lwp, uio, off)
+    return count - uio.uio_resid
+
+
+def sys_pwrite64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
+    """pwrite(2)"""
+    fp, off = _pos(lwp, fd, pos, FWRITE)
+    count = _range(buf, count)
+    uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_WRITE)
+    fp.fo_pwrite(lwp, uio, off)
+    return count - uio.uio_resid
+
+
+def user_iov(lwp: Lwp, vec: int, vlen: int) -> list[tuple[int, int]]:
+    """The user's iovec, checked: all of it in user space, no negative length, cut to what one
+    transfer may move.
+
+    :raises OSError: EINVAL, EFAULT
+    """
+    if vlen > IOV_MAX:
+        raise err(EINVAL)
+    raw = copyin(lwp.lwp_proc.p_vmspace, vec, 16 * vlen) if vlen else b""
+    words = unpack_from(f"<{2 * vlen}Q", raw)
+    if any(length >> 63 for length in words[1::2]):
+        raise err(EINVAL)
+    iov: list[tuple[int, int]] = []
+    left = MAX_RW_COUNT
+    for base, length in zip(words[::2], words[1::2], strict=True):
+        if base + length > _USER_MAX:
+            raise err(EFAULT)
+        length = min(length, left)
+        left -= length
+        iov.append((base, length))
+    return iov
+
+
+def sys_readv(lwp: Lwp, fd: int, vec: int, vlen: int) -> int:
+    """readv(2)"""
+    return _transferv(lwp, _file(lwp, fd, FREAD), vec, vlen, UIO_READ, None)
+
+
+def sys_writev(lwp: Lwp, fd: int, vec: int, vlen: int) -> int:
+    """writev(2)"""
+    return _transferv(lwp, _file(lwp, fd, FWRITE), vec, vlen, UIO_WRITE, None)
+
+
+def _transferv(lwp: Lwp, fp: File, vec: int, vlen: int, rw: int, off: int | None) -> int:
+    uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, vec, vlen), rw)
+    count = uio.uio_resid
+    if rw == UIO_READ:
+        if off is None:
+            fp.fo_read(lwp, uio)
+        else:
+            fp.fo_pread(lwp, uio, off)
+    elif off is None:
+        fp.fo_write(lwp, uio)
+    else:
+        fp.fo_pwrite(lwp, uio, off)
+    return count - uio.uio_resid
+
+
+def sys_preadv(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int) -> int:
+    """preadv(2); the high half of the offset is for 32-bit machines"""
+    fp, off = _pos(lwp, fd, pos, FREAD)
+    return _transferv(lwp, fp, vec, vlen, UIO_READ, off)
+
+
+def sys_pwritev(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int) -> int:
+    """pwritev(2)"""
+    fp, off = _pos(lwp, fd, pos, FWRITE)
+    return _transferv(lwp, fp, vec, vlen, UIO_WRITE, off)
+
+
+def sys_preadv2(
+    lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int, flags: int
+) -> int:
+    """preadv2(2)"""
+    return _transferv2(lwp, fd, vec, vlen, pos, flags, UIO_READ)
+
+
+def sys_pwritev2(
+    lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int, flags: int
+) -> int:
+    """pwritev2(2)"""
+    return _transferv2(lwp, fd, vec, vlen, pos, flags, UIO_WRITE)
+
+
+def _transferv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, flags: int, rw: int) -> int:
+    flags = u32(flags)
+    mode = FREAD if rw == UIO_READ else FWRITE
+    off: int | None = None
+    if s64(pos) == -1:
+        fp = _file(lwp, fd, mode)
+    else:
+        fp, off = _pos(lwp, fd, pos, mode)
+    if flags & ~_RWF_KNOWN or (flags & _RWF_APPEND and rw == UIO_READ):
+        raise err(EOPNOTSUPP)
+    if flags & _RWF_NOWAIT and not fp.fo_poll() & (POLLIN if rw == UIO_READ else POLLOUT):
+        raise err(EAGAIN)
+    vp = fp.f_vnode
+    if flags & _RWF_APPEND and vp is not None:
+        off = vp.v_filesize
+    moved = _transferv(lwp, fp, vec, vlen, rw, off)
+    if flags & (_RWF_DSYNC | _RWF_SYNC) and vp is not None and rw == UIO_WRITE:
+        vp.fsync()
+    return moved
+
+
+def sys_lseek(lwp: Lwp, fd: int, offset: int, whence: int) -> int:
+    """lseek(2)"""
+    return lwp.lwp_proc.p_fd.fget(fd).fo_seek(lwp, s64(offset), u32(whence))
+
+
+def sys_ioctl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
+    """ioctl(2)"""
+    p = lwp.lwp_proc
+    fp = p.p_fd.fget(fd)
+    cmd = u32(cmd)
+    if cmd == FIOCLEX:
+        p.p_fd.fd_cloexec.add(u32(fd))
+        return 0
+    if cmd == FIONCLEX:
+        p.p_fd.fd_cloexec.discard(u32(fd))
+        return 0
+    if cmd == FIONBIO:
+        on = copyin(p.p_vmspace, arg, 4) != bytes(4)
+        flag = fp.f_flag | O_NONBLOCK if on else fp.f_flag & ~O_NONBLOCK
+        fp.fo_setfl(flag)
+        fp.f_flag = flag
+        return 0
+    return fp.fo_ioctl(lwp, cmd, arg)
+
+
+# -- waiting for readiness ----------------------------------------------------------------------
+
+
+class PollKnote(Knote):
+    """One thread inside poll or select; its own wait channel."""
+
+    __slots__ = ("pk_sched",)
+
+    pk_sched: Scheduler
+
+    def __init__(self, sched: Scheduler) -> None:
+        self.pk_sched = sched
+
+    def kn_event(self, hint: int) -> None:
+        self.pk_sched.wakeup(self)
+
+
+def poll_scan(lwp: Lwp, wants: list[tuple[File, int]], deadline: int | None) -> list[int]:
+    """Wait until at least one of the (file, events) is ready, or `deadline` (monotonic ns; None:
+    never; not in the future: don't wait). Returns what is ready of each. May block.
+
+    While it waits each file is told to report changes: nobody looks at files, or at other
+    pollers, that have not changed.
+
+    :raises OSError: EINTR, ERESTART
+    """
+    ready = [fp.fo_poll() & want for fp, want in wants]
+    if any(ready) or (deadline is not None and deadline <= monotonic_ns()):
+        return ready
+    sched = lwp.lwp_proc.kernel.sched
+    kn = PollKnote(sched)
+    hostfds: list[tuple[int, int]] = []
+    infos = []
+    for fp, want in wants:
+        fp.fhold()
+        fd = fp.fo_hostfd()
+        if fd >= 0:
+            hostfds.append((fd, want & (POLLIN | POLLPRI | POLLOUT)))
+        info = fp.fo_kqinfo()
+        if info is not None:
+            info.attach(kn)
+            infos.append(info)
+    try:
+        while True:
+            timeout = 0
+            if deadline is not None:
+                timeout = deadline - monotonic_ns()
+                if timeout <= 0:
+                    return ready
+            if hostfds:
+                error = sched.waitfds(hostfds, kn, PCATCH, "poll", timeout)
+            else:
+                error = sched.tsleep_ns(kn, PCATCH, "poll", timeout)
+            if error not in (0, EWOULDBLOCK):
+                raise err(error)
+            ready = [fp.fo_poll() & want for fp, want in wants]
+            if error or any(ready):
+                return ready
+    finally:
+        for info in infos:
+            info.detach(kn)
+        for fp, _ in wants:
+            fp.fdrop()
+
+
+def _user_timeout(lwp: Lwp, uts: int) -> int | None:
+    """Deadline of a user's struct timespec, monotonic ns; None without one.
+
+    :raises OSError: EFAULT, EINVAL
+    """
+    if not uts:
+        return None
+    sec, nsec = unpack_from("<qq", copyin(lwp.lwp_proc.p_vmspace, uts, 16))
+    if sec < 0 or not 0 <= nsec < _NS:
+        raise err(EINVAL)
+    return monotonic_ns() + int(sec) * _NS + int(nsec)
+
+
+def _give_left(lwp: Lwp, utime: int, deadline: int | None, unit: int) -> None:
+    """Store the time that is left where the caller had its timeout (in seconds and `unit` ns).
+    Linux does, and forgives when it can't."""
+    if deadline is None:
+        return
+    sec, nsec = divmod(max(deadline - monotonic_ns(), 0), _NS)
+    try:
+        copyout(lwp.lwp_proc.p_vmspace, sec.to_bytes(8, "little")
+                + (nsec // unit).to_bytes(8, "little"), utime)  # fmt: skip
+    except OSError:
+        pass
+
+
+def _kern_poll(lwp: Lwp, ufds: int, nfds: int, deadline: int | None) -> int:
+    """The body of poll and ppoll.
+
+    :raises OSError: EINVAL, EFAULT, EINTR, ERESTART
+    """
+    p = lwp.lwp_proc
+    if nfds > nofile(p):
+        raise err(EINVAL)
+    pollfds = bytearray(copyin(p.p_vmspace, ufds, 8 * nfds)) if nfds else bytearray()
+    files = p.p_fd.fd_files
+    revents = [0] * nfds
+    wants: list[tuple[File, int]] = []
+    where: list[int] = []
+    bad = 0
+    for i, (fd, events, _) in enumerate(iter_unpack("<ihh", pollfds)):
+        fp = files.get(fd)
+        if fp is not None and fp.f_mode & (FREAD | FWRITE):
+            wants.append((fp, events & 0xFFFF | POLL_ALWAYS))
+            where.append(i)
+        elif fd >= 0:
+            revents[i] = POLLNVAL
+            bad += 1
+    ready = poll_scan(lwp, wants, 0 if bad else deadline)
+    for i, got in zip(where, ready, strict=True):
+        revents[i] = got
+    count = 0
+    for i, got in enumerate(revents):
+        pack_into("<H", pollfds, 8 * i + 6, got)
+        if got:
+            count += 1
+    if nfds:
+        copyout(p.p_vmspace, pollfds, ufds)
+    return count
+
+
+def sys_poll(lwp: Lwp, ufds: int, nfds: int, timeout_ms: int) -> int:
+    """poll(2)"""
+    nfds, timeout_ms = u32(nfds), s32(timeout_ms)
+    deadline = None if timeout_ms < 0 else monotonic_ns() + timeout_ms * 1_000_000
+    return _poll_until(lwp, ufds, nfds, deadline)
+
+
+def _poll_until(lwp: Lwp, ufds: int, nfds: int, deadline: int | None) -> int:
+    # A signal without a handler (the process was stopped and continued) does not end a poll: it
+    # is taken up again for the time that is left.
+    try:
+        return _kern_poll(lwp, ufds, nfds, deadline)
+    except OSError as exc:
+        if exc.errno not in (EINTR, ERESTART):
+            raise
+        lwp.lwp_restart_block = lambda lwp: _poll_until(lwp, ufds, nfds, deadline)
+        raise err(ERESTART_RESTARTBLOCK) from None
+
+
+def sys_ppoll(lwp: Lwp, ufds: int, nfds: int, uts: int, sigmask: int, sigsetsize: int) -> int:
+    """ppoll(2)"""
+    deadline = _user_timeout(lwp, uts)
+    interrupted = False
+    if sigmask:
+        set_user_sigmask(lwp, sigmask, sigsetsize)
+    try:
+        return _kern_poll(lwp, ufds, u32(nfds), deadline)
+    except OSError as exc:
+        if exc.errno not in (EINTR, ERESTART):
+            raise
+        interrupted = True
+        raise err(ERESTARTNOHAND) from None
+    finally:
+        restore_user_sigmask(lwp, interrupted)
+        _give_left(lwp, uts, deadline, 1)
+
+
+_SEL_IN: Final = POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR
+_SEL_OUT: Final = POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR
+_SEL_EX: Final = POLLPRI
+
+
+def _kern_select(
+    lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, deadline: int | None
+) -> int:
+    """The body of select and pselect6.
+
+    :raises OSError: EINVAL, EBADF, EFAULT, EINTR, ERESTART
+    """
+    if nfds < 0:
+        raise err(EINVAL)
+    p = lwp.lwp_proc
+    space = p.p_vmspace
+    files = p.p_fd.fd_files
+    nfds = min(nfds, p.p_fd.fd_size)
+    size = (nfds + 63) // 64 * 8
+    mask = (1 << nfds) - 1
+    sets = (uin, uout, uex)
+    asked = [int.from_bytes(copyin(space, at, size), "little") & mask if at and size else 0
+             for at in sets]  # fmt: skip
+    wants: list[tuple[File, int]] = []
+    fds: list[int] = []
+    union = asked[0] | asked[1] | asked[2]
+    while union:
+        bit = union & -union
+        union ^= bit
+        fd = bit.bit_length() - 1
+        fp = files.get(fd)
+        if fp is None or not fp.f_mode & (FREAD | FWRITE):
+            raise err(EBADF)
+        want = 0
+        for bits, events in zip(asked, (_SEL_IN, _SEL_OUT, _SEL_EX), strict=True):
+            if bits & bit:
+                want |= events
+        wants.append((fp, want))
+        fds.append(fd)
+    ready = poll_scan(lwp, wants, deadline)
+    found = [0, 0, 0]
+    count = 0
+    for fd, got in zip(fds, ready, strict=True):
+        bit = 1 << fd
+        for i, events in enumerate((_SEL_IN, _SEL_OUT, _SEL_EX)):
+            if got & events and asked[i] & bit:
+                found[i] |= bit
+                count += 1
+    for at, bits in zip(sets, found, strict=True):
+        if at and size:
+            copyout(space, bits.to_bytes(size, "little"), at)
+    return count
+
+
+def sys_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, utv: int) -> int:
+    """select(2)"""
+    deadline = None
+    if utv:
+        sec, usec = unpack_from("<qq", copyin(lwp.lwp_proc.p_vmspace, utv, 16))
+        if sec < 0 or usec < 0:
+            raise err(EINVAL)
+        deadline = monotonic_ns() + int(sec) * _NS + int(usec) * 1000
+    try:
+        return _kern_select(lwp, s32(nfds), uin, uout, uex, deadline)
+    except OSError as exc:
+        if exc.errno not in (EINTR, ERESTART):
+            raise
+        raise err(ERESTARTNOHAND) from None
+    finally:
+        _give_left(lwp, utv, deadline, 1000)
+
+
+def sys_pselect6(
+    lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, uts: int, usig: int
+) -> int:
+    """pselect(2); the sixth argument points at the mask's address and size"""
+    sigmask = sigsetsize = 0
+    if usig:
+        sigmask, sigsetsize = unpack_from("<QQ", copyin(lwp.lwp_proc.p_vmspace, usig, 16))
+    deadline = _user_timeout(lwp, uts)
+    interrupted = False
+    if sigmask:
+        set_user_sigmask(lwp, sigmask, sigsetsize)
+    try:
+        return _kern_select(lwp, s32(nfds), uin, uout, uex, deadline)
+    except OSError as exc:
+        if exc.errno not in (EINTR, ERESTART):
+            raise
+        interrupted = True
+        raise err(ERESTARTNOHAND) from None
+    finally:
+        restore_user_sigmask(lwp, interrupted)
+        _give_left(lwp, uts, deadline, 1)

@@ -1,0 +1,800 @@
+"""The system calls on memory: mmap, munmap, mprotect, brk, msync, mincore, and the mlock family.
+mremap and madvise, whose Linux meaning has no counterpart in the maps, are in abi/linux.
+
+What Linux calls a VMA may be several entries here: memory is cut where forks, partitions and old
+objects make it so, and no program may notice. Where it matters (mremap, PROT_GROWSDOWN), `vma_end`
+says how far entries belong together.
+
+Arguments, errors and their order are those of Linux mm/{mmap,mprotect,msync,mincore,mlock}.c.
+
+Source: DragonFly sys/vm/vm_mmap.c for what is done to the maps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.kern_descrip import FREAD, FWRITE
+from dfvm.kern.kern_errno import (
+    EACCES,
+    EAGAIN,
+    EBUSY,
+    EEXIST,
+    EFAULT,
+    EINVAL,
+    ENODEV,
+    ENOMEM,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+    err,
+)
+from dfvm.kern.vfs.mount import ST_NOEXEC
+from dfvm.kern.vfs.vnode import MMAP_ANON
+from dfvm.machine.pte import PG_RW, PG_V
+from dfvm.vm.copyio import copyout
+from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
+from dfvm.vm.pmap import pmap_pte
+from dfvm.vm.vm import (
+    KERN_SUCCESS,
+    VM_INHERIT_SHARE,
+    VM_PROT_ALL,
+    VM_PROT_EXECUTE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+    VM_SUBSYS_MMAP,
+    VM_SUBSYS_SHMEM,
+)
+from dfvm.vm.vm_fault import VM_FAULT_BURST, VM_FAULT_DIRTY, vm_fault, vm_fault_quick
+from dfvm.vm.vm_map import (
+    MAP_COPY_ON_WRITE,
+    MAP_ENTRY_BEHAV_MASK,
+    MAP_ENTRY_COW,
+    MAP_ENTRY_NOCOREDUMP,
+    MAP_ENTRY_STACK,
+    MAP_ENTRY_USER_WIRED,
+    MAP_IS_STACK,
+    MAP_PREFAULT_PARTIAL,
+    MAP_WIREFUTURE,
+    VM_MAPTYPE_NORMAL,
+    vm_map_clean,
+    vm_map_find,
+    vm_map_findspace,
+    vm_map_first_entry,
+    vm_map_inherit,
+    vm_map_lock,
+    vm_map_lookup_entry,
+    vm_map_protect,
+    vm_map_remove,
+    vm_map_unlock,
+    vm_map_user_wiring,
+)
+from dfvm.vm.vm_object import (
+    OBJT_DEFAULT,
+    OBJT_SWAP,
+    OBJT_VNODE,
+    vm_object_allocate,
+    vm_object_deallocate,
+)
+from dfvm.vm.vm_param import (
+    NBPDR,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    VM_MAX_USER_ADDRESS,
+    VM_MIN_USER_ADDRESS,
+    round_page,
+    trunc_page,
+)
+from dfvm.vm.vm_proc import (
+    RLIM_INFINITY,
+    RLIMIT_DATA,
+    RLIMIT_MEMLOCK,
+    RLIMIT_STACK,
+    RLIMIT_VMEM,
+)
+from dfvm.vm.vm_unix import vm_brk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dfvm.kern.kern_descrip import File
+    from dfvm.kern.proc import Lwp, Proc
+    from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_object import VmObject
+
+PROT_READ: Final = 0x1
+PROT_WRITE: Final = 0x2
+PROT_EXEC: Final = 0x4
+PROT_SEM: Final = 0x8
+PROT_GROWSDOWN: Final = 0x0100_0000
+PROT_GROWSUP: Final = 0x0200_0000
+
+MAP_SHARED: Final = 0x01
+MAP_PRIVATE: Final = 0x02
+MAP_SHARED_VALIDATE: Final = 0x03
+MAP_TYPE: Final = 0x0F
+MAP_FIXED: Final = 0x10
+MAP_ANONYMOUS: Final = 0x20
+MAP_32BIT: Final = 0x40
+MAP_GROWSDOWN: Final = 0x0100
+MAP_DENYWRITE: Final = 0x0800
+MAP_EXECUTABLE: Final = 0x1000
+MAP_LOCKED: Final = 0x2000
+MAP_NORESERVE: Final = 0x4000
+MAP_POPULATE: Final = 0x8000
+MAP_NONBLOCK: Final = 0x1_0000
+MAP_STACK: Final = 0x2_0000
+MAP_HUGETLB: Final = 0x4_0000
+MAP_FIXED_NOREPLACE: Final = 0x10_0000
+
+# What MAP_SHARED_VALIDATE lets pass (LEGACY_MAP_MASK), the huge page sizes included.
+_KNOWN_FLAGS: Final = (
+    MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE
+    | MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK
+    | MAP_HUGETLB | MAP_32BIT | 0x400_0000 | 0x3F << 26
+)  # fmt: skip
+
+MS_ASYNC: Final = 1
+MS_INVALIDATE: Final = 2
+MS_SYNC: Final = 4
+
+MLOCK_ONFAULT: Final = 1
+MCL_CURRENT: Final = 1
+MCL_FUTURE: Final = 2
+MCL_ONFAULT: Final = 4
+
+TASK_SIZE: Final = VM_MAX_USER_ADDRESS
+MMAP_MIN_ADDR: Final = 0x1_0000  # nobody but root maps below it
+STACK_GUARD: Final = 256 * PAGE_SIZE  # a stack that grows keeps this far from what is below it
+READ_IMPLIES_EXEC: Final = 0x0040_0000  # personality
+
+# Where room is looked for, one after the other: in the same gigabyte as the stack (its page
+# directory is there already), in the same half terabyte, and wherever there is some.
+_PLACES: Final = (0x7FFF_C000_0000, 0x7F80_0000_0000, MMAP_MIN_ADDR)
+_PLACE_32BIT: Final = (0x4000_0000, 0x8000_0000)
+
+
+# ---- what a Linux VMA is -------------------------------------------------------------------------
+
+
+def chain_end(entry: VmMapEntry) -> VmMapBacking:
+    """The deepest element of an entry's chain: the file, if it maps one."""
+    ba = entry.ba
+    while ba.backing_ba is not None:
+        ba = ba.backing_ba
+    return ba
+
+
+def is_shared(entry: VmMapEntry) -> bool:
+    """Whether it was made with MAP_SHARED, whatever MADV_DONTFORK has done to it since."""
+    if entry.inheritance == VM_INHERIT_SHARE or entry.id == VM_SUBSYS_SHMEM:
+        return True
+    obj = entry.ba.object
+    return obj is not None and obj.type > OBJT_SWAP and not entry.eflags & MAP_ENTRY_COW
+
+
+def is_anonymous(entry: VmMapEntry) -> bool:
+    """Whether it is private memory with no file behind it."""
+    obj = chain_end(entry).object
+    return (obj is None or obj.type <= OBJT_SWAP) and not is_shared(entry)
+
+
+_VMA_FLAGS: Final = (
+    MAP_ENTRY_STACK | MAP_ENTRY_USER_WIRED | MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP
+)
+
+
+def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
+    """Whether two entries, `upper` the next one, are one VMA."""
+    if (
+        lower.ba.end != upper.ba.start
+        or lower.protection != upper.protection
+        or lower.max_protection != upper.max_protection
+        or lower.inheritance != upper.inheritance
+        or (lower.eflags ^ upper.eflags) & _VMA_FLAGS
+    ):
+        return False
+    a, b = chain_end(lower), chain_end(upper)
+    if is_anonymous(lower):
+        return is_anonymous(upper)
+    return (
+        a.object is b.object
+        and a.offset + a.end - a.start == b.offset
+        and is_shared(lower) == is_shared(upper)
+    )
+
+
+def vma_end(entry: VmMapEntry, limit: int) -> int:
+    """Where the VMA of `entry` ends; looks no further than `limit`. The map is locked."""
+    while entry.ba.end < limit:
+        behind = entry.next
+        if behind is None or not same_vma(entry, behind):
+            break
+        entry = behind
+    return entry.ba.end
+
+
+def entries(map: VmMap, start: int, end: int) -> Iterator[tuple[VmMapEntry, int, int]]:
+    """(entry, first, last) for every entry in [start, end) with its part of it. Looks up again
+    after each, so that the caller may change the map."""
+    while start < end:
+        entry = vm_map_first_entry(map, start)
+        if entry is None or entry.ba.start >= end:
+            return
+        last = min(entry.ba.end, end)
+        yield entry, max(entry.ba.start, start), last
+        start = last
+
+
+def mapped_prefix(map: VmMap, start: int, end: int) -> int:
+    """How far [start, end) is mapped without a hole."""
+    found, entry = vm_map_lookup_entry(map, start)
+    if not found:
+        return start
+    while entry is not None and entry.ba.start <= start < end:
+        start = entry.ba.end
+        entry = entry.next
+    return min(start, end)
+
+
+# ---- limits --------------------------------------------------------------------------------------
+
+
+def data_size(map: VmMap) -> int:
+    """Bytes of private writable memory, stacks aside: what RLIMIT_DATA limits."""
+    return sum(
+        entry.ba.end - entry.ba.start
+        for entry in map
+        if entry.protection & VM_PROT_WRITE
+        and not entry.eflags & MAP_ENTRY_STACK
+        and not is_shared(entry)
+    )
+
+
+def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
+    """Bytes of [start, end) that are locked."""
+    return sum(
+        last - first
+        for entry, first, last in entries(map, start, end)
+        if entry.eflags & MAP_ENTRY_USER_WIRED
+    )
+
+
+def check_expand(p: Proc, size: int, private_write: bool, reserve: bool) -> None:
+    """Whether `size` more bytes may be mapped.
+
+    :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or for more private memory than
+        there could ever be (Linux's heuristic overcommit).
+    """
+    map = p.p_vmspace.vm_map
+    if map.size + size > p.p_rlimit(RLIMIT_VMEM):
+        raise err(ENOMEM)
+    if private_write:
+        limit = p.p_rlimit(RLIMIT_DATA)
+        if limit != RLIM_INFINITY and data_size(map) + size > limit:
+            raise err(ENOMEM)
+        if reserve and size > map.vm.ram.size:
+            raise err(ENOMEM)
+
+
+def may_lock(p: Proc) -> bool:
+    """Whether `p` may lock any memory at all."""
+    return p.p_ucred.cr_uid == 0 or p.p_rlimit(RLIMIT_MEMLOCK) != 0
+
+
+def lock_room(p: Proc) -> int:
+    """How many more bytes `p` may lock."""
+    limit = p.p_rlimit(RLIMIT_MEMLOCK)
+    if p.p_ucred.cr_uid == 0 or limit == RLIM_INFINITY:
+        return TASK_SIZE
+    return trunc_page(limit) - locked_size(p.p_vmspace.vm_map)
+
+
+def vm_prot(p: Proc, prot: int) -> int:
+    """PROT_* as VM_PROT_*. The MMU can't withhold reading from what may be written or executed."""
+    bits = prot & VM_PROT_ALL
+    if bits & (VM_PROT_WRITE | VM_PROT_EXECUTE):
+        bits |= VM_PROT_READ
+    if prot & PROT_READ and p.p_personality & READ_IMPLIES_EXEC:
+        bits |= VM_PROT_EXECUTE
+    return bits
+
+
+# ---- mmap ----------------------------------------------------------------------------------------
+
+
+def find_room(map: VmMap, hint: int, size: int, flags: int = 0) -> int:
+    """A place for `size` bytes: at `hint` if that is free, else somewhere.
+
+    :raises OSError: ENOMEM without room.
+    """
+    if hint and hint + size <= TASK_SIZE:
+        behind = vm_map_first_entry(map, hint)
+        if behind is None or behind.ba.start - behind.avail_ssize >= hint + size:
+            return hint
+    if flags & MAP_32BIT:
+        low, high = _PLACE_32BIT
+        place = vm_map_findspace(map, low, size, PAGE_SIZE)
+        if place is None or place + size > high:
+            raise err(ENOMEM)
+        return place
+    # Large mappings share no page table with others, and go away with whole tables.
+    align = NBPDR if size % NBPDR == 0 or size > 16 * NBPDR else PAGE_SIZE
+    for low in _PLACES:
+        place = vm_map_findspace(map, low, size, align)
+        if place is not None:
+            return place
+    raise err(ENOMEM)
+
+
+def check_place(p: Proc, addr: int, size: int) -> None:
+    """Whether [addr, addr + size) may be mapped with MAP_FIXED.
+
+    :raises OSError: EINVAL not aligned, ENOMEM outside of user memory, EPERM too low.
+    """
+    if size > TASK_SIZE or addr > TASK_SIZE - size:
+        raise err(ENOMEM)
+    if addr & PAGE_MASK:
+        raise err(EINVAL)
+    if addr < VM_MIN_USER_ADDRESS or (addr < MMAP_MIN_ADDR and p.p_ucred.cr_uid != 0):
+        raise err(EPERM)
+
+
+def _file_rights(fp: File, prot: int, flags: int) -> tuple[int, bool, bool]:
+    """What a mapping of `fp` may be raised to, whether it is shared, and whether it is anonymous
+    memory after all (/dev/zero).
+
+    :raises OSError: EACCES, EPERM, EINVAL, ENODEV, EOPNOTSUPP.
+    """
+    kind = flags & MAP_TYPE
+    maximum = VM_PROT_ALL
+    if kind == MAP_SHARED_VALIDATE and flags & ~(_KNOWN_FLAGS | MAP_FIXED_NOREPLACE):
+        raise err(EOPNOTSUPP)
+    shared = kind in (MAP_SHARED, MAP_SHARED_VALIDATE)
+    if not shared and kind != MAP_PRIVATE:
+        raise err(EINVAL)
+    if shared and not fp.f_mode & FWRITE:
+        if prot & PROT_WRITE:
+            raise err(EACCES)
+        maximum &= ~VM_PROT_WRITE
+    if not fp.f_mode & FREAD:
+        raise err(EACCES)
+    vp = fp.f_vnode
+    if vp is None:
+        raise err(ENODEV)
+    if vp.v_mount.mnt_flags & ST_NOEXEC:
+        if prot & PROT_EXEC:
+            raise err(EPERM)
+        maximum &= ~VM_PROT_EXECUTE
+    how = vp.mmap()
+    if flags & MAP_GROWSDOWN:
+        raise err(EINVAL)
+    return maximum, shared, how == MMAP_ANON
+
+
+def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
+    """Map a file or new memory."""
+    if offset & PAGE_MASK:
+        raise err(EINVAL)
+    p = lp.lwp_proc
+    flags = u32(flags)
+    fp: File | None = None
+    if not flags & MAP_ANONYMOUS:
+        fp = p.p_fd.fget(s32(fd))
+        if flags & MAP_HUGETLB:
+            raise err(EINVAL)
+    elif flags & MAP_HUGETLB:
+        raise err(ENOMEM)  # there is no pool of huge pages
+    if not length:
+        raise err(EINVAL)
+    if flags & MAP_FIXED_NOREPLACE:
+        flags |= MAP_FIXED
+    size = round_page(length)
+    if size > (1 << 64) - 1:
+        raise err(ENOMEM)
+    if offset + size > 1 << 64:
+        raise err(EOVERFLOW)
+    map = p.p_vmspace.vm_map
+    if map.nentries >= map.vm.sysctl.max_proc_mmap:
+        raise err(ENOMEM)
+    if size > TASK_SIZE:
+        raise err(ENOMEM)
+    if flags & MAP_FIXED:
+        check_place(p, addr, size)
+        if flags & MAP_FIXED_NOREPLACE:
+            for _ in entries(map, addr, addr + size):
+                raise err(EEXIST)
+    else:
+        addr = round_page(addr)
+        if addr and addr < MMAP_MIN_ADDR:
+            addr = MMAP_MIN_ADDR
+    locked = bool(flags & MAP_LOCKED)
+    if locked and not may_lock(p):
+        raise err(EPERM)
+    if (locked or map.flags & MAP_WIREFUTURE) and size > lock_room(p):
+        raise err(EAGAIN)
+
+    if fp is not None:
+        maximum, shared, anonymous = _file_rights(fp, prot, flags)
+    else:
+        kind = flags & MAP_TYPE
+        shared = kind == MAP_SHARED
+        if not shared and kind != MAP_PRIVATE:
+            raise err(EINVAL)
+        if shared and flags & MAP_GROWSDOWN:
+            raise err(EINVAL)
+        maximum, anonymous = VM_PROT_ALL, True
+    bits = vm_prot(p, prot)
+    if bits & ~maximum:  # execution that only the personality asks for
+        bits &= maximum
+    overlap = 0
+    if flags & MAP_FIXED:
+        overlap = sum(last - first for _, first, last in entries(map, addr, addr + size))
+    check_expand(
+        p,
+        size - overlap,
+        bool(bits & VM_PROT_WRITE) and not shared,
+        not flags & MAP_NORESERVE,
+    )
+    if flags & MAP_GROWSDOWN:
+        addr = _map_stack(p, addr, size, bits, flags)
+    else:
+        addr = _map(p, addr, size, bits, maximum, flags, shared, None if anonymous else fp, offset)
+    _mapped(map, addr, size, locked, bits, shared, flags)
+    return addr
+
+
+def _map(
+    p: Proc,
+    addr: int,
+    size: int,
+    prot: int,
+    maximum: int,
+    flags: int,
+    shared: bool,
+    fp: File | None,
+    offset: int,
+) -> int:
+    """Put the mapping into the map; returns where."""
+    map = p.p_vmspace.vm_map
+    vm = map.vm
+    obj: VmObject | None = None
+    cow = 0
+    subsys = VM_SUBSYS_MMAP
+    if fp is not None:
+        vp = fp.f_vnode
+        assert vp is not None  # _file_rights
+        obj = vnode_pager_alloc(vm, vp, vp.v_filesize)
+        cow = MAP_PREFAULT_PARTIAL if shared else MAP_PREFAULT_PARTIAL | MAP_COPY_ON_WRITE
+    elif shared:
+        # What is shared must have its object before anybody can share it; and it must never
+        # become one entry with memory that is not.
+        obj = vm_object_allocate(vm, OBJT_DEFAULT, size >> PAGE_SHIFT)
+        offset = 0
+        subsys = VM_SUBSYS_SHMEM
+    else:
+        offset = 0
+    try:
+        if flags & MAP_FIXED:
+            vm_map_remove(map, addr, addr + size)
+        else:
+            addr = find_room(map, addr, size, flags)
+        rv, addr = vm_map_find(
+            map, obj, offset, addr, size, PAGE_SIZE, False,
+            VM_MAPTYPE_NORMAL, subsys, prot, maximum, cow,
+        )  # fmt: skip
+        if rv != KERN_SUCCESS:
+            raise err(ENOMEM)
+    except OSError:
+        vm_object_deallocate(obj)
+        raise
+    if shared:
+        vm_map_inherit(map, addr, addr + size, VM_INHERIT_SHARE)
+    return addr
+
+
+def _map_stack(p: Proc, addr: int, size: int, prot: int, flags: int) -> int:
+    """MAP_GROWSDOWN: memory that grows below itself, up to the size of a stack."""
+    map = p.p_vmspace.vm_map
+    room = max(min(p.p_rlimit(RLIMIT_STACK), TASK_SIZE) - size, 0) & ~PAGE_MASK
+    if flags & MAP_FIXED:
+        vm_map_remove(map, addr, addr + size)
+    else:
+        behind = vm_map_first_entry(map, addr)
+        if not addr or (behind is not None and behind.ba.start - behind.avail_ssize < addr + size):
+            addr = find_room(map, 0, size + room + STACK_GUARD) + room + STACK_GUARD
+    rv, addr = vm_map_find(
+        map, None, 0, addr, size, PAGE_SIZE, False,
+        VM_MAPTYPE_NORMAL, VM_SUBSYS_MMAP, prot, VM_PROT_ALL, MAP_IS_STACK,
+    )  # fmt: skip
+    if rv != KERN_SUCCESS:
+        raise err(ENOMEM)
+    vm_map_lock(map)
+    found, entry = vm_map_lookup_entry(map, addr)
+    if found and entry is not None and entry.ba.start == addr and entry.ba.object is None:
+        below = map.min_addr if entry.prev is None else entry.prev.ba.end + STACK_GUARD
+        entry.avail_ssize = max(min(room, addr - below), 0)
+    vm_map_unlock(map)
+    return addr
+
+
+def _mapped(
+    map: VmMap, addr: int, size: int, locked: bool, prot: int, shared: bool, flags: int
+) -> None:
+    """What follows a successful mapping: MAP_LOCKED, mlockall(MCL_FUTURE), MAP_POPULATE. That
+    pages can't be had is not an error here."""
+    if locked or map.flags & MAP_WIREFUTURE:
+        if prot:
+            vm_map_user_wiring(map, addr, addr + size, False)
+    elif flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE and prot:
+        write = prot & VM_PROT_WRITE and not shared
+        populate(map, addr, addr + size, VM_PROT_WRITE if write else VM_PROT_READ)
+
+
+def populate(map: VmMap, start: int, end: int, prot: int) -> int:
+    """Fault every page of [start, end) in for an access of kind `prot`. Stops at the first that
+    can't be had and returns what vm_fault said of it."""
+    want = PG_V | PG_RW if prot & VM_PROT_WRITE else PG_V
+    flags = VM_FAULT_BURST | VM_FAULT_DIRTY if prot & VM_PROT_WRITE else VM_FAULT_BURST
+    for va in range(start, end, PAGE_SIZE):
+        if pmap_pte(map.pmap, va) & want != want and not vm_fault_quick(map, va, prot, False):
+            rv = vm_fault(map, va, prot, flags)
+            if rv != KERN_SUCCESS:
+                return rv
+    return KERN_SUCCESS
+
+
+def sys_munmap(lp: Lwp, addr: int, length: int) -> int:
+    """Remove what is mapped in a range."""
+    if addr & PAGE_MASK or addr > TASK_SIZE or length > TASK_SIZE - addr or not length:
+        raise err(EINVAL)
+    vm_map_remove(lp.lwp_proc.p_vmspace.vm_map, addr, addr + round_page(length))
+    return 0
+
+
+# ---- protection ----------------------------------------------------------------------------------
+
+
+def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
+    """Change what a range may be used for. What lies before a hole, or before something that may
+    not be changed so, is changed."""
+    grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
+    prot &= ~(PROT_GROWSDOWN | PROT_GROWSUP)
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP or start & PAGE_MASK:
+        raise err(EINVAL)
+    if not length:
+        return 0
+    end = start + round_page(length)
+    if end >= 1 << 64:
+        raise err(ENOMEM)
+    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
+        raise err(EINVAL)
+    p = lp.lwp_proc
+    map = p.p_vmspace.vm_map
+    bits = vm_prot(p, prot)
+    found, entry = vm_map_lookup_entry(map, start)
+    if grows & PROT_GROWSUP:
+        raise err(EINVAL)  # no memory here grows upwards
+    if grows:
+        entry = vm_map_first_entry(map, start)
+        if entry is None or entry.ba.start >= end:
+            raise err(ENOMEM)
+        if not entry.eflags & MAP_ENTRY_STACK:
+            raise err(EINVAL)
+        start = entry.ba.start
+    elif not found:
+        raise err(ENOMEM)
+    while start < end:
+        found, entry = vm_map_lookup_entry(map, start)
+        if not found or entry is None:
+            raise err(ENOMEM)
+        last = min(entry.ba.end, end)
+        if bits & ~entry.max_protection:
+            raise err(EACCES)
+        if bits & VM_PROT_WRITE & ~entry.protection and not is_shared(entry):
+            limit = p.p_rlimit(RLIMIT_DATA)
+            if limit != RLIM_INFINITY and data_size(map) + last - start > limit:
+                raise err(ENOMEM)
+        if bits != entry.protection and vm_map_protect(map, start, last, bits, False):
+            raise err(EACCES)
+        start = last
+    return 0
+
+
+# ---- brk -----------------------------------------------------------------------------------------
+
+
+def sys_brk(lp: Lwp, addr: int) -> int:
+    """Move the end of the data segment; returns where it is now, moved or not."""
+    p = lp.lwp_proc
+    space = p.p_vmspace
+    map = space.vm_map
+    base = space.vm_daddr
+    now = base + space.vm_dsize
+    if addr < base or addr > TASK_SIZE:
+        return now
+    more = round_page(addr) - round_page(now)
+    if more > 0:
+        if more > map.vm.ram.size:
+            return now
+        if map.flags & MAP_WIREFUTURE and more > lock_room(p):
+            return now
+    return addr if vm_brk(space, addr) == KERN_SUCCESS else now
+
+
+# ---- msync and mincore ---------------------------------------------------------------------------
+
+
+def sys_msync(lp: Lwp, start: int, length: int, flags: int) -> int:
+    """Write shared file mappings back. Holes make it ENOMEM, but what is mapped is written."""
+    flags = s32(flags)
+    if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or start & PAGE_MASK:
+        raise err(EINVAL)
+    if flags & MS_ASYNC and flags & MS_SYNC:
+        raise err(EINVAL)
+    end = start + round_page(length)
+    if end > 1 << 64:
+        raise err(ENOMEM)
+    map = lp.lwp_proc.p_vmspace.vm_map
+    at = start
+    holes = False
+    for entry, first, last in entries(map, start, end):
+        holes |= first > at
+        at = last
+        if flags & MS_INVALIDATE and entry.eflags & MAP_ENTRY_USER_WIRED:
+            raise err(EBUSY)
+        obj = entry.ba.object
+        if flags & MS_SYNC and is_shared(entry) and obj is not None and obj.type == OBJT_VNODE:
+            vm_map_clean(map, first, last, True, False)
+    if holes or at < end:
+        raise err(ENOMEM)
+    return 0
+
+
+def sys_mincore(lp: Lwp, start: int, length: int, vec: int) -> int:
+    """A byte for each page of a range: 1 if it is resident."""
+    if start & PAGE_MASK:
+        raise err(EINVAL)
+    if start + length > TASK_SIZE:
+        raise err(ENOMEM)
+    pages = round_page(length) >> PAGE_SHIFT
+    if vec + pages > TASK_SIZE:
+        raise err(EFAULT)
+    space = lp.lwp_proc.p_vmspace
+    map = space.vm_map
+    end = start + (pages << PAGE_SHIFT)
+    while start < end:
+        found, entry = vm_map_lookup_entry(map, start)
+        if not found or entry is None:
+            raise err(ENOMEM)
+        # As much as the kernel looks at before it copies out: one page of answers.
+        last = min(entry.ba.end, end, start + (PAGE_SIZE << PAGE_SHIFT))
+        answer = bytes(_resident(entry, va) for va in range(start, last, PAGE_SIZE))
+        copyout(space, answer, vec)
+        vec += len(answer)
+        start = last
+    return 0
+
+
+def _resident(entry: VmMapEntry, va: int) -> bool:
+    """Whether the page that an access at `va` would see is in memory."""
+    ba: VmMapBacking | None = entry.ba
+    while ba is not None and ba.object is not None:
+        m = ba.object.rb_memq.get(va - ba.start + ba.offset >> PAGE_SHIFT)
+        if m is not None:
+            return m.valid != 0
+        ba = ba.backing_ba
+    return False
+
+
+# ---- locking -------------------------------------------------------------------------------------
+
+
+def _mlock(lp: Lwp, start: int, length: int) -> int:
+    p = lp.lwp_proc
+    if not may_lock(p):
+        raise err(EPERM)
+    map = p.p_vmspace.vm_map
+    size = round_page(length + (start & PAGE_MASK))
+    start = trunc_page(start)
+    end = start + size
+    if end > 1 << 64:
+        raise err(EINVAL)
+    end = min(end, TASK_SIZE + PAGE_SIZE)
+    room = lock_room(p)
+    if size > room and size - locked_size(map, start, end) > room:
+        raise err(ENOMEM)
+    stop = mapped_prefix(map, start, end)
+    if stop > start and vm_map_user_wiring(map, start, stop, False) != KERN_SUCCESS:
+        raise err(ENOMEM)
+    if stop < end:
+        raise err(ENOMEM)
+    return 0
+
+
+def sys_mlock(lp: Lwp, start: int, length: int) -> int:
+    """Keep a range in memory. What lies before a hole stays locked."""
+    return _mlock(lp, start, length)
+
+
+def sys_mlock2(lp: Lwp, start: int, length: int, flags: int) -> int:
+    """mlock with flags. MLOCK_ONFAULT asks for less than is done: its pages are locked from the
+    start, since memory that is wired here is there."""
+    if s32(flags) & ~MLOCK_ONFAULT:
+        raise err(EINVAL)
+    return _mlock(lp, start, length)
+
+
+def _munlock(map: VmMap, start: int, end: int) -> None:
+    for entry, first, last in entries(map, start, end):
+        if entry.eflags & MAP_ENTRY_USER_WIRED:
+            vm_map_user_wiring(map, first, last, True)
+
+
+def sys_munlock(lp: Lwp, start: int, length: int) -> int:
+    """Undo mlock, where there was one."""
+    map = lp.lwp_proc.p_vmspace.vm_map
+    size = round_page(length + (start & PAGE_MASK))
+    start = trunc_page(start)
+    end = start + size
+    if end > 1 << 64:
+        raise err(EINVAL)
+    stop = mapped_prefix(map, start, min(end, TASK_SIZE + PAGE_SIZE))
+    _munlock(map, start, stop)
+    if stop < end:
+        raise err(ENOMEM)
+    return 0
+
+
+def sys_mlockall(lp: Lwp, flags: int) -> int:
+    """Lock everything that is mapped, that will be mapped, or both."""
+    flags = s32(flags)
+    if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
+        raise err(EINVAL)
+    p = lp.lwp_proc
+    if not may_lock(p):
+        raise err(EPERM)
+    map = p.p_vmspace.vm_map
+    if (
+        flags & MCL_CURRENT
+        and p.p_ucred.cr_uid != 0
+        and map.size > trunc_page(p.p_rlimit(RLIMIT_MEMLOCK))
+    ):
+        raise err(ENOMEM)
+    if flags & MCL_FUTURE:
+        map.flags |= MAP_WIREFUTURE
+    else:
+        map.flags &= ~MAP_WIREFUTURE
+    if flags & MCL_CURRENT:
+        for entry, first, last in entries(map, 0, TASK_SIZE):
+            # What can't be had (a guard page, a file cut short) stays as it is.
+            if entry.protection and not entry.eflags & MAP_ENTRY_USER_WIRED:
+                vm_map_user_wiring(map, first, last, False)
+    return 0
+
+
+def sys_munlockall(lp: Lwp) -> int:
+    """Unlock everything, now and in future."""
+    map = lp.lwp_proc.p_vmspace.vm_map
+    map.flags &= ~MAP_WIREFUTURE
+    _munlock(map, 0, TASK_SIZE)
+    return 0
+
+
+# ---- what Linux has of its own -------------------------------------------------------------------
+
+
+def sys_mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
+    """Change the size of a mapping, its address, or both."""
+    from dfvm.kern.abi.linux.linux_mremap import mremap  # most programs never call it
+
+    return mremap(lp, addr, old_len, new_len, flags, new_addr)
+
+
+def sys_madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
+    """Take advice on a range."""
+    from dfvm.kern.abi.linux.linux_madvise import madvise
+
+    return madvise(lp, start, length, behavior)

@@ -1,0 +1,255 @@
+"""Where the guest enters the kernel: the main loop of each thread.
+
+    user_mode(lwp):  run the guest
+                       system call → its function → result in RAX
+                       page fault  → vm_fault → go on, or a signal
+                       exception   → a signal
+                       tick        → let others run
+                     signals and the rest of userret, if lwp_pending says so
+
+The loop is the hottest code outside `vm_fault`: a system call costs one dictionary lookup and two
+calls here.
+
+Source: DragonFly platform/pc64/x86_64/trap.c.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_errno import EIO, EJUSTRETURN
+from dfvm.kern.kern_sig import (
+    BUS_ADRALN,
+    BUS_ADRERR,
+    FPE_FLTDIV,
+    FPE_FLTINV,
+    FPE_FLTOVF,
+    FPE_FLTRES,
+    FPE_FLTUND,
+    FPE_INTDIV,
+    ILL_ILLOPN,
+    SEGV_ACCERR,
+    SEGV_MAPERR,
+    SI_KERNEL,
+    SIGBUS,
+    SIGFPE,
+    SIGILL,
+    SIGSEGV,
+    SIGTRAP,
+    TRAP_TRACE,
+    Siginfo,
+    trapsignal,
+    userret,
+)
+from dfvm.lwkt.kern_clock import TICK_NS
+from dfvm.lwkt.panic import panic
+from dfvm.machine.cpu import (
+    EXIT_EXCEPTION,
+    EXIT_FAULT,
+    EXIT_PREEMPTED,
+    EXIT_SYSCALL,
+    RAX,
+    RIP,
+)
+from dfvm.machine.pte import PGEX_I, PGEX_RSV, PGEX_W
+from dfvm.vm.vm import (
+    KERN_INVALID_ADDRESS,
+    KERN_PROTECTION_FAILURE,
+    KERN_SUCCESS,
+    VM_PROT_EXECUTE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+)
+from dfvm.vm.vm_fault import (
+    VM_FAULT_BURST,
+    VM_FAULT_DIRTY,
+    VM_FAULT_USERMODE,
+    vm_fault,
+    vm_fault_quick,
+)
+from dfvm.vm.vm_param import PAGE_MASK, VM_MAX_USER_ADDRESS
+
+if TYPE_CHECKING:
+    from dfvm.kern.kernel import Kernel
+    from dfvm.kern.proc import Lwp
+    from dfvm.vm.vm_map_entry import VmMap
+
+_U64: Final = (1 << 64) - 1
+_NR: Final = 0xFFFF_FFFF  # a system call's number is an int
+
+# Exception vectors.
+T_DIVIDE: Final = 0
+T_DEBUG: Final = 1
+T_BPT: Final = 3
+T_OFLOW: Final = 4
+T_BOUND: Final = 5
+T_PRIVIN: Final = 6  # invalid opcode
+T_DNA: Final = 7
+T_TSS: Final = 10
+T_SEGNP: Final = 11
+T_STK: Final = 12
+T_PROT: Final = 13
+T_FAULT: Final = 14
+T_FPERR: Final = 16
+T_ALIGN: Final = 17
+T_XMM: Final = 19
+T_SYSCALL80: Final = 128  # int 0x80: the 32-bit ABI, which does not exist here
+
+# Vectors whose signal has nothing else to say.
+_SIMPLE: Final = {
+    T_BPT: (SIGTRAP, SI_KERNEL),
+    T_OFLOW: (SIGSEGV, SI_KERNEL),
+    T_BOUND: (SIGSEGV, SI_KERNEL),
+    T_DNA: (SIGSEGV, SI_KERNEL),
+    T_TSS: (SIGSEGV, SI_KERNEL),
+    T_SEGNP: (SIGBUS, SI_KERNEL),
+    T_STK: (SIGBUS, SI_KERNEL),
+    T_PROT: (SIGSEGV, SI_KERNEL),
+    T_SYSCALL80: (SIGSEGV, SI_KERNEL),
+}
+_INT80_BYTES: Final = 2
+
+# What vm_fault's answer is to the program; anything else is a page that could not be had.
+_FAULT_SIGNALS: Final = {
+    KERN_INVALID_ADDRESS: (SIGSEGV, SEGV_MAPERR),
+    KERN_PROTECTION_FAILURE: (SIGSEGV, SEGV_ACCERR),
+}
+
+# MXCSR and x87 status flags in the order in which the hardware reports them.
+_FPE_CODES: Final = (
+    (0x01, FPE_FLTINV),
+    (0x04, FPE_FLTDIV),
+    (0x08, FPE_FLTOVF),
+    (0x12, FPE_FLTUND),  # underflow, denormal
+    (0x20, FPE_FLTRES),
+)
+
+
+def user_mode(lp: Lwp) -> None:
+    """Run `lp` in the guest, and serve it, for as long as it lives."""
+    p = lp.lwp_proc
+    kernel = p.kernel
+    sched, vcpu = kernel.sched, kernel.vcpu
+    td, ctx = lp.lwp_thread, lp.ctx
+    run, now = vcpu.run, monotonic_ns
+    while True:
+        if lp.lwp_pending:
+            userret(lp)
+        if kernel.check_due:
+            kernel.check()
+        calls = p.p_sysent
+        while not lp.lwp_pending:
+            start = now()
+            why = run(ctx, lp.lwp_cr3, TICK_NS)
+            td.user_ns += now() - start
+            if why == EXIT_SYSCALL:
+                q = ctx.q
+                number = lp.lwp_syscall = q[RAX] & _NR
+                try:
+                    q[RAX] = calls[number](lp, q) & _U64
+                except OSError as e:
+                    # A call may have slept, and others may have run in between; q has moved.
+                    syscall_error(lp, e.errno)
+            elif why == EXIT_FAULT:
+                trap_pfault(lp, vcpu.fault_va, vcpu.fault_err)
+            elif why == EXIT_PREEMPTED:
+                if sched.hardclock():
+                    lp.lwp_nivcsw += 1
+                    sched.yield_()
+            elif why == EXIT_EXCEPTION:
+                trap(lp, vcpu.exception)
+
+
+def syscall_error(lp: Lwp, errno: int | None) -> None:
+    """A system call failed with `errno`, or with one of the pseudo errors."""
+    if errno is None:
+        errno = EIO  # an OSError of the host's that has no number
+    if errno > 0:
+        lp.ctx.q[RAX] = (1 << 64) - errno
+    elif errno != EJUSTRETURN:
+        lp.lwp_restart = errno
+        lp.lwp_pending = True
+
+
+def install_quick_faults(kernel: Kernel) -> None:
+    """Have the engine's page faults resolved inside its callback where that takes no sleep."""
+    sched = kernel.sched
+
+    def on_fault(va: int, error: int) -> bool:
+        if error & PGEX_I:
+            prot = VM_PROT_EXECUTE
+        elif error & PGEX_W:
+            prot = VM_PROT_WRITE
+        else:
+            prot = VM_PROT_READ
+        vm_map: VmMap = sched.curthread.td_lwp.lwp_proc.p_vmspace.vm_map
+        return vm_fault_quick(vm_map, va, prot)
+
+    kernel.vcpu.on_fault = on_fault
+
+
+def trap_pfault(lp: Lwp, va: int, error: int) -> None:
+    """A page fault that the engine's callback left to us. May block."""
+    if error & PGEX_RSV:
+        panic(f"page fault at {va:#x}: a reserved bit is set in the page tables")
+    p = lp.lwp_proc
+    flags = VM_FAULT_BURST | VM_FAULT_USERMODE
+    if error & PGEX_I:
+        prot = VM_PROT_EXECUTE
+    elif error & PGEX_W:
+        prot = VM_PROT_WRITE
+        flags |= VM_FAULT_DIRTY
+    else:
+        prot = VM_PROT_READ
+    result = KERN_INVALID_ADDRESS
+    if va < VM_MAX_USER_ADDRESS:
+        result = vm_fault(p.p_vmspace.vm_map, va & ~PAGE_MASK, prot, flags)
+        if result == KERN_SUCCESS or p.p_lowmemkill:
+            return
+    sig, code = _FAULT_SIGNALS.get(result, (SIGBUS, BUS_ADRERR))
+    lp.lwp_trapno, lp.lwp_err, lp.lwp_cr2 = T_FAULT, error, va
+    trapsignal(lp, Siginfo(sig, code, addr=va))
+
+
+def trap(lp: Lwp, vector: int) -> None:
+    """An exception other than a page fault."""
+    q = lp.ctx.q
+    addr = 0
+    if vector in _SIMPLE:
+        sig, code = _SIMPLE[vector]
+        if vector == T_SYSCALL80:
+            q[RIP] -= _INT80_BYTES
+            vector = T_PROT
+    elif vector == T_DIVIDE:
+        sig, code, addr = SIGFPE, FPE_INTDIV, q[RIP]
+    elif vector == T_DEBUG:
+        sig, code, addr = SIGTRAP, TRAP_TRACE, q[RIP]
+    elif vector == T_PRIVIN:
+        sig, code, addr = SIGILL, ILL_ILLOPN, q[RIP]
+    elif vector == T_ALIGN:
+        sig, code = SIGBUS, BUS_ADRALN
+    elif vector in (T_FPERR, T_XMM):
+        sig, code, addr = SIGFPE, _fpe_code(lp, vector), q[RIP]
+    else:
+        # A vector that the CPU can't raise by itself: int n with a gate that user mode may not
+        # use is a general protection fault.
+        sig, code = SIGSEGV, SI_KERNEL
+        vector = T_PROT
+    lp.lwp_trapno, lp.lwp_err = vector, 0
+    trapsignal(lp, Siginfo(sig, code, addr=addr))
+
+
+def _fpe_code(lp: Lwp, vector: int) -> int:
+    """si_code of a floating-point exception: the first that is flagged and not masked."""
+    image = lp.ctx.fxsave()
+    if vector == T_FPERR:
+        control, status = int.from_bytes(image[0:2], "little"), int.from_bytes(image[2:4], "little")
+        flagged = status & ~control & 0x3F
+    else:
+        mxcsr = int.from_bytes(image[24:28], "little")
+        flagged = mxcsr & ~(mxcsr >> 7) & 0x3F
+    for bits, code in _FPE_CODES:
+        if flagged & bits:
+            return code
+    return FPE_FLTINV

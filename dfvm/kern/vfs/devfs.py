@@ -1,0 +1,150 @@
+"""/dev: a file system in memory like any other, with the machine's own devices in it. The host's
+are never seen. A device is found by its number, so a node made elsewhere with mknod works, too.
+
+Source: DragonFly sys/kern/kern_device.c, sys/kern/kern_memio.c; numbers and behaviour are Linux's
+(drivers/char/mem.c, Documentation/admin-guide/devices.txt).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from dfvm.kern.kern_errno import ENODEV, ENOSPC, ENOTTY, EOPNOTSUPP, err
+from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
+from dfvm.kern.vfs.mount import ST_NOSUID
+from dfvm.kern.vfs.overlay import OvlMount
+from dfvm.kern.vfs.tmpfs import TMPFS_MAGIC
+from dfvm.kern.vfs.vnode import (
+    KCRED,
+    MMAP_ANON,
+    VCHR,
+)
+
+if TYPE_CHECKING:
+    from dfvm.kern.vfs.mount import Vfs
+    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.vm.copyio import Uio
+
+_CHUNK: Final = 65536  # bytes handed over at once
+_ZERO: Final = bytes(_CHUNK)
+_LIMIT: Final = 1 << 20  # bytes of regular files in /dev
+
+
+class Cdev:
+    """A character device. This base is one that cannot do anything."""
+
+    __slots__ = ()
+
+    def d_open(self, vp: Vnode, fflag: int, cred: Cred) -> object | None:
+        """It is being opened. May return a file to use instead of one on the vnode."""
+        return None
+
+    def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
+        """Read. May block."""
+        raise err(EOPNOTSUPP)
+
+    def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
+        """Write. May block."""
+        raise err(EOPNOTSUPP)
+
+    def d_ioctl(self, cmd: int, arg: int, lwp: Any) -> int:
+        """Control; `arg` is the caller's register."""
+        raise err(ENOTTY)
+
+    def d_poll(self, events: int) -> int:
+        """Which of `events` hold."""
+        return events & (POLL_READABLE | POLL_WRITABLE)
+
+    def d_mmap(self) -> int:
+        """How it is mapped: MMAP_*."""
+        raise err(ENODEV)
+
+
+class NullDev(Cdev):
+    """/dev/null: takes everything, has nothing."""
+
+    __slots__ = ()
+
+    def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
+        """End of file."""
+
+    def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
+        """Nobody looks at the data, so its address may be anything."""
+        uio.uio_resid = 0
+
+
+class ZeroDev(Cdev):
+    """/dev/zero: as many zeros as wanted."""
+
+    __slots__ = ()
+
+    def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
+        from dfvm.vm.copyio import uiomove
+
+        while uio.uio_resid:
+            uiomove(_ZERO[: uio.uio_resid], uio)
+
+    def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
+        uio.uio_resid = 0
+
+    def d_mmap(self) -> int:
+        return MMAP_ANON
+
+
+class FullDev(ZeroDev):
+    """/dev/full: no room."""
+
+    __slots__ = ()
+
+    def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
+        raise err(ENOSPC)
+
+    def d_mmap(self) -> int:
+        raise err(ENODEV)
+
+
+class RandomDev(Cdev):
+    """/dev/random and /dev/urandom: the host's."""
+
+    __slots__ = ()
+
+    def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
+        from dfvm.vm.copyio import uiomove
+
+        while uio.uio_resid:
+            uiomove(os.urandom(min(_CHUNK, uio.uio_resid)), uio)
+
+    def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
+        # Entropy from a program: welcome, and not needed.
+        uio.uio_resid = 0
+
+
+class DevMount(OvlMount):
+    """/dev."""
+
+    __slots__ = ()
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(vfs, "devtmpfs", TMPFS_MAGIC, None, _LIMIT, ST_NOSUID)
+        root = self.mnt_root
+        root.v_mode = 0o755
+        self.make_dev(b"null", 1, 3, 0o666, NullDev())
+        self.make_dev(b"zero", 1, 5, 0o666, ZeroDev())
+        self.make_dev(b"full", 1, 7, 0o666, FullDev())
+        self.make_dev(b"random", 1, 8, 0o666, RandomDev())
+        self.make_dev(b"urandom", 1, 9, 0o666, RandomDev())
+        root.symlink(b"fd", b"/proc/self/fd", KCRED)
+        for fd, name in enumerate((b"stdin", b"stdout", b"stderr")):
+            root.symlink(name, b"/proc/self/fd/%d" % fd, KCRED)
+
+    def make_dev(
+        self, name: bytes, major: int, minor: int, mode: int, dev: Cdev, gid: int = 0
+    ) -> Vnode:
+        """Add the device `dev` as /dev/`name` (no directories in it), owned by root."""
+        rdev = os.makedev(major, minor)
+        self.mnt_vfs.devices[rdev] = dev
+        root = self.mnt_root
+        vp = root.vop_create(name, VCHR, mode, 0, gid, rdev)
+        root.cache_enter(name, vp)
+        return vp

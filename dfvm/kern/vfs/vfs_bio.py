@@ -1,0 +1,268 @@
+"""read, write, truncate and fsync of regular files, over the page cache.
+
+The pages of a file's VM object are what read, write, mmap and exec share; the vnode pager brings
+them in and takes them out through the vnode's vop_getpage and vop_putpage. Here bytes go between
+these pages and a program's memory.
+
+Writers and truncation hold v_lock, so that O_APPEND and a write of several pages are one; readers
+don't, as on Linux. A page fault on the program's side never needs v_lock: a program may write a
+file from a mapping of the same file.
+
+Source: DragonFly sys/kern/vfs_vnops.c (vn_rdwr), sys/kern/vfs_bio.c, sys/kern/vfs_subr.c
+(vtruncbuf, nvextendbuf).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, EOPNOTSUPP, err
+from dfvm.kern.vfs.vnode import IO_APPEND, IO_SYNC, OFF_MAX, S_ISGID, S_ISUID, VREG
+from dfvm.lwkt.kern_lock import LK_EXCLUSIVE, LK_RELEASE, Lock, lockmgr
+from dfvm.vm.copyio import uiomove_pa
+from dfvm.vm.pager.vnode_pager import (
+    vnode_pager_object,
+    vnode_pager_readpage,
+    vnode_pager_setsize,
+    vnode_pager_writepage,
+    vnode_pager_wrote,
+)
+from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJPC_SYNC, vm_object_page_clean
+from dfvm.vm.vm_page import vm_page_unhold
+
+if TYPE_CHECKING:
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.vm.copyio import Uio
+    from dfvm.vm.vm_init import VmSystem
+
+_SHIFT: Final = 12
+_PAGE: Final = 1 << _SHIFT
+_MASK: Final = _PAGE - 1
+
+# fallocate(2)
+_FALLOC_KEEP_SIZE: Final = 0x01
+_FALLOC_PUNCH_HOLE: Final = 0x02
+_FALLOC_ZERO_RANGE: Final = 0x10
+
+
+def vn_lock(vp: Vnode) -> Lock:
+    """Take vp's lock, exclusively. May block."""
+    lock = vp.v_lock
+    if lock is None:
+        lock = vp.v_lock = Lock(vp.v_mount.mnt_vfs.vm.sched, "vnode", 0)
+    lockmgr(lock, LK_EXCLUSIVE)
+    return lock
+
+
+def vn_read(vp: Vnode, uio: Uio, off: int) -> None:
+    """Vnode.read of a regular file."""
+    size = vp.v_filesize
+    if off < 0:
+        raise err(EINVAL)
+    if off + uio.uio_resid > size:
+        size = vp.vop_newsize()
+        if off >= size:
+            return
+    resid = uio.uio_resid
+    vm = vp.v_mount.mnt_vfs.vm
+    object = vnode_pager_object(vm, vp)
+    end = min(off + resid, size)
+    try:
+        while off < end:
+            base = off & _MASK
+            n = min(_PAGE - base, end - off)
+            pindex = off >> _SHIFT
+            m = vnode_pager_readpage(object, pindex, ((end + _MASK) >> _SHIFT) - pindex)
+            try:
+                uiomove_pa(vm, m.phys_addr + base, n, uio)
+            finally:
+                vm_page_unhold(vm, m)
+            off += n
+            if end > vp.v_filesize:  # cut short while we slept
+                end = vp.v_filesize
+    except OSError:
+        # What was read before is the result; the rest fails when it is asked for by itself.
+        if uio.uio_resid == resid and off < vp.v_filesize:
+            raise
+
+
+def vn_write(vp: Vnode, uio: Uio, off: int, ioflag: int, limit: int) -> int:
+    """Vnode.write of a regular file."""
+    resid = uio.uio_resid
+    if resid == 0:
+        return off
+    if off < 0:
+        raise err(EINVAL)
+    lock = vn_lock(vp)
+    try:
+        if ioflag & IO_APPEND:
+            off = vp.vop_newsize()
+        limit = min(limit, OFF_MAX)
+        if off >= limit:
+            raise err(EFBIG)
+        start = off
+        end = vp.vop_reserve(off, min(off + resid, limit))
+        osize = vp.v_filesize
+        if end > osize:
+            vnode_pager_setsize(vp, end)
+        try:
+            _copy_in(vp, uio, off, end)
+        except OSError:
+            if uio.uio_resid == resid:
+                raise
+        finally:
+            off = start + resid - uio.uio_resid
+            size = max(osize, off)
+            if size < vp.v_filesize:
+                vnode_pager_setsize(vp, size)
+            if off > start:
+                if vp.v_mode & (S_ISUID | S_ISGID):
+                    _drop_suid(vp)
+                vp.vop_wrote(size)
+        if ioflag & IO_SYNC:
+            vn_fsync(vp)
+        return off
+    finally:
+        lockmgr(lock, LK_RELEASE)
+
+
+def _copy_in(vp: Vnode, uio: Uio, off: int, end: int) -> None:
+    # Bytes off … end, which the file reaches to, come from uio.
+    vm = vp.v_mount.mnt_vfs.vm
+    object = vnode_pager_object(vm, vp)
+    while off < end:
+        base = off & _MASK
+        n = min(_PAGE - base, end - off)
+        m = vnode_pager_writepage(object, off >> _SHIFT, base, n)
+        before = uio.uio_resid
+        try:
+            uiomove_pa(vm, m.phys_addr + base, n, uio)
+        finally:
+            vnode_pager_wrote(m, base, before - uio.uio_resid)
+            vm_page_unhold(vm, m)
+        off += n
+
+
+def _drop_suid(vp: Vnode) -> None:
+    # Somebody else's program must not stay privileged once it has been written to.
+    proc = vp.v_mount.mnt_vfs.vm.curproc()
+    if proc is None or getattr(proc, "p_ucred").cr_fsuid == 0:  # noqa: B009
+        return
+    mode = vp.v_mode & ~S_ISUID
+    if mode & 0o010:
+        mode &= ~S_ISGID
+    if mode != vp.v_mode:
+        vp.vop_setattr(mode, -1, -1, None, None)
+
+
+def vn_setsize(vp: Vnode, length: int) -> None:
+    """Vnode.setsize."""
+    if length < 0:
+        raise err(EINVAL)
+    lock = vn_lock(vp)
+    try:
+        vp.vop_newsize()
+        if length != vp.v_filesize:
+            vnode_pager_setsize(vp, length)
+        vp.vop_setsize(length)
+        if vp.v_mode & (S_ISUID | S_ISGID):
+            _drop_suid(vp)
+    finally:
+        lockmgr(lock, LK_RELEASE)
+
+
+def vn_flush(vp: Vnode) -> int:
+    """Put the dirty pages to the storage. Returns how many could not be; they stay dirty. May
+    block."""
+    object = vp.v_object
+    if object is None or not object.flags & OBJ_MIGHTBEDIRTY:
+        return 0
+    return vm_object_page_clean(object, 0, 0, OBJPC_SYNC)
+
+
+def vn_fsync(vp: Vnode) -> None:
+    """Vnode.fsync."""
+    if vn_flush(vp):
+        raise err(EIO)
+    vp.vop_fsync()
+
+
+def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
+    """Vnode.allocate: make room, or make a hole."""
+    if vp.v_type != VREG:
+        raise err(ENODEV)
+    if off < 0 or length <= 0:
+        raise err(EINVAL)
+    end = off + length
+    if end > OFF_MAX:
+        raise err(EFBIG)
+    kind = mode & ~_FALLOC_KEEP_SIZE
+    if kind not in (0, _FALLOC_PUNCH_HOLE, _FALLOC_ZERO_RANGE):
+        raise err(EOPNOTSUPP)
+    if kind == _FALLOC_PUNCH_HOLE and not mode & _FALLOC_KEEP_SIZE:
+        raise err(EOPNOTSUPP)
+    lock = vn_lock(vp)
+    try:
+        vp.vop_newsize()
+        if kind:
+            _zero(vp, off, min(end, vp.v_filesize))
+        if kind != _FALLOC_PUNCH_HOLE:
+            vp.vop_reserve(off, end)
+        if end > vp.v_filesize and not mode & _FALLOC_KEEP_SIZE:
+            vnode_pager_setsize(vp, end)
+            vp.vop_setsize(end)
+        else:
+            vp.vop_wrote(vp.v_filesize)
+    finally:
+        lockmgr(lock, LK_RELEASE)
+
+
+def _zero(vp: Vnode, off: int, end: int) -> None:
+    # Bytes off … end, inside the file, become zero: whole pages by leaving memory and storage.
+    from dfvm.vm.vm_object import vm_object_page_remove
+
+    vm = vp.v_mount.mnt_vfs.vm
+    first, last = (off + _MASK) >> _SHIFT, end >> _SHIFT
+    if first < last:
+        vp.vop_zero(first << _SHIFT, last << _SHIFT)
+        if vp.v_object is not None:
+            vm_object_page_remove(vp.v_object, first, last, False)
+        parts = ((off, first << _SHIFT), (last << _SHIFT, end))
+    else:
+        mid = min(end, first << _SHIFT)
+        parts = ((off, mid), (mid, end))
+    for start, stop in parts:
+        if start < stop:
+            _zero_part(vm, vp, start, stop)
+
+
+def _zero_part(vm: VmSystem, vp: Vnode, start: int, stop: int) -> None:
+    # The same within one page.
+    base, n = start & _MASK, stop - start
+    vp.vop_reserve(start, stop)
+    m = vnode_pager_writepage(vnode_pager_object(vm, vp), start >> _SHIFT, base, n)
+    pa = m.phys_addr + base
+    vm.ram.mem[pa : pa + n] = bytes(n)
+    vnode_pager_wrote(m, base, n)
+    vm_page_unhold(vm, m)
+
+
+def vn_pread(vp: Vnode, off: int, n: int) -> bytes:
+    """Up to n bytes at `off` for the kernel's own use (exec). Fewer at the end of the file. The
+    vnode is referenced. May block."""
+    size = vp.v_filesize
+    if off + n > size:
+        size = vp.vop_newsize()
+    end = min(off + n, size)
+    vm = vp.v_mount.mnt_vfs.vm
+    object = vnode_pager_object(vm, vp)
+    parts = []
+    while off < end:
+        base = off & _MASK
+        n = min(_PAGE - base, end - off)
+        m = vnode_pager_readpage(object, off >> _SHIFT)
+        pa = m.phys_addr + base
+        parts.append(bytes(vm.ram.mem[pa : pa + n]))
+        vm_page_unhold(vm, m)
+        off += n
+    return b"".join(parts)

@@ -1,0 +1,127 @@
+"""vn_open: what open(2) does before there is a descriptor.
+
+Source: DragonFly sys/kern/vfs_vnops.c; the rules for flags are Linux's (fs/namei.c do_open).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_errno import (
+    EEXIST,
+    EINVAL,
+    EISDIR,
+    ELOOP,
+    ENXIO,
+    EPERM,
+    err,
+)
+from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei, nameiat
+from dfvm.kern.vfs.vnode import (
+    FREAD,
+    FWRITE,
+    VDIR,
+    VLNK,
+    VREAD,
+    VREG,
+    VSOCK,
+    VWRITE,
+)
+
+if TYPE_CHECKING:
+    from dfvm.kern.vfs.vnode import Cred, Vnode
+
+# Linux's open flags, as far as they matter for finding and making the file.
+O_ACCMODE: Final = 0o3
+O_WRONLY: Final = 0o1
+O_RDWR: Final = 0o2
+O_CREAT: Final = 0o100
+O_EXCL: Final = 0o200
+O_TRUNC: Final = 0o1000
+O_APPEND: Final = 0o2000
+O_DIRECTORY: Final = 0o200000
+O_NOFOLLOW: Final = 0o400000
+O_NOATIME: Final = 0o1000000
+O_PATH: Final = 0o10000000
+O_TMPFILE: Final = 0o20000000 | O_DIRECTORY
+
+_FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, FREAD | FWRITE)
+_WANT: Final = (VREAD, VWRITE, VREAD | VWRITE, VREAD | VWRITE)
+
+
+def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
+            cred: Cred) -> tuple[Vnode, object | None]:  # fmt: skip
+    """Find, and when asked for make, the file `path`; check the rights; open it. `mode` has had
+    the umask applied. May block.
+
+    Returns the vnode and what Vnode.open returned. When that is None the vnode is open, and the
+    caller's file owns one close(FREAD | FWRITE as opened). With O_PATH nothing is opened, only a
+    reference is taken.
+    """
+    if oflags & O_PATH:
+        flags = 0 if oflags & O_NOFOLLOW else NAMEI_FOLLOW
+        if oflags & O_DIRECTORY:
+            flags |= NAMEI_DIRECTORY
+        vp = namei(root, start, path, cred, flags)
+        vp.vref()
+        return vp, None
+    acc = oflags & O_ACCMODE
+    if oflags & O_TMPFILE == O_TMPFILE:
+        if acc not in (O_WRONLY, O_RDWR):
+            raise err(EINVAL)
+        dvp = namei(root, start, path, cred, NAMEI_FOLLOW | NAMEI_DIRECTORY)
+        vp = dvp.tmpfile(mode, cred)
+        return vp, vp.open(_FFLAGS[acc], cred)
+    if oflags & O_CREAT:
+        if oflags & O_DIRECTORY:
+            raise err(EINVAL)
+        made, vp = _open_create(root, start, path, oflags, mode, cred)
+        if made:
+            return vp, vp.open(_FFLAGS[acc], cred)
+    else:
+        flags = 0 if oflags & O_NOFOLLOW else NAMEI_FOLLOW
+        if oflags & O_DIRECTORY:
+            flags |= NAMEI_DIRECTORY
+        vp = namei(root, start, path, cred, flags)
+    vtype = vp.v_type
+    want = _WANT[acc]
+    if oflags & O_TRUNC:
+        want |= VWRITE
+    if vtype == VLNK:
+        raise err(ELOOP)
+    if vtype == VDIR and want & VWRITE:
+        raise err(EISDIR)
+    if vtype == VSOCK:
+        raise err(ENXIO)
+    vp.access(want, cred)
+    if oflags & O_NOATIME and cred.cr_fsuid not in (0, vp.v_uid):
+        raise err(EPERM)
+    other = vp.open(_FFLAGS[acc], cred)
+    if other is None and oflags & O_TRUNC and vtype == VREG:
+        try:
+            vp.setsize(0)
+        except OSError:
+            vp.close(_FFLAGS[acc])
+            raise
+    return vp, other
+
+
+def _open_create(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
+                 cred: Cred) -> tuple[bool, Vnode]:  # fmt: skip
+    # The O_CREAT part: whether the file was made, and the file.
+    follow = not oflags & (O_EXCL | O_NOFOLLOW)
+    nd = nameiat(root, start, path, cred, follow)
+    vp = nd.ni_vp
+    if nd.ni_slash or nd.ni_name in (b"", b".", b".."):
+        if oflags & O_EXCL and vp is not None and not nd.ni_slash:
+            raise err(EEXIST)
+        raise err(EISDIR)
+    if vp is None:
+        return True, nd.ni_dvp.create(nd.ni_name, mode, cred)
+    if oflags & O_EXCL:
+        raise err(EEXIST)
+    if vp.v_type == VDIR:
+        raise err(EISDIR)
+    return False, vp
+
+

@@ -1,0 +1,897 @@
+"""Vnodes: what a file is to the kernel, whatever file system it lives on.
+
+The file systems derive from `Vnode` and fill in the `vop_` methods. Everybody else (system calls,
+exec, the VM) uses the methods without that prefix, which check permissions and keep the name cache.
+
+References
+    namei and lookup return vnodes *without* a reference. Such a vnode stays good until the caller
+    next blocks (user memory access may block). Whoever keeps one longer (an open file, a working
+    directory, a text image) has a reference: `vref()` … `vrele()`. `vrele` may block.
+    An open file takes exactly one `open(fflag, cred)` and gives one `close(fflag)`; these include
+    the reference. A VM object holds a reference for each of its own (the VM does that).
+
+Errors are OSError made by kern_errno.err.
+
+Names are bytes: single components, never "", ".", ".." or with a "/" in them. `mode` arguments have
+had the umask applied. Times are nanoseconds since 1970. `cred` is what is checked (see Cred).
+
+For callers
+    lookup(name) -> Vnode | None        one component, through the name cache, mounts crossed;
+                                        no permission check (namei does that)
+    create(name, mode, cred) -> Vnode   new regular file; EEXIST when there is something
+    mknod(name, vtype, mode, rdev, cred) -> Vnode     VFIFO, VSOCK, VCHR, VBLK, VREG
+    mkdir(name, mode, cred) -> Vnode
+    symlink(name, target, cred) -> Vnode
+    tmpfile(mode, cred) -> Vnode        O_TMPFILE: regular, without a name, in this file system
+    link(name, vp, cred)                new name in this directory for vp
+    unlink(name, cred), rmdir(name, cred)
+    rename(name, tdvp, tname, flags, cred)            flags: RENAME_NOREPLACE, RENAME_EXCHANGE
+    readdir() -> list[(name, ino, dtype)]             a snapshot, "." and ".." first; the open file
+                                        keeps it and its position, and takes a new one at offset 0
+    readlink() -> bytes
+    getattr() -> Vattr
+    chmod(mode, cred), chown(uid, gid, cred) (-1: leave), truncate(length, cred)
+    utimes(atime, mtime, cred, explicit)   None: leave; explicit: times other than "now" were given
+    access(want, cred)                  want: VREAD | VWRITE | VEXEC; raises EACCES, EROFS, ETXTBSY
+    open(fflag, cred) -> object | None  FREAD | FWRITE; the mode is *not* checked here. None: make
+                                        a file on this vnode. Else: the file to use in its place
+                                        (/dev/ptmx, /proc/self/fd/N of a pipe); no close() then
+    close(fflag)
+    read(uio, off, ioflag)              ioflag: IO_APPEND, IO_NDELAY, IO_SYNC. Raises only when
+    write(uio, off, ioflag, limit) -> int     nothing was transferred. write returns the offset
+                                        behind the last byte written (IO_APPEND ignores off);
+                                        limit: RLIMIT_FSIZE, EFBIG when nothing fits below it
+    ioctl(cmd, arg, lwp) -> int         arg: the raw third argument
+    poll(events) -> int                 POLL* bits that hold now
+    fsync(), allocate(mode, off, length, cred)        fallocate(2)
+    mmap() -> int                       MMAP_VNODE (map the vnode's object), MMAP_ANON (/dev/zero:
+                                        map anonymous memory instead), or ENODEV
+    settext(), cleartext()              the file is being executed: writing is ETXTBSY. settext
+                                        raises ETXTBSY when it is open for writing
+    vn_fullpath(vp, root) -> bytes      the name for getcwd, /proc/…/exe, maps; " (deleted)" added
+    v_lockf, v_fifoinfo                 belong to kern_lockf and to the fifo code
+    v_mount.statfs() -> Statfs
+
+Source: DragonFly sys/sys/vnode.h, sys/kern/vfs_subr.c, sys/kern/vfs_lock.c.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns, time_ns
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from dfvm.kern.kern_errno import (
+    EACCES,
+    EBUSY,
+    EEXIST,
+    EFBIG,
+    EINVAL,
+    EISDIR,
+    ELOOP,
+    EMLINK,
+    ENAMETOOLONG,
+    ENODEV,
+    ENOENT,
+    ENOTDIR,
+    ENOTEMPTY,
+    ENOTTY,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    EROFS,
+    ETXTBSY,
+    EXDEV,
+    err,
+)
+from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
+from dfvm.lwkt.panic import panic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dfvm.kern.vfs.devfs import Cdev
+    from dfvm.kern.vfs.mount import Mount
+    from dfvm.vm.copyio import Uio
+
+    from dfvm.lwkt.kern_lock import Lock
+    from dfvm.vm.vm_object import VmObject
+
+# v_type
+VNON: Final = 0
+VREG: Final = 1
+VDIR: Final = 2
+VBLK: Final = 3
+VCHR: Final = 4
+VLNK: Final = 5
+VSOCK: Final = 6
+VFIFO: Final = 7
+
+S_IFMT: Final = 0o170000
+VTTOIF: Final = (0, 0o100000, 0o040000, 0o060000, 0o020000, 0o120000, 0o140000, 0o010000)
+IFTOVT: Final = {fmt: vtype for vtype, fmt in enumerate(VTTOIF)}
+VTTODT: Final = (0, 8, 4, 6, 2, 10, 12, 1)  # d_type of a directory entry
+
+S_ISUID: Final = 0o4000
+S_ISGID: Final = 0o2000
+S_ISVTX: Final = 0o1000
+
+# v_flag
+VROOT: Final = 0x01  # root of its mount
+VMAGIC: Final = 0x02  # a symbolic link that namei asks for a vnode, not for a path (/proc/1/exe)
+VKEEP: Final = 0x04  # holds what exists nowhere else, or is made anew at each lookup: not recycled
+VRECLAIMED: Final = 0x08  # recycled: no longer stands for its file
+VNOCACHE: Final = 0x10  # a directory whose names must not be cached (procfs)
+VUNLINKED: Final = 0x20  # the name in v_parent, v_name is gone
+VREFD: Final = 0x40  # found by a lookup since the recycler last looked
+
+# access()
+VEXEC: Final = 1
+VWRITE: Final = 2
+VREAD: Final = 4
+
+# open()
+FREAD: Final = 1
+FWRITE: Final = 2
+
+# read() and write()
+IO_APPEND: Final = 0x02
+IO_SYNC: Final = 0x04
+IO_NDELAY: Final = 0x10
+
+# rename()
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+
+# mmap()
+MMAP_VNODE: Final = 0
+MMAP_ANON: Final = 1
+
+NAME_MAX: Final = 255
+LINK_MAX: Final = 65000
+OFF_MAX: Final = (1 << 63) - 1
+
+FOREVER: Final = 1 << 63  # a v_names_until that never comes
+NAMES_MAX: Final = 50_000  # cached names in one directory; beyond it they are dropped and relearnt
+
+_MISSING: Final[Any] = object()
+
+
+class Cred(Protocol):
+    """Whose rights are checked: proc.Ucred, or KCRED."""
+
+    @property
+    def cr_fsuid(self) -> int: ...
+    @property
+    def cr_fsgid(self) -> int: ...
+    @property
+    def cr_groups(self) -> Sequence[int]: ...
+
+
+class KernCred:
+    """The kernel's own rights: everything."""
+
+    __slots__ = ()
+    cr_fsuid = 0
+    cr_fsgid = 0
+    cr_groups: tuple[int, ...] = ()
+
+
+KCRED: Final = KernCred()
+
+
+class Vattr:
+    """What stat(2) tells of a file. An ABI packs it into its own struct."""
+
+    __slots__ = ("va_atime", "va_birthtime", "va_blksize", "va_bytes", "va_ctime", "va_fileid",
+                 "va_fsid", "va_gid", "va_mode", "va_mtime", "va_nlink", "va_rdev", "va_size",
+                 "va_type", "va_uid")  # fmt: skip
+
+    va_type: int  # VREG …
+    va_mode: int  # permission bits with setuid, setgid, sticky; without the type
+    va_nlink: int
+    va_uid: int
+    va_gid: int
+    va_fsid: int  # st_dev
+    va_fileid: int  # st_ino
+    va_rdev: int  # of a device, else 0
+    va_size: int
+    va_blksize: int  # good size for I/O
+    va_bytes: int  # storage in use; st_blocks is a 512th of it
+    va_atime: int  # ns, as the other three
+    va_mtime: int
+    va_ctime: int
+    va_birthtime: int
+
+
+class Vnode:
+    """One file, while the kernel has an interest in it."""
+
+    __slots__ = ("v_fifoinfo", "v_filesize", "v_flag", "v_gid", "v_lock", "v_lockf", "v_mode",
+                 "v_mount", "v_mounts", "v_name", "v_names", "v_names_until", "v_nchild",
+                 "v_object", "v_parent", "v_rdev", "v_textcount", "v_type", "v_uid", "v_usecount",
+                 "v_writecount")  # fmt: skip
+
+    v_type: int  # VREG …; never changes
+    v_flag: int  # VROOT …
+    v_mount: Mount  # the file system it belongs to; never changes
+    v_usecount: int  # references; at 0 it may be recycled unless VKEEP
+    v_writecount: int  # how many of its opens may write
+    v_textcount: int  # processes that execute it; excludes v_writecount
+    v_object: VmObject | None  # the cached pages of a regular file, made by the vnode pager
+    v_filesize: int  # of a regular file, bytes; changes under v_lock
+    v_mode: int  # permission bits, for access(); on host files as of the last look
+    v_uid: int  # owner, likewise
+    v_gid: int  # group, likewise
+    v_parent: Vnode | None  # the directory it was last found in; of a directory: its "..". None
+    # only for the root of everything and for what never had a name
+    v_name: bytes  # its name there
+    v_nchild: int  # vnodes whose v_parent this is; while not 0 it is not recycled
+    v_names: dict[bytes, Vnode | None]  # of a directory: the name cache; None: known not to exist
+    v_names_until: int  # monotonic ns up to which v_names can be trusted; FOREVER on our own
+    v_mounts: dict[bytes, Mount] | None  # of a directory: what is mounted over which names
+    v_lock: Lock | None  # serialises writers and truncation; made when first needed
+    v_rdev: Cdev | None  # of a character device: who it is; set by open()
+    v_lockf: Any  # record locks and flocks (kern_lockf)
+    v_fifoinfo: Any  # the two ends of an open fifo
+
+    def __init__(self, mount: Mount, vtype: int) -> None:
+        self.v_type = vtype
+        self.v_flag = 0
+        self.v_mount = mount
+        self.v_usecount = 0
+        self.v_writecount = 0
+        self.v_textcount = 0
+        self.v_object = None
+        self.v_filesize = 0
+        self.v_mode = 0
+        self.v_uid = 0
+        self.v_gid = 0
+        self.v_parent = None
+        self.v_name = b""
+        self.v_nchild = 0
+        if vtype == VDIR:
+            self.v_names = {}
+            self.v_names_until = FOREVER
+        self.v_mounts = None
+        self.v_lock = None
+        self.v_rdev = None
+        self.v_lockf = None
+        self.v_fifoinfo = None
+
+    def __repr__(self) -> str:
+        kind = ("non", "reg", "dir", "blk", "chr", "lnk", "sock", "fifo")[self.v_type]
+        return f"<vnode {kind} {self.v_name!r} use {self.v_usecount}>"
+
+    # References.
+
+    def vref(self) -> None:
+        """One reference more. Does not block."""
+        count = self.v_usecount
+        self.v_usecount = count + 1
+        if count == 0:
+            self.v_mount.mnt_vfs.inactive.pop(self, None)
+
+    def vrele(self) -> None:
+        """One reference less. After the last one a file without a name is destroyed, and a file
+        that is written through is flushed. May block."""
+        count = self.v_usecount - 1
+        self.v_usecount = count
+        if count > 0:
+            return
+        if count < 0:
+            panic(f"vrele: {self!r}")
+        self.vop_inactive()
+        if self.v_usecount == 0 and not self.v_flag & (VKEEP | VRECLAIMED):
+            self.v_mount.mnt_vfs.vnode_idle(self)
+
+    # Names.
+
+    def lookup(self, name: bytes) -> Vnode | None:
+        """What `name` in this directory stands for; None when there is no such name.
+
+        :raises OSError: ENOTDIR, EACCES and EIO from the host, ENAMETOOLONG.
+        """
+        if self.v_type != VDIR:
+            raise err(ENOTDIR)
+        if self.v_names_until < monotonic_ns():
+            self.vop_revalidate()
+        vp: Vnode | None = self.v_names.get(name, _MISSING)
+        if vp is _MISSING or (vp is not None and vp.v_flag & VRECLAIMED):
+            vp = self._lookup_slow(name)
+        if vp is not None:
+            vp.v_flag |= VREFD
+        return vp
+
+    def _lookup_slow(self, name: bytes) -> Vnode | None:
+        if len(name) > NAME_MAX:
+            raise err(ENAMETOOLONG)
+        mounts = self.v_mounts
+        if mounts is not None:
+            mount = mounts.get(name)
+            if mount is not None:
+                self.v_names[name] = mount.mnt_root
+                return mount.mnt_root
+        vp = self.vop_lookup(name)
+        if self.v_flag & VNOCACHE:
+            if vp is not None:
+                vp.v_parent = self
+                vp.v_name = name
+            return vp
+        self.cache_enter(name, vp)
+        if vp is not None and not (vp.v_usecount or vp.v_flag & VKEEP):
+            self.v_mount.mnt_vfs.vnode_idle(vp)
+        return vp
+
+    def cache_enter(self, name: bytes, vp: Vnode | None) -> None:
+        """Remember what `name` stands for (None: nothing), and where vp is to be found."""
+        names = self.v_names
+        if len(names) >= NAMES_MAX:
+            names.clear()
+        names[name] = vp
+        if vp is not None:
+            vp.set_parent(self, name)
+
+    def cache_purge(self) -> None:
+        """Forget every name in this directory."""
+        self.v_names.clear()
+
+    def set_parent(self, dvp: Vnode | None, name: bytes) -> None:
+        """vp is now known as `name` in dvp."""
+        old = self.v_parent
+        if old is not dvp:
+            if old is not None:
+                old.v_nchild -= 1
+                if not (old.v_nchild or old.v_usecount or old.v_flag & (VKEEP | VRECLAIMED)):
+                    old.v_mount.mnt_vfs.inactive.setdefault(old)
+            if dvp is not None:
+                dvp.v_nchild += 1
+            self.v_parent = dvp
+        self.v_name = name
+        self.v_flag &= ~VUNLINKED
+
+    def _cache_gone(self, name: bytes, vp: Vnode) -> None:
+        # `name` in this directory no longer stands for vp.
+        self.cache_enter(name, None)
+        if vp.v_parent is self and vp.v_name == name:
+            vp.v_flag |= VUNLINKED
+
+    def _may_add(self, name: bytes, cred: Cred) -> None:
+        # A new entry may be made: nothing is there, the directory exists and may be written.
+        if self.lookup(name) is not None:
+            raise err(EEXIST)
+        self._may_write_dir(cred)
+
+    def _may_write_dir(self, cred: Cred) -> None:
+        if self.v_mount.mnt_rdonly:
+            raise err(EROFS)
+        if self.v_flag & VUNLINKED:
+            raise err(ENOENT)
+        self.access(VWRITE | VEXEC, cred)
+
+    def _may_remove(self, vp: Vnode, cred: Cred, isdir: bool) -> None:
+        # vp's entry in this directory may be taken away or replaced (by a directory: isdir).
+        self._may_write_dir(cred)
+        uid = cred.cr_fsuid
+        if self.v_mode & S_ISVTX and uid != 0 and uid != vp.v_uid and uid != self.v_uid:
+            raise err(EPERM)
+        if isdir:
+            if vp.v_type != VDIR:
+                raise err(ENOTDIR)
+        elif vp.v_type == VDIR:
+            raise err(EISDIR)
+        if vp.v_flag & VROOT:
+            raise err(EBUSY)
+
+    def _new_ids(self, cred: Cred) -> tuple[int, int]:
+        # Owner and group of what is created here.
+        return cred.cr_fsuid, self.v_gid if self.v_mode & S_ISGID else cred.cr_fsgid
+
+    def create(self, name: bytes, mode: int, cred: Cred) -> Vnode:
+        """Make a regular file."""
+        return self.mknod(name, VREG, mode, 0, cred)
+
+    def mknod(self, name: bytes, vtype: int, mode: int, rdev: int, cred: Cred) -> Vnode:
+        """Make a file of any type that is neither a directory nor a symbolic link."""
+        self._may_add(name, cred)
+        if vtype in (VCHR, VBLK) and cred.cr_fsuid != 0:
+            raise err(EPERM)
+        if vtype not in (VREG, VCHR, VBLK, VFIFO, VSOCK):
+            raise err(EINVAL)
+        uid, gid = self._new_ids(cred)
+        vp = self.vop_create(name, vtype, mode & 0o7777, uid, gid, rdev)
+        self.cache_enter(name, vp)
+        return vp
+
+    def mkdir(self, name: bytes, mode: int, cred: Cred) -> Vnode:
+        """Make a directory."""
+        self._may_add(name, cred)
+        uid, gid = self._new_ids(cred)
+        vp = self.vop_create(name, VDIR, mode & 0o1777 | self.v_mode & S_ISGID, uid, gid, 0)
+        self.cache_enter(name, vp)
+        return vp
+
+    def symlink(self, name: bytes, target: bytes, cred: Cred) -> Vnode:
+        """Make a symbolic link to `target`."""
+        self._may_add(name, cred)
+        uid, gid = self._new_ids(cred)
+        vp = self.vop_symlink(name, target, uid, gid)
+        self.cache_enter(name, vp)
+        return vp
+
+    def tmpfile(self, mode: int, cred: Cred) -> Vnode:
+        """Make a regular file without a name on this directory's file system."""
+        if self.v_type != VDIR:
+            raise err(ENOTDIR)
+        self._may_write_dir(cred)
+        uid, gid = self._new_ids(cred)
+        return self.vop_tmpfile(mode & 0o7777, uid, gid)
+
+    def link(self, name: bytes, vp: Vnode, cred: Cred) -> None:
+        """Give vp another name, in this directory."""
+        if self.lookup(name) is not None:
+            raise err(EEXIST)
+        if vp.v_mount is not self.v_mount:
+            raise err(EXDEV)
+        self._may_write_dir(cred)
+        if vp.v_type == VDIR:
+            raise err(EPERM)
+        if vp.getattr().va_nlink >= LINK_MAX:
+            raise err(EMLINK)
+        self.vop_link(name, vp)
+        self.cache_enter(name, vp)
+
+    def unlink(self, name: bytes, cred: Cred) -> None:
+        """Take away a name that is not a directory's. May block."""
+        vp = self.lookup(name)
+        if vp is None:
+            raise err(ENOENT)
+        self._may_remove(vp, cred, False)
+        self._is_mountpoint(name)
+        self.vop_unlink(name, vp)
+        self._cache_gone(name, vp)
+        vp.nameless()
+
+    def rmdir(self, name: bytes, cred: Cred) -> None:
+        """Take away an empty directory."""
+        vp = self.lookup(name)
+        if vp is None:
+            raise err(ENOENT)
+        self._may_remove(vp, cred, True)
+        self._is_mountpoint(name)
+        if vp.v_mounts:
+            raise err(EBUSY)
+        self.vop_rmdir(name, vp)
+        vp.cache_purge()
+        self._cache_gone(name, vp)
+        vp.nameless()
+
+    def nameless(self) -> None:
+        """Its last name may be gone: if nobody uses it either, it is destroyed. May block."""
+        if self.v_usecount == 0:
+            self.v_usecount = 1
+            self.v_mount.mnt_vfs.inactive.pop(self, None)
+            self.vrele()
+
+    def _is_mountpoint(self, name: bytes) -> None:
+        if self.v_mounts is not None and name in self.v_mounts:
+            raise err(EBUSY)
+
+    def rename(self, name: bytes, tdvp: Vnode, tname: bytes, flags: int, cred: Cred) -> None:
+        """Move `name` to `tname` in the directory tdvp, over what is there. May block."""
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise err(EINVAL)
+        if self.v_mount is not tdvp.v_mount:
+            raise err(EXDEV)
+        fvp = self.lookup(name)
+        if fvp is None:
+            raise err(ENOENT)
+        tvp = tdvp.lookup(tname)
+        if tvp is None and flags & RENAME_EXCHANGE:
+            raise err(ENOENT)
+        if tvp is not None and flags & RENAME_NOREPLACE:
+            raise err(EEXIST)
+        if _is_ancestor(fvp, tdvp):
+            raise err(EINVAL)
+        if tvp is not None and _is_ancestor(tvp, self):
+            raise err(EINVAL if flags & RENAME_EXCHANGE else ENOTEMPTY)
+        if fvp is tvp:
+            return
+        isdir = fvp.v_type == VDIR
+        self._may_remove(fvp, cred, isdir)
+        if tvp is None:
+            tdvp._may_write_dir(cred)
+        else:
+            tdvp._may_remove(tvp, cred, tvp.v_type == VDIR if flags & RENAME_EXCHANGE else isdir)
+            tdvp._is_mountpoint(tname)
+            if tvp.v_mounts and not flags & RENAME_EXCHANGE:
+                raise err(EBUSY)
+        self._is_mountpoint(name)
+        if self is not tdvp:
+            if isdir:
+                fvp.access(VWRITE, cred)
+            if flags & RENAME_EXCHANGE and tvp is not None and tvp.v_type == VDIR:
+                tvp.access(VWRITE, cred)
+        self.vop_rename(name, fvp, tdvp, tname, tvp, flags)
+        if flags & RENAME_EXCHANGE:
+            self.cache_enter(name, tvp)
+            tdvp.cache_enter(tname, fvp)
+            return
+        self._cache_gone(name, fvp)
+        if tvp is not None:
+            tdvp._cache_gone(tname, tvp)
+        tdvp.cache_enter(tname, fvp)
+        if tvp is not None:
+            tvp.nameless()
+
+    def readdir(self) -> list[tuple[bytes, int, int]]:
+        """All entries, as (name, inode number, DT_ type)."""
+        if self.v_type != VDIR:
+            raise err(ENOTDIR)
+        parent = self.v_parent
+        dots = [(b".", self.vop_fileid(), 4),
+                (b"..", (self if parent is None else parent).vop_fileid(), 4)]  # fmt: skip
+        entries = self.vop_readdir()
+        mounts = self.v_mounts
+        if mounts:
+            entries = [e for e in entries if e[0] not in mounts]
+            entries += [(n, m.mnt_root.vop_fileid(), 4) for n, m in mounts.items()]
+        return dots + entries
+
+    def readlink(self) -> bytes:
+        """Where the symbolic link points."""
+        if self.v_type != VLNK:
+            raise err(EINVAL)
+        return self.vop_readlink()
+
+    # Attributes.
+
+    def getattr(self) -> Vattr:
+        """The file's attributes now."""
+        return self.vop_getattr()
+
+    def access(self, want: int, cred: Cred) -> None:
+        """Check that `cred` may do all of `want` (VREAD | VWRITE | VEXEC).
+
+        :raises OSError: EACCES; EROFS when a file on a read-only mount would be written; ETXTBSY
+            when it is being executed.
+        """
+        if want & VWRITE:
+            if self.v_mount.mnt_rdonly and self.v_type in (VREG, VDIR, VLNK):
+                raise err(EROFS)
+            if self.v_textcount:
+                raise err(ETXTBSY)
+        mode = self.v_mode
+        uid = cred.cr_fsuid
+        if uid == 0:
+            # Root needs one x bit somewhere to execute a file, and nothing else.
+            if want & VEXEC and self.v_type != VDIR and not mode & 0o111:
+                raise err(EACCES)
+            return
+        if uid == self.v_uid:
+            mode >>= 6
+        elif self.v_gid == cred.cr_fsgid or self.v_gid in cred.cr_groups:
+            mode >>= 3
+        if want & ~mode:
+            raise err(EACCES)
+
+    def _may_setattr(self, cred: Cred) -> None:
+        if self.v_mount.mnt_rdonly:
+            raise err(EROFS)
+        if cred.cr_fsuid != 0 and cred.cr_fsuid != self.v_uid:
+            raise err(EPERM)
+
+    def chmod(self, mode: int, cred: Cred) -> None:
+        """Set the permission bits."""
+        self._may_setattr(cred)
+        if self.v_type == VLNK:
+            raise err(EOPNOTSUPP)
+        mode &= 0o7777
+        if cred.cr_fsuid != 0 and self.v_gid != cred.cr_fsgid and self.v_gid not in cred.cr_groups:
+            mode &= ~S_ISGID
+        self.vop_setattr(mode, -1, -1, None, None)
+
+    def chown(self, uid: int, gid: int, cred: Cred) -> None:
+        """Set owner and group; -1 leaves one as it is."""
+        if self.v_mount.mnt_rdonly:
+            raise err(EROFS)
+        if cred.cr_fsuid != 0:
+            if cred.cr_fsuid != self.v_uid or uid not in (-1, self.v_uid):
+                raise err(EPERM)
+            if gid not in (-1, self.v_gid, cred.cr_fsgid) and gid not in cred.cr_groups:
+                raise err(EPERM)
+        mode = -1
+        if self.v_type != VDIR and self.v_mode & (S_ISUID | S_ISGID):
+            mode = self.v_mode & ~S_ISUID
+            if mode & 0o010:  # setgid without group execute means something else; it stays
+                mode &= ~S_ISGID
+        self.vop_setattr(mode, uid, gid, None, None)
+
+    def utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
+        """Set the times. `explicit`: they are the caller's, not both "now", which only the owner
+        may do; "now" may be set by everybody who could write the file."""
+        if self.v_mount.mnt_rdonly:
+            raise err(EROFS)
+        if cred.cr_fsuid not in (0, self.v_uid):
+            if explicit:
+                raise err(EPERM)
+            self.access(VWRITE, cred)
+        self.vop_setattr(-1, -1, -1, atime, mtime)
+
+    def truncate(self, length: int, cred: Cred) -> None:
+        """Set the size of a regular file (truncate(2): checks the mode). May block."""
+        if self.v_type == VDIR:
+            raise err(EISDIR)
+        if self.v_type != VREG:
+            raise err(EINVAL)
+        self.access(VWRITE, cred)
+        self.setsize(length)
+
+    def setsize(self, length: int) -> None:
+        """Set the size of a regular file (ftruncate(2), O_TRUNC: the right was checked at open).
+        Pages beyond it leave memory; the rest of the last page reads as zero. May block."""
+        if self.v_type != VREG:
+            raise err(EINVAL)
+        from dfvm.kern.vfs.vfs_bio import vn_setsize
+
+        vn_setsize(self, length)
+
+    # Use.
+
+    def open(self, fflag: int, cred: Cred) -> object | None:
+        """A file is about to be made on this vnode."""
+        vtype = self.v_type
+        if vtype == VREG:
+            if fflag & FWRITE and self.v_textcount:
+                raise err(ETXTBSY)
+        elif vtype == VDIR:
+            if fflag & FWRITE:
+                raise err(EISDIR)
+        elif vtype == VLNK:
+            raise err(ELOOP)
+        elif vtype == VSOCK:
+            raise err(ENXIO)
+        other = self.vop_open(fflag, cred)
+        if other is not None:
+            return other
+        self.vref()
+        if fflag & FWRITE:
+            self.v_writecount += 1
+        return None
+
+    def close(self, fflag: int) -> None:
+        """The file made after open() is gone. May block."""
+        if fflag & FWRITE:
+            self.v_writecount -= 1
+        self.vop_close(fflag)
+        self.vrele()
+
+    def settext(self) -> None:
+        """A process starts executing the file; it has a reference of its own."""
+        if self.v_writecount:
+            raise err(ETXTBSY)
+        self.v_textcount += 1
+
+    def cleartext(self) -> None:
+        """It no longer does."""
+        self.v_textcount -= 1
+
+    def read(self, uio: Uio, off: int, ioflag: int) -> None:
+        """Read at `off` into uio, up to its length or the end of the file. May block."""
+        vtype = self.v_type
+        if vtype == VREG:
+            from dfvm.kern.vfs.vfs_bio import vn_read
+
+            vn_read(self, uio, off)
+        elif vtype == VDIR:
+            raise err(EISDIR)
+        else:
+            dev = self.v_rdev
+            if dev is None:
+                raise err(EINVAL)
+            dev.d_read(uio, off, ioflag)
+
+    def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
+        """Write uio at `off`. Returns the offset behind the last byte. May block."""
+        if self.v_type == VREG:
+            from dfvm.kern.vfs.vfs_bio import vn_write
+
+            return vn_write(self, uio, off, ioflag, limit)
+        resid = uio.uio_resid
+        dev = self.v_rdev
+        if dev is None:
+            raise err(EINVAL)
+        dev.d_write(uio, off, ioflag)
+        return off + resid - uio.uio_resid
+
+    def poll(self, events: int) -> int:
+        """Which of `events` would not block now."""
+        if self.v_rdev is not None:
+            return self.v_rdev.d_poll(events)
+        return events & (POLL_READABLE | POLL_WRITABLE)
+
+    def ioctl(self, cmd: int, arg: int, lwp: Any) -> int:
+        """Device control; `arg` is the caller's register."""
+        if self.v_rdev is not None:
+            return self.v_rdev.d_ioctl(cmd, arg, lwp)
+        raise err(ENOTTY)
+
+    def mmap(self) -> int:
+        """How this file is mapped: MMAP_VNODE or MMAP_ANON."""
+        if self.v_rdev is not None:
+            return self.v_rdev.d_mmap()
+        if self.v_type != VREG:
+            raise err(ENODEV)
+        return MMAP_VNODE
+
+    def fsync(self) -> None:
+        """Bring what was written to where it belongs (the host, when it is written through). May
+        block."""
+        if self.v_type == VREG:
+            from dfvm.kern.vfs.vfs_bio import vn_fsync
+
+            vn_fsync(self)
+
+    def allocate(self, mode: int, off: int, length: int) -> None:
+        """fallocate(2) on a file open for writing. May block."""
+        from dfvm.kern.vfs.vfs_bio import vn_allocate
+
+        vn_allocate(self, mode, off, length)
+
+    # What a file system provides. `self` is the directory where a name is an argument; names were
+    # looked up and rights were checked by the callers above.
+
+    def vop_lookup(self, name: bytes) -> Vnode | None:
+        """Find a name that is not in the cache."""
+        raise err(ENOTDIR)
+
+    def vop_revalidate(self) -> None:
+        """v_names_until has passed: drop the names that are no longer so, set a new time."""
+
+    def vop_create(self, name: bytes, vtype: int, mode: int, uid: int, gid: int,
+                   rdev: int) -> Vnode:  # fmt: skip
+        """Make anything but a symbolic link."""
+        raise err(EPERM)
+
+    def vop_symlink(self, name: bytes, target: bytes, uid: int, gid: int) -> Vnode:
+        """Make a symbolic link."""
+        raise err(EPERM)
+
+    def vop_tmpfile(self, mode: int, uid: int, gid: int) -> Vnode:
+        """Make a regular file with no name."""
+        raise err(EOPNOTSUPP)
+
+    def vop_link(self, name: bytes, vp: Vnode) -> None:
+        """Make `name` another name of vp."""
+        raise err(EPERM)
+
+    def vop_unlink(self, name: bytes, vp: Vnode) -> None:
+        """Remove `name`, which is vp's."""
+        raise err(EPERM)
+
+    def vop_rmdir(self, name: bytes, vp: Vnode) -> None:
+        """Remove the directory vp if it is empty, else ENOTEMPTY."""
+        raise err(EPERM)
+
+    def vop_rename(self, name: bytes, fvp: Vnode, tdvp: Vnode, tname: bytes, tvp: Vnode | None,
+                   flags: int) -> None:  # fmt: skip
+        """Move fvp to `tname` in tdvp, in place of tvp, or exchange the two."""
+        raise err(EPERM)
+
+    def vop_readdir(self) -> list[tuple[bytes, int, int]]:
+        """The entries without "." and ".."."""
+        raise err(ENOTDIR)
+
+    def vop_readlink(self) -> bytes:
+        """The target of a symbolic link."""
+        raise err(EINVAL)
+
+    def vop_magic(self, cred: Cred) -> Vnode:
+        """Where a VMAGIC link leads."""
+        raise err(ENOENT)
+
+    def vop_fileid(self) -> int:
+        """The inode number."""
+        raise NotImplementedError
+
+    def vop_getattr(self) -> Vattr:
+        """All attributes; refreshes v_mode, v_uid and v_gid."""
+        raise NotImplementedError
+
+    def vop_setattr(self, mode: int, uid: int, gid: int, atime: int | None,
+                    mtime: int | None) -> None:  # fmt: skip
+        """Change what is neither -1 nor None; sets ctime."""
+        raise err(EPERM)
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        """See open(). Whoever has devices passes their number on to device_open."""
+        if self.v_type in (VCHR, VBLK, VFIFO):
+            raise err(ENXIO)
+        return None
+
+    def device_open(self, rdev: int, fflag: int, cred: Cred) -> object | None:
+        """vop_open of a character device with number `rdev`."""
+        dev = self.v_mount.mnt_vfs.devices.get(rdev)
+        if dev is None:
+            raise err(ENXIO)
+        self.v_rdev = dev
+        return dev.d_open(self, fflag, cred)
+
+    def vop_close(self, fflag: int) -> None:
+        """See close(). The reference is still held."""
+
+    def vop_inactive(self) -> None:
+        """The last reference is gone. May take new ones for a while, and block."""
+
+    def vop_reclaim(self) -> None:
+        """The vnode is being recycled: forget it. Does not block."""
+
+    # For regular files with pages, and the vnode pager.
+
+    def vop_getpage(self, off: int, mv: memoryview) -> int:
+        """Fill mv from the file at `off` (page aligned); fewer bytes at the end of the file."""
+        raise err(EINVAL)
+
+    def vop_putpage(self, off: int, mv: memoryview) -> None:
+        """Bring mv to the file's storage at `off`."""
+        raise err(EINVAL)
+
+    def vop_reserve(self, off: int, end: int) -> int:
+        """Bytes off … end are about to be written. Returns up to where there is room.
+
+        :raises OSError: ENOSPC when there is none at all.
+        """
+        return end
+
+    def vop_wrote(self, size: int) -> None:
+        """Data was written and the file is now `size` long: note the times, drop setuid."""
+
+    def vop_setsize(self, size: int) -> None:
+        """Make the storage `size` bytes long; the pages were dealt with."""
+        raise err(EFBIG)
+
+    def vop_fsync(self) -> None:
+        """The pages have been put; bring the storage to the disk."""
+
+    def vop_newsize(self) -> int:
+        """v_filesize, after a look at the host where the file is the host's. May block."""
+        return self.v_filesize
+
+    def vop_zero(self, off: int, end: int) -> None:
+        """Whole pages off … end of the storage become a hole."""
+        raise err(EOPNOTSUPP)
+
+
+def _is_ancestor(vp: Vnode, dvp: Vnode) -> bool:
+    """Is the directory vp dvp itself or above it?"""
+    if vp.v_type != VDIR:
+        return False
+    at: Vnode | None = dvp
+    while at is not None:
+        if at is vp:
+            return True
+        at = at.v_parent
+    return False
+
+
+def vn_fullpath(vp: Vnode, root: Vnode) -> bytes:
+    """The absolute path of vp as a process sees it whose root directory is `root`. What was
+    unlinked has " (deleted)" behind its last name, what lies outside the root "(unreachable)"
+    before it, as in Linux's /proc."""
+    parts: list[bytes] = []
+    at = vp
+    while at is not root:
+        parent = at.v_parent
+        if parent is None:
+            break
+        parts.append(at.v_name)
+        at = parent
+    parts.append(b"")
+    path = b"/".join(reversed(parts)) if len(parts) > 1 else b"/"
+    if vp.v_flag & VUNLINKED:
+        path += b" (deleted)"
+    if at is not root and at.v_flag & VROOT:
+        path = b"(unreachable)" + path
+    return path
+
+
+vfs_timestamp: Final = time_ns  # the time for a file's attributes, ns

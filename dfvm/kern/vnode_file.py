@@ -1,0 +1,273 @@
+"""Open files of vnodes: what open(2) gives for regular files, directories and devices.
+
+Source: DragonFly sys/kern/vfs_vnops.c (vn_read, vn_write, vn_statfile, vn_ioctl …); the rules of
+seeking and of RLIMIT_FSIZE are Linux's (fs/read_write.c).
+"""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_descrip import (
+    FPATH,
+    O_APPEND,
+    O_DSYNC,
+    O_NONBLOCK,
+    File,
+    FileTable,
+    signal_self,
+)  # fmt: skip
+from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, ENXIO, err
+from dfvm.kern.vfs.vnode import (
+    IO_APPEND,
+    IO_NDELAY,
+    IO_SYNC,
+    OFF_MAX,
+    VCHR,
+    VDIR,
+    VREG,
+    VUNLINKED,
+    Vattr,
+    Vnode,
+)  # fmt: skip
+from dfvm.vm.copyio import copyout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfvm.kern.kern_lockf import LockfHead
+    from dfvm.kern.proc import Lwp
+    from dfvm.vm.copyio import Uio
+
+SEEK_SET: Final = 0
+SEEK_CUR: Final = 1
+SEEK_END: Final = 2
+SEEK_DATA: Final = 3
+SEEK_HOLE: Final = 4
+
+RLIMIT_FSIZE: Final = 1
+
+FIONREAD: Final = 0x541B
+FIGETBSZ: Final = 2
+
+_POLL_ALL: Final = 0x3FF
+
+
+def check_fsize(lwp: Lwp, off: int) -> int:
+    """The file size limit of the caller, for a write at `off`.
+
+    :raises OSError: EFBIG, with SIGXFSZ, when nothing may be written there
+    """
+    limit = lwp.lwp_proc.p_rlimit(RLIMIT_FSIZE)
+    if off < limit:
+        return limit if limit < OFF_MAX else OFF_MAX
+    from dfvm.kern.kern_sig import SIGXFSZ
+
+    signal_self(lwp, SIGXFSZ)
+    raise err(EFBIG)
+
+
+class VnodeFile(File):
+    """An open vnode, or with O_PATH a reference to one."""
+
+    __slots__ = ("f_busy", "f_entries", "f_vnode")
+
+    f_pollable = False
+
+    f_vnode: Vnode  # opened with f_mode, or with O_PATH just referenced; ours to close
+    f_busy: bool  # somebody transfers at f_offset; others who want to wait for their turn
+    f_entries: list[tuple[bytes, int, int]]  # of a directory: the snapshot getdents walks;
+    #                                          f_offset is the index into it
+
+    def __init__(self, table: FileTable, flag: int, vp: Vnode) -> None:
+        super().__init__(table, flag)
+        self.f_vnode = vp
+        self.f_busy = False
+        self.f_entries = []
+
+    # -- transfers ------------------------------------------------------------------------------
+
+    def _lock(self) -> None:
+        # POSIX: transfers through one open file don't mix. They could where user memory blocks.
+        while self.f_busy:
+            self.f_table.sched.tsleep(self, 0, "f_pos")
+        self.f_busy = True
+
+    def _unlock(self) -> None:
+        self.f_busy = False
+        if self.f_count > 1:
+            self.f_table.sched.wakeup(self)
+
+    def _ioflag(self) -> int:
+        flag = self.f_flag
+        ioflag = 0
+        if flag & (O_APPEND | O_DSYNC | O_NONBLOCK):
+            if flag & O_APPEND:
+                ioflag = IO_APPEND
+            if flag & O_DSYNC:  # a bit of O_SYNC too
+                ioflag |= IO_SYNC
+            if flag & O_NONBLOCK:
+                ioflag |= IO_NDELAY
+        return ioflag
+
+    def fo_read(self, lwp: Lwp, uio: Uio) -> None:
+        self._lock()
+        try:
+            resid = uio.uio_resid
+            self.f_vnode.read(uio, self.f_offset, IO_NDELAY if self.f_flag & O_NONBLOCK else 0)
+            self.f_offset += resid - uio.uio_resid
+        finally:
+            self._unlock()
+
+    def fo_write(self, lwp: Lwp, uio: Uio) -> None:
+        self._lock()
+        try:
+            self.f_offset = self._write(lwp, uio, self.f_offset)
+        finally:
+            self._unlock()
+
+    def _write(self, lwp: Lwp, uio: Uio, off: int) -> int:
+        vp = self.f_vnode
+        if vp.v_type != VREG:
+            return vp.write(uio, off, self._ioflag())
+        if not uio.uio_resid:
+            return off
+        at = vp.v_filesize if self.f_flag & O_APPEND else off
+        return vp.write(uio, off, self._ioflag(), check_fsize(lwp, at))
+
+    def fo_pread(self, lwp: Lwp, uio: Uio, offset: int) -> None:
+        self.f_vnode.read(uio, offset, 0)
+
+    def fo_pwrite(self, lwp: Lwp, uio: Uio, offset: int) -> None:
+        self._write(lwp, uio, offset)
+
+    # -- position -------------------------------------------------------------------------------
+
+    def fo_seek(self, lwp: Lwp, offset: int, whence: int) -> int:
+        vp = self.f_vnode
+        if vp.v_type == VCHR:
+            return 0  # as /dev/null does: there is no position
+        if vp.v_type == VDIR:
+            return self._seekdir(offset, whence)
+        if whence == SEEK_CUR:
+            offset += self.f_offset
+        elif whence == SEEK_END:
+            offset += vp.getattr().va_size
+        elif whence in (SEEK_DATA, SEEK_HOLE):
+            size = vp.getattr().va_size
+            if not 0 <= offset < size:
+                raise err(ENXIO)
+            if whence == SEEK_HOLE:  # no holes but the one behind the end: lseek(2) allows that
+                offset = size
+        elif whence != SEEK_SET:
+            raise err(EINVAL)
+        if not 0 <= offset <= OFF_MAX:
+            raise err(EINVAL)
+        self.f_offset = offset
+        return offset
+
+    def _seekdir(self, offset: int, whence: int) -> int:
+        if whence == SEEK_CUR:
+            offset += self.f_offset
+        elif whence == SEEK_END:
+            offset += len(self.f_entries)
+        elif whence != SEEK_SET:
+            raise err(EINVAL)
+        if not 0 <= offset <= OFF_MAX:
+            raise err(EINVAL)
+        self.f_offset = offset
+        return offset
+
+    # -- directories ----------------------------------------------------------------------------
+
+    def next_entries(self) -> list[tuple[bytes, int, int]]:
+        """The snapshot of the directory that f_offset is an index into; a new one at its start.
+        Names made or removed since then don't move the others.
+
+        :raises OSError: ENOTDIR; ENOENT when the directory was removed
+        """
+        vp = self.f_vnode
+        if vp.v_type != VDIR:
+            raise err(ENOTDIR)
+        if self.f_offset == 0:
+            if vp.v_flag & VUNLINKED:
+                raise err(ENOENT)
+            self.f_entries = vp.readdir()
+        return self.f_entries
+
+    def fo_readdir(self, room: int, pack_one: Callable[[bytes, int, int, int], bytes]) -> bytes:
+        entries = self.next_entries()
+        records: list[bytes] = []
+        at = self.f_offset
+        while at < len(entries):
+            name, ino, dtype = entries[at]
+            record = pack_one(name, ino, at + 1, dtype)
+            room -= len(record)
+            if room < 0:
+                if not records:
+                    raise err(EINVAL)
+                break
+            records.append(record)
+            at += 1
+        self.f_offset = at
+        return b"".join(records)
+
+    # -- the rest -------------------------------------------------------------------------------
+
+    def fo_ioctl(self, lwp: Lwp, cmd: int, arg: int) -> int:
+        vp = self.f_vnode
+        if vp.v_type == VREG:
+            if cmd == FIONREAD:
+                left = max(vp.v_filesize - self.f_offset, 0) & 0xFFFFFFFF
+                copyout(lwp.lwp_proc.p_vmspace, pack("<I", left), arg)
+                return 0
+            if cmd == FIGETBSZ:
+                copyout(lwp.lwp_proc.p_vmspace, pack("<i", vp.getattr().va_blksize), arg)
+                return 0
+        return vp.ioctl(cmd, arg, lwp)
+
+    def fo_poll(self) -> int:
+        return self.f_vnode.poll(_POLL_ALL)
+
+    def fo_stat(self, lwp: Lwp) -> Vattr:
+        return self.f_vnode.getattr()
+
+    def fo_lockf(self) -> LockfHead | None:
+        head: LockfHead | None = self.f_vnode.v_lockf
+        return head
+
+    def fo_set_lockf(self, head: LockfHead | None) -> None:
+        self.f_vnode.v_lockf = head
+
+    def fo_close(self) -> None:
+        if self.f_mode & FPATH:
+            self.f_vnode.vrele()
+        else:
+            self.f_vnode.close(self.f_mode)
+
+
+def getvnode(fp: File) -> Vnode:
+    """The regular file's vnode behind `fp`, for calls that need one.
+
+    :raises OSError: EISDIR, EINVAL
+    """
+    vp = fp.f_vnode
+    if vp is None:
+        raise err(EINVAL)
+    if vp.v_type == VDIR:
+        raise err(EISDIR)
+    if vp.v_type != VREG:
+        raise err(EINVAL)
+    return vp
+
+
+def getdvnode(fp: File) -> Vnode:
+    """The directory behind `fp`.
+
+    :raises OSError: ENOTDIR
+    """
+    vp = fp.f_vnode
+    if vp is None or vp.v_type != VDIR:
+        raise err(ENOTDIR)
+    return vp

@@ -1,0 +1,151 @@
+"""Waiting for the host: its file descriptors, and calls that other host threads and host signal
+handlers post to the kernel.
+
+The scheduler owns one HostEvents. While threads run it looks without blocking, now and then; when
+nothing is runnable this is where the whole machine waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write
+from time import sleep
+from typing import TYPE_CHECKING, Final
+
+from dfvm.lwkt.kern_clock import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from select import poll
+
+    from dfvm.lwkt.lwkt_thread import Thread
+
+# Bits of poll(2), in `events` of waitfd and in what td_revents reports.
+POLLIN: Final = 0x001
+POLLPRI: Final = 0x002
+POLLOUT: Final = 0x004
+POLLERR: Final = 0x008
+POLLHUP: Final = 0x010
+POLLNVAL: Final = 0x020
+
+_LONGEST_MS: Final = (1 << 31) - 1  # what poll(2) can be told
+_ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL  # reported whether asked for or not
+
+
+class HostEvents:
+    """What the host may tell us."""
+
+    __slots__ = ("_eventfd", "_poller", "_posted", "_waiters")
+
+    _waiters: dict[int, dict[Thread, int]]  # fd → who waits there, and for which events
+    _posted: deque[tuple[Callable[..., object], tuple[object, ...]]]  # calls to make when safe
+    _poller: poll | None  # knows _eventfd and every fd of _waiters; made when first needed
+    _eventfd: int  # wakes the idle wait; -1 until the first one
+
+    def __init__(self) -> None:
+        self._waiters = {}
+        self._posted = deque()
+        self._poller = None
+        self._eventfd = -1
+
+    def __del__(self) -> None:
+        if self._eventfd >= 0:
+            close(self._eventfd)
+
+    # -- posted calls ---------------------------------------------------------------------------
+
+    def post(self, fn: Callable[..., object], args: tuple[object, ...]) -> None:
+        """Queue fn(*args) for the kernel's next safe point and end an idle wait. The only entry
+        that host threads and signal handlers may use: append and the write are atomic."""
+        self._posted.append((fn, args))
+        if self._eventfd >= 0:
+            eventfd_write(self._eventfd, 1)
+
+    @property
+    def posted(self) -> bool:
+        """Calls are waiting to be made."""
+        return bool(self._posted)
+
+    def run_posted(self) -> None:
+        """Make the calls that were posted, in order."""
+        posted = self._posted
+        while posted:
+            fn, args = posted.popleft()
+            fn(*args)
+
+    # -- host file descriptors ------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Host descriptors somebody waits for."""
+        return len(self._waiters)
+
+    def waiting(self, td: Thread) -> list[int]:
+        """The descriptors `td` waits for; for reports, not for speed."""
+        return [fd for fd, who in self._waiters.items() if td in who]
+
+    def someone(self, which: Callable[[Thread], bool]) -> bool:
+        """Whether a thread for which `which` is true waits for the host."""
+        return any(which(td) for who in self._waiters.values() for td in who)
+
+    def add(self, td: Thread, fd: int, events: int) -> None:
+        """`td` goes to sleep until `fd` shows one of `events` or an error."""
+        who = self._waiters.setdefault(fd, {})
+        who[td] = who.get(td, 0) | events
+        self._watch(fd, who)
+
+    def remove(self, td: Thread, fd: int) -> None:
+        """`td` no longer waits for `fd`. Harmless when it does not."""
+        who = self._waiters.get(fd)
+        if who is None or who.pop(td, None) is None:
+            return
+        if who:
+            self._watch(fd, who)
+        else:
+            del self._waiters[fd]
+            if self._poller is not None:
+                self._poller.unregister(fd)
+
+    def _watch(self, fd: int, who: dict[Thread, int]) -> None:
+        events = 0
+        for wanted in who.values():
+            events |= wanted
+        self._get_poller().register(fd, events)
+
+    def _get_poller(self) -> poll:
+        poller = self._poller
+        if poller is None:
+            from select import poll as make_poll  # most guests never wait for the host
+
+            self._eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+            poller = self._poller = make_poll()
+            poller.register(self._eventfd, POLLIN)
+        return poller
+
+    def poll(self) -> list[tuple[Thread, int, int]]:
+        """(thread, fd, events) for what is ready now. Does not block."""
+        return self._collect(0) if self._waiters else []
+
+    def wait(self, timeout_ns: int) -> list[tuple[Thread, int, int]]:
+        """Block the host thread until a descriptor is ready, a call is posted, or the time is
+        over. poll(2) counts in ms; the rest is slept exactly so that a timer is not late."""
+        self._get_poller()  # from here on a post() is seen by the poll below
+        if self._posted:
+            return []
+        if timeout_ns >= NEVER:
+            return self._collect(None)
+        ready = self._collect(min(timeout_ns // 1_000_000, _LONGEST_MS))
+        if not ready and not self._posted and timeout_ns < 1_000_000:
+            sleep(timeout_ns / 1e9)
+        return ready
+
+    def _collect(self, timeout_ms: int | None) -> list[tuple[Thread, int, int]]:
+        ready: list[tuple[Thread, int, int]] = []
+        for fd, revents in self._get_poller().poll(timeout_ms):
+            if fd == self._eventfd:
+                eventfd_read(fd)
+                continue
+            for td, wanted in self._waiters[fd].items():
+                got = revents & (wanted | _ALWAYS)
+                if got:
+                    ready.append((td, fd, got))
+        return ready

@@ -1,0 +1,544 @@
+"""Kernel threads and the scheduler that runs them, one at a time.
+
+A thread is a greenlet. When it gives the CPU away it picks its successor itself and switches
+straight to it. When nothing can run, the idle thread waits for a callout or for the host. The
+thread that made the scheduler is thread0; it is an ordinary thread that may sleep, and it is where
+an exception that no thread caught comes out.
+
+Who runs next: every thread has a virtual time, td_pass, and the smallest goes first, ties in
+order of arrival. A turn of the CPU costs a thread its stride, which a nicer thread has longer; one
+that goes to sleep before its slice is over pays an eighth. So threads of one nice level take turns,
+levels share the CPU in the ratio of their weights, nobody starves, a pipe's two ends get ahead of
+a thread that computes, and none of it depends on the clock, which is what makes a run repeat
+itself.
+
+Source: DragonFly sys/kern/lwkt_thread.c; the weights stand in for usched_dfly.c.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from dfvm.lwkt.kern_clock import HZ, NEVER, TICK_NS
+from dfvm.lwkt.kern_synch import PCATCH, Synch
+from dfvm.lwkt.panic import panic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from dfvm.lwkt.kern_clock import Callout
+    from dfvm.lwkt.kern_lock import Lock
+    from dfvm.lwkt.kern_spinlock import Spinlock
+    from dfvm.lwkt.lwkt_token import TokenRef
+    from dfvm.lwkt.subr_witness import Witness
+
+PRIO_MIN: Final = -20
+PRIO_MAX: Final = 19
+_STRIDE0: Final = 4096  # virtual time that a whole turn costs at nice 0
+# One nice level is a factor of 1.25, so that a step costs or gains about a tenth of the CPU
+# wherever one stands.
+_STRIDES: Final = tuple(round(_STRIDE0 * 1.25**nice) for nice in range(PRIO_MIN, PRIO_MAX + 1))
+
+_DAEMON_CHANCES: Final = 4  # timeouts of each daemon before a standstill is called a deadlock
+_FDPOLL_NS: Final = 1_000_000  # how often host descriptors are looked at while threads run
+
+
+class Deadlock(Exception):
+    """Nothing can run and nothing can change that. The argument is deadlock_report()."""
+
+
+class LwktExit(BaseException):
+    """Unwinds a thread that ends itself; see lwkt_exit."""
+
+
+def lwkt_exit() -> None:
+    """End the current thread, from however deep; `finally` clauses on the way are run."""
+    raise LwktExit
+
+
+def _no_signal() -> int:
+    return 0
+
+
+def _is_live(td: Thread) -> bool:
+    return not td.daemon
+
+
+class Thread:
+    """One kernel thread.
+
+    Source: DragonFly sys/sys/thread.h, struct thread.
+    """
+
+    __slots__ = (
+        "_td_nice", "daemon", "td_callout", "td_cursig", "td_error", "td_fn", "td_greenlet",
+        "td_locks", "td_lwp", "td_name", "td_nosleep", "td_pass", "td_proc", "td_resume",
+        "td_revents", "td_runtime_ns", "td_sched", "td_sflags", "td_spinlocks", "td_sqnext",
+        "td_sqprev", "td_stride", "td_toks", "td_wchan", "td_wmesg", "user_ns",
+    )  # fmt: skip
+
+    td_name: str  # for people
+    td_sched: Scheduler  # who runs it; never changes
+    td_greenlet: greenlet  # its stack
+    td_resume: Callable[[], object]  # td_greenlet.switch, bound once
+    td_fn: tuple[Callable[..., object], tuple[Any, ...]] | None  # what it runs; None: thread0, idle
+    daemon: bool  # run() does not wait for it; never changes once it runs
+    td_proc: Any  # the process it works for, or None; the kernel layer's
+    td_lwp: Any  # and the lwp
+    td_cursig: Callable[[], int]  # asked before a PCATCH sleep: the error a pending signal makes
+    #                               of it, 0 without one
+    td_wchan: Hashable | None  # what it sleeps on; None iff it is on no sleep queue
+    td_wmesg: str  # why it sleeps, or slept last
+    td_sflags: int  # flags of that tsleep
+    td_error: int  # what that tsleep is to return
+    td_revents: int  # host events that ended the last waitfd
+    td_callout: Callout | None  # end of a timed sleep
+    td_sqnext: Thread  # neighbours in the ring of sleepers; meaningless when awake
+    td_sqprev: Thread
+    td_pass: int  # virtual time at which it is to run next; grows
+    td_stride: int  # what a whole turn adds to td_pass; from td_nice
+    td_toks: list[TokenRef]  # tokens held, in order of acquisition; in force while it runs
+    td_locks: list[Lock]  # lockmgr locks held, an element for each acquisition
+    td_spinlocks: list[Spinlock]  # spinlocks held, in order of acquisition
+    td_nosleep: int  # reasons not to sleep: spinlocks held, plus one inside a callout
+    td_runtime_ns: int  # CPU time up to the last switch away from it
+    user_ns: int  # the part of its CPU time spent in the guest; counted by who runs the guest
+
+    def __init__(self, sched: Scheduler, stack: greenlet, name: str, nice: int) -> None:
+        self.td_sched = sched
+        self.td_greenlet = stack
+        self.td_resume = stack.switch
+        self.td_fn = None
+        self.td_name = name
+        self.daemon = False
+        self.td_proc = None
+        self.td_lwp = None
+        self.td_cursig = _no_signal
+        self.td_wchan = None
+        self.td_wmesg = ""
+        self.td_sflags = 0
+        self.td_error = 0
+        self.td_revents = 0
+        self.td_callout = None
+        self.td_sqnext = self
+        self.td_sqprev = self
+        self.td_pass = 0
+        self.td_nice = nice
+        self.td_toks = []
+        self.td_locks = []
+        self.td_spinlocks = []
+        self.td_nosleep = 0
+        self.td_runtime_ns = 0
+        self.user_ns = 0
+
+    def __repr__(self) -> str:
+        return f"<Thread {self.td_name}>"
+
+    @property
+    def td_nice(self) -> int:
+        """Nice level, PRIO_MIN (favoured) to PRIO_MAX; felt from the next turn on."""
+        return self._td_nice
+
+    @td_nice.setter
+    def td_nice(self, nice: int) -> None:
+        self._td_nice: int = min(max(nice, PRIO_MIN), PRIO_MAX)
+        self.td_stride = _STRIDES[self._td_nice - PRIO_MIN]
+
+    @property
+    def cpu_ns(self) -> int:
+        """CPU time used, up to now."""
+        if self is self.td_sched.curthread:
+            return self.td_runtime_ns + monotonic_ns() - self.td_sched.switch_ns
+        return self.td_runtime_ns
+
+    @property
+    def sys_ns(self) -> int:
+        """CPU time used in the kernel."""
+        return max(self.cpu_ns - self.user_ns, 0)
+
+
+class Scheduler(Synch):
+    """One machine's threads, and the one CPU of its kernel."""
+
+    thread0: Thread  # the greenlet that made the scheduler
+    hz: Final = HZ
+    switch_ns: int  # when the current thread got the CPU
+    signals_can_come: bool  # the host may deliver signals to guests (through post): a thread that
+    #                         sleeps with PCATCH is waiting for the world, not deadlocked
+    witness: Witness | None  # what has been seen of lock order; None unless debug
+    _threads: dict[Thread, None]  # every thread but the idle one, in order of creation
+    _nlive: int  # threads that run() waits for: not thread0, no daemons
+    _runq: list[tuple[int, int, Thread]]  # heap of (td_pass, order of arrival, thread)
+    _seq: int  # arrivals at the run queue so far
+    _vpass: int  # td_pass of the last thread dispatched: the virtual time
+    _until: Callable[[], bool] | None  # condition that ends run(); asked at every switch
+    _idle: Thread  # runs when nothing else can
+    _boot_ns: int  # clock at the start, where ticks count from
+    _idle_moves: int  # sum of the live threads' td_pass when nothing could run last time
+    _idle_ran: int  # callouts run when that last changed
+    _abort: BaseException | None  # to be raised out of run()
+    _running: bool  # thread0 is inside run()
+    _dying: bool  # close() is unwinding the threads
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._boot_ns = self.switch_ns = monotonic_ns()
+        self._next_event = NEVER
+        self._runq = []
+        self._seq = 0
+        self._vpass = 0
+        self._nlive = 0
+        self._until = None
+        self._idle_moves = 0
+        self._idle_ran = 0
+        self._abort = None
+        self._running = False
+        self._dying = False
+        self.signals_can_come = False
+        self.witness = None
+        self.thread0 = Thread(self, getcurrent(), "thread0", 0)
+        self.curthread = self.thread0
+        self._threads = {self.thread0: None}
+        self._idle = self._make_idle()
+
+    # -- time -----------------------------------------------------------------------------------
+
+    @property
+    def ticks(self) -> int:
+        """Ticks since the scheduler was made."""
+        return (monotonic_ns() - self._boot_ns) // TICK_NS
+
+    @property
+    def uptime_ns(self) -> int:
+        """ns since the scheduler was made."""
+        return monotonic_ns() - self._boot_ns
+
+    # -- threads --------------------------------------------------------------------------------
+
+    def create(
+        self,
+        fn: Callable[..., object],
+        *args: Any,
+        name: str = "",
+        nice: int = 0,
+        daemon: bool = False,
+    ) -> Thread:
+        """A new thread that calls fn(*args), and ends when that returns. It is runnable at once
+        but does not run before the caller gives the CPU away."""
+        td = Thread(self, greenlet(self._start, self.thread0.td_greenlet), name, nice)
+        td.td_name = name or f"td{id(td):x}"
+        td.td_fn = (fn, args)
+        td.daemon = daemon
+        self._threads[td] = None
+        if not daemon:
+            self._nlive += 1
+        td.td_pass = self._vpass
+        self.setrunnable(td)
+        return td
+
+    def threads(self) -> Iterator[Thread]:
+        """Every thread, in order of creation."""
+        return iter(tuple(self._threads))
+
+    def _start(self, *_dispatched: object) -> None:
+        """First and last frame of every thread."""
+        td = self.curthread
+        assert td.td_fn is not None
+        fn, args = td.td_fn
+        try:
+            fn(*args)
+        except LwktExit:
+            pass
+        except GreenletExit:
+            return  # close(), or the garbage collector: nobody is there to go on
+        finally:
+            self._reap(td)
+        if td.td_toks or td.td_locks or td.td_spinlocks:
+            panic(f"{td.td_name} ended holding {_held(td)}")
+        # A greenlet that ends switches to its parent: make that our successor.
+        td.td_greenlet.parent = self._pick(td).td_greenlet
+
+    def _reap(self, td: Thread) -> None:
+        """`td`, which runs, is about to end."""
+        del self._threads[td]
+        if not td.daemon:
+            self._nlive -= 1
+            if not self._nlive and self.thread0.td_wchan is self:
+                self.wakeup_one(self)
+
+    # -- choosing -------------------------------------------------------------------------------
+
+    def setrunnable(self, td: Thread) -> None:
+        """Put `td`, which is on no queue, on the run queue. Who slept does not get back what it
+        did not use: it starts at the present virtual time."""
+        if td.td_pass < self._vpass:
+            td.td_pass = self._vpass
+        self._seq += 1
+        heappush(self._runq, (td.td_pass, self._seq, td))
+
+    def switch(self, td: Thread) -> None:
+        """Give the CPU away: the current thread `td` has put itself on a queue. Returns when it
+        is dispatched again."""
+        successor = self._pick(td)
+        if successor is td:
+            return
+        try:
+            successor.td_resume()
+        except BaseException:
+            self._interrupted(td)
+            raise
+        if self._abort is not None and td is self.thread0:
+            self._raise_abort()
+
+    def _pick(self, td: Thread) -> Thread:
+        """Account for `td`, which leaves the CPU, and take the next thread off the run queue. The
+        caller switches to it."""
+        now = monotonic_ns()
+        td.td_runtime_ns += now - self.switch_ns
+        self.switch_ns = now
+        if now >= self._next_event:
+            self._softclock(now)
+        until = self._until
+        if until is not None and self.thread0.td_wchan is self and until():
+            self._unsleep(self.thread0)
+            self.curthread = self.thread0
+            return self.thread0
+        if self._runq:
+            self._vpass, _, successor = heappop(self._runq)
+        else:
+            successor = self._idle
+        self.curthread = successor
+        return successor
+
+    def _interrupted(self, td: Thread) -> None:
+        """An exception arrives in place of a dispatch. In thread0 it is the end of another
+        thread that nobody caught; thread0 has the CPU now, wherever it was queued."""
+        if td is not self.thread0:
+            return
+        if td.td_wchan is not None:
+            self._unsleep(td)
+        else:
+            self._runq = [item for item in self._runq if item[2] is not td]
+            self._runq.sort()
+        self.curthread = td
+        self.switch_ns = monotonic_ns()
+        if self._idle.td_greenlet.dead:
+            self._idle = self._make_idle()
+
+    def yield_(self) -> None:
+        """Let others run, if any want to; the turn is counted as used."""
+        td = self.curthread
+        if td.td_nosleep:
+            self._bad_sleep(td, "yield")
+        if monotonic_ns() >= self._next_event:
+            self._softclock(monotonic_ns())
+        if self._runq or self._until is not None:
+            td.td_pass += td.td_stride
+            self.setrunnable(td)
+            self.switch(td)
+
+    def runnable_others(self) -> bool:
+        """Whether another thread waits for the CPU."""
+        return bool(self._runq)
+
+    def hardclock(self) -> bool:
+        """The clock tick of a thread that computes: run what is due. Returns runnable_others()."""
+        now = monotonic_ns()
+        if now >= self._next_event:
+            self._softclock(now)
+        return bool(self._runq)
+
+    def slice_ns(self) -> int:
+        """How long the current thread may compute before hardclock() is due: a tick, less when a
+        callout comes first."""
+        return max(min(TICK_NS, self._next_event - monotonic_ns()), 0)
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def post(self, fn: Callable[..., object], *args: object) -> None:
+        """Have fn(*args) called at the next switch, clock tick or idle moment. For other host
+        threads and host signal handlers, which may call nothing else here. It must not sleep."""
+        self._events.post(fn, args)
+        self._next_event = 0
+
+    def _softclock(self, now: int) -> None:
+        """Run posted calls and due callouts, look at the host's descriptors, and find out when to
+        do so next."""
+        if self._dying:
+            raise GreenletExit
+        td = self.curthread
+        td.td_nosleep += 1
+        try:
+            if self._events.posted:
+                self._events.run_posted()
+            self._callouts.run_due(now)
+            for sleeper, _, events in self._events.poll():
+                self._fd_ready(sleeper, events)
+        finally:
+            td.td_nosleep -= 1
+        when = self._callouts.first_time()
+        if self._events:
+            when = min(when, now + _FDPOLL_NS)
+        self._next_event = when
+        if self._events.posted:  # in the meantime, and our store may have hidden its own
+            self._next_event = 0
+
+    def _make_idle(self) -> Thread:
+        return Thread(self, greenlet(self._idle_loop, self.thread0.td_greenlet), "idle", 0)
+
+    def _idle_loop(self, *_dispatched: object) -> None:
+        """Wait until a thread can run, then run it."""
+        td = self._idle
+        while True:
+            successor = self._pick(td)
+            if successor is not td:
+                successor.td_resume()
+                continue
+            if self._is_deadlock():
+                raise Deadlock(self.deadlock_report())
+            when = self._callouts.first_time()
+            wait = when if when == NEVER else max(when - monotonic_ns(), 0)
+            for sleeper, _, events in self._events.wait(wait):
+                self._fd_ready(sleeper, events)
+
+    def _is_deadlock(self) -> bool:
+        """Nothing runs. Can anything still happen to a thread that is not a daemon? A daemon
+        that wakes up now and then might help, but once all of them have had their chances and
+        nobody has moved, they won't."""
+        if self._events.posted or self._events.someone(_is_live):
+            return False
+        daemons = 0
+        for callout in self._callouts:
+            if callout.c_fn != self._endtsleep or not callout.c_args[0].daemon:
+                return False
+            daemons += 1
+        if self.signals_can_come and any(
+            td.td_wchan is not None and td.td_sflags & PCATCH
+            for td in filter(_is_live, self._threads)
+        ):
+            return False
+        moves = sum(td.td_pass for td in filter(_is_live, self._threads))
+        if moves != self._idle_moves:
+            self._idle_moves = moves
+            self._idle_ran = self._callouts.ran
+        return self._callouts.ran - self._idle_ran >= _DAEMON_CHANCES * daemons
+
+    # -- running --------------------------------------------------------------------------------
+
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Run threads until only daemons are left, or until() is true; called by thread0.
+
+        Host signals that Python would turn into KeyboardInterrupt end it at the next switch,
+        between two threads, so that everything stays as it is and may be run on.
+
+        :raises Deadlock: when every thread sleeps and nothing can wake one.
+        :raises KeyboardInterrupt: on SIGINT.
+        """
+        td = self.thread0
+        if self.curthread is not td or self._running:
+            panic(f"run: called by {self.curthread.td_name}")
+        self._running = True
+        self._until = until
+        restore = self._catch_sigint()
+        try:
+            while self._nlive and not (until is not None and until()):
+                self.tsleep(self, 0, "run")
+        finally:
+            self._running = False
+            self._until = None
+            restore()
+
+    def _catch_sigint(self) -> Callable[[], object]:
+        """Turn SIGINT into a posted call while run() is in charge: Python would raise in the
+        middle of whatever runs, or inside an engine callback, where it is lost. Returns what
+        undoes it. A second SIGINT before the first is honoured raises on the spot."""
+        import signal
+
+        def handler(signo: int, frame: object) -> None:
+            if self._abort is not None:
+                raise KeyboardInterrupt
+            self._abort = KeyboardInterrupt()
+            self.post(self._abort_run)
+
+        try:
+            if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                return _no_signal
+            signal.signal(signal.SIGINT, handler)
+        except ValueError:  # not Python's main thread: SIGINT does not come here
+            return _no_signal
+        return lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _abort_run(self) -> None:
+        """Posted: make thread0 the next to run."""
+        td = self.thread0
+        if td.td_wchan is not None:
+            self._unsleep(td)
+            td.td_pass = -1
+            self._seq += 1
+            heappush(self._runq, (-1, self._seq, td))
+
+    def _raise_abort(self) -> None:
+        exc, self._abort = self._abort, None
+        assert exc is not None
+        raise exc
+
+    def close(self) -> None:
+        """End every thread where it stands; called by thread0. Their `finally` clauses are run,
+        and a sleep in one of them ends it at once."""
+        self._dying = True
+        self._next_event = 0  # _softclock, at the next switch, ends a thread that wants to sleep
+        for td in self.threads():
+            if td is not self.thread0:
+                if td.td_wchan is not None:
+                    self._unsleep(td)
+                self.curthread = td
+                td.td_greenlet.throw(GreenletExit)
+                self._threads.pop(td, None)
+        self._runq.clear()
+        self.curthread = self.thread0
+
+    # -- reports --------------------------------------------------------------------------------
+
+    def deadlock_report(self) -> str:
+        """Every thread: its state, what it waits for and for how long at most, what it holds."""
+        runnable = {id(item[2]) for item in self._runq}
+        lines = []
+        for td in self._threads:
+            if td is self.curthread:
+                state = "running"
+            elif td.td_wchan is not None:
+                state = f"sleeps on {td.td_wmesg} ({_name(td.td_wchan)})"
+                if td.td_sflags & PCATCH:
+                    state += ", interruptible"
+                fds = self._events.waiting(td)
+                if fds:
+                    state += f", host fd {', '.join(map(str, fds))}"
+                if td.td_callout is not None and td.td_callout.pending:
+                    left = td.td_callout.c_time - monotonic_ns()
+                    state += f", {left / 1e9:.3f} s left"
+            else:
+                state = "runnable" if id(td) in runnable else "not started"
+            held = _held(td)
+            lines.append(
+                f"  {td.td_name}{' (daemon)' if td.daemon else ''}: {state}"
+                + (f"; holds {held}" if held else "")
+            )
+        return "kernel threads:\n" + "\n".join(lines)
+
+
+def _held(td: Thread) -> str:
+    """What `td` holds, in words."""
+    held = [f"lock {lock.lk_wmesg}" for lock in td.td_locks]
+    held += [f"token {ref.tok.desc}" for ref in td.td_toks]
+    held += [f"spinlock {spin.desc}" for spin in td.td_spinlocks]
+    return ", ".join(held)
+
+
+def _name(ident: Hashable) -> str:
+    """A wait channel in a line."""
+    text = repr(ident)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,194 @@
+"""Neighbours: what a fault maps besides the page it is about.
+
+Which ones: `vm.prefault_pages` around the page, half each way. madvise(RANDOM) turns it off,
+madvise(SEQUENTIAL) makes it VM_FAULT_MAX_QUICK - 1 pages forward; and so does a program that is
+seen to go through memory in order, by the page on the other side being mapped and used (a stack
+goes downwards). A scan ends at the first page in its direction that is mapped already or can't be
+had at once.
+
+    vm_prefault        goes down the chain, and with `vm.fast_fault` zero-fills what is nowhere in
+                       anonymous memory that may be written
+    vm_prefault_quick  maps what is resident and valid in the first object, where nothing is behind
+                       it: enough for a file's pages that others use already
+
+Neither waits for anything. Pages are not busied while they are mapped, because nothing sleeps
+between finding them idle and entering them.
+
+Source: DragonFly sys/vm/vm_fault.c (vm_prefault, vm_prefault_quick).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.machine.pte import PG_A
+from dfvm.vm.pmap import pmap_enter, pmap_prefault_ok, pmap_pte
+from dfvm.vm.vm import VM_PROT_WRITE
+from dfvm.vm.vm_fault_object import VM_FAULT_DIRTY, vm_set_nosync
+from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_BEHAV_MASK,
+    MAP_ENTRY_BEHAV_RANDOM,
+    MAP_ENTRY_BEHAV_SEQUENTIAL,
+)
+from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_DEFAULT
+from dfvm.vm.vm_page import (
+    PBUSY_LOCKED,
+    PBUSY_MASK,
+    PG_FICTITIOUS,
+    PG_SWAPPED,
+    PQ_CACHE,
+    VM_ALLOC_NORMAL,
+    VM_ALLOC_ZERO,
+    VM_PAGE_BITS_ALL,
+    vm_page_activate,
+    vm_page_alloc,
+    vm_page_deactivate,
+    vm_page_wakeup,
+)
+from dfvm.vm.vm_page2 import vm_paging_min
+from dfvm.vm.vm_param import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from dfvm.vm.pmap import Pmap
+    from dfvm.vm.vm_init import VmSystem
+    from dfvm.vm.vm_map_entry import VmMapEntry
+    from dfvm.vm.vm_page import VmPage
+
+VM_FAULT_MAX_QUICK: Final = 16  # pages one fault maps at most when it knows the direction
+_MAX_PREFAULT: Final = 1024  # whatever vm.prefault_pages says
+
+
+def prefault_extent(pmap: Pmap, entry: VmMapEntry, va: int) -> tuple[int, int]:
+    """How many pages to try below and above `va`."""
+    pages = pmap.vm.sysctl.prefault_pages
+    behavior = entry.eflags & MAP_ENTRY_BEHAV_MASK
+    if pages <= 0 or behavior == MAP_ENTRY_BEHAV_RANDOM:
+        return 0, 0
+    if behavior == MAP_ENTRY_BEHAV_SEQUENTIAL or pmap_pte(pmap, va - PAGE_SIZE) & PG_A:
+        return 0, VM_FAULT_MAX_QUICK - 1
+    if pmap_pte(pmap, va + PAGE_SIZE) & PG_A:
+        return VM_FAULT_MAX_QUICK - 1, 0
+    pages = min(pages, _MAX_PREFAULT)
+    return pages + 1 >> 1, pages >> 1
+
+
+def vm_prefault(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_flags: int) -> int:
+    """Map neighbours of `va` in the entry with at most `prot`, down the chain and by zero-fill.
+    The map is locked, the first object held exclusively. Returns how many. Does not block."""
+    back, ahead = prefault_extent(pmap, entry, va)
+    above = range(va + PAGE_SIZE, min(entry.ba.end, va + (ahead + 1) * PAGE_SIZE), PAGE_SIZE)
+    below = range(va - PAGE_SIZE, max(entry.ba.start, va - back * PAGE_SIZE) - 1, -PAGE_SIZE)
+    count = _scan(pmap, above, entry, prot, fault_flags)
+    count += _scan(pmap, below, entry, prot, fault_flags)
+    pmap.vm.gd.gd_cnt.v_prefault += count
+    return count
+
+
+def _scan(pmap: Pmap, addresses: range, entry: VmMapEntry, prot: int, fault_flags: int) -> int:
+    """Map pages at `addresses` as far as it goes; returns how many."""
+    vm = pmap.vm
+    count = 0
+    for addr in addresses:
+        if not pmap_prefault_ok(pmap, addr):
+            break
+        m, depth = vm_fault_lookup(entry, addr)
+        if m is not None:
+            allowed = prot & ~VM_PROT_WRITE if depth else prot
+            if not _enter_resident(pmap, addr, m, entry, allowed, fault_flags):
+                break
+        else:
+            if depth < 0 or not (prot & VM_PROT_WRITE and vm.sysctl.fast_fault):
+                break
+            m = _zero_page(vm, entry, addr)
+            if m is None:
+                break
+            vm_set_nosync(m, entry)
+            pmap_enter(pmap, addr, m, prot, False, entry)
+            vm_page_activate(vm, m)
+            vm_page_wakeup(vm, m)
+        count += 1
+    return count
+
+
+def vm_fault_lookup(entry: VmMapEntry, va: int) -> tuple[VmPage | None, int]:
+    """The page that shows at `va`, and how deep in the chain. None, 0: it is nowhere, and zeros
+    would be right. None, -1: a pager would have to be asked. The map is locked."""
+    ba = entry.ba
+    depth = 0
+    while True:
+        object = ba.object
+        assert object is not None
+        m = object.rb_memq.get(va - ba.start + ba.offset >> 12)
+        if m is not None:
+            return m, depth
+        if object.type != OBJT_DEFAULT:
+            return None, -1
+        below = ba.backing_ba
+        if below is None:
+            return None, 0
+        ba = below
+        depth += 1
+
+
+def _zero_page(vm: VmSystem, entry: VmMapEntry, addr: int) -> VmPage | None:
+    """A new page of zeros for `addr` in the first object, hard-busied; None if memory is not
+    plentiful."""
+    if vm_paging_min(vm):
+        return None
+    ba = entry.ba
+    object = ba.object
+    assert object is not None
+    pindex = addr - ba.start + ba.offset >> 12
+    if pindex >= object.size:
+        return None
+    m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_ZERO)
+    if m is not None:
+        m.valid = VM_PAGE_BITS_ALL
+        object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
+        vm.gd.gd_cnt.v_zfod += 1
+    return m
+
+
+def _enter_resident(
+    pmap: Pmap, addr: int, m: VmPage, entry: VmMapEntry, prot: int, fault_flags: int
+) -> bool:
+    """Map a page that is there, if it is idle and valid."""
+    if m.busy_count & (PBUSY_LOCKED | PBUSY_MASK) or m.valid != VM_PAGE_BITS_ALL:
+        return False
+    if m.flags & PG_FICTITIOUS:
+        return False
+    if prot & VM_PROT_WRITE:
+        if m.flags & PG_SWAPPED and fault_flags & VM_FAULT_DIRTY:
+            return False
+        object = m.object
+        assert object is not None
+        object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
+        vm_set_nosync(m, entry)
+    if m.queue - m.pc == PQ_CACHE:
+        vm_page_deactivate(pmap.vm, m)
+    pmap_enter(pmap, addr, m, prot, False, entry)
+    return True
+
+
+def vm_prefault_quick(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_flags: int) -> int:
+    """Map neighbours of `va` that the entry's only object has resident and valid. The map is
+    locked; the object may be held shared. Returns how many. Does not block."""
+    ba = entry.ba
+    object = ba.object
+    if object is None or ba.backing_ba is not None:
+        return 0
+    back, ahead = prefault_extent(pmap, entry, va)
+    memq, delta = object.rb_memq, ba.offset - ba.start
+    count = 0
+    for step, limit in ((PAGE_SIZE, ahead), (-PAGE_SIZE, back)):
+        addr = va
+        for _ in range(limit):
+            addr += step
+            if not (ba.start <= addr < ba.end and pmap_prefault_ok(pmap, addr)):
+                break
+            m = memq.get(addr + delta >> 12)
+            if m is None or not _enter_resident(pmap, addr, m, entry, prot, fault_flags):
+                break
+            count += 1
+    pmap.vm.gd.gd_cnt.v_prefault += count
+    return count

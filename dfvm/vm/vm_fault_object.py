@@ -1,0 +1,445 @@
+"""Finding the page that a fault is about: down a backing chain, through the pagers, with copy on
+write and zero-fill at the end.
+
+    first_ba ──▶ [ first object ]    the page is here            map it
+                     │ backing_ba    it is deeper, and read      map it without the right to write
+                     ▼               it is deeper, and written   copy it into the first object
+                 [ older object ]    it is nowhere               zero-fill it in the first object
+                     │
+                     ▼ …
+
+`vm_fault_object` is the general way, which may do I/O and sleep; `vm_fault_bypass` the short one
+for pages that many processes share, which takes no object and no hard busy. What surrounds them,
+from the map to the PTE, is `vm_fault.py`.
+
+Whenever a function here has slept it answers KERN_TRY_AGAIN after giving everything back: the
+world may have changed, and the fault starts again from the map.
+
+Source: DragonFly sys/vm/vm_fault.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.lwkt.panic import panic
+from dfvm.vm.pager import VM_PAGER_FAIL, VM_PAGER_OK
+from dfvm.vm.probe import HOW_BYPASS, HOW_COW, HOW_FILE, HOW_RESIDENT, HOW_ZFOD
+from dfvm.vm.vm import (
+    KERN_FAILURE,
+    KERN_RESOURCE_SHORTAGE,
+    KERN_SUCCESS,
+    KERN_TRY_AGAIN,
+    VM_PROT_WRITE,
+)
+from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_BEHAV_MASK,
+    MAP_ENTRY_BEHAV_RANDOM,
+    MAP_ENTRY_BEHAV_SEQUENTIAL,
+    MAP_ENTRY_NOSYNC,
+)
+from dfvm.vm.vm_map_lookup import vm_map_lookup_done
+from dfvm.vm.vm_object import (
+    OBJ_DEAD,
+    OBJ_MIGHTBEDIRTY,
+    OBJ_WRITEABLE,
+    OBJT_DEFAULT,
+    vm_object_drop,
+    vm_object_hold,
+    vm_object_hold_shared,
+    vm_object_pip_add,
+    vm_object_pip_wakeup,
+)
+from dfvm.vm.vm_page import (
+    ACT_INIT,
+    PBUSY_LOCKED,
+    PG_MAPPEDMULTI,
+    PG_NOSYNC,
+    PG_RAM,
+    PG_SWAPPED,
+    PQ_ACTIVE,
+    PQ_CACHE,
+    VM_ALLOC_NORMAL,
+    VM_ALLOC_NULL_OK,
+    VM_ALLOC_ZERO,
+    VM_PAGE_BITS_ALL,
+    vm_page_activate,
+    vm_page_alloc,
+    vm_page_deactivate,
+    vm_page_free,
+    vm_page_hash_enter,
+    vm_page_hash_get,
+    vm_page_lookup_busy_try,
+    vm_page_sbusy_drop,
+    vm_page_sleep_busy,
+    vm_page_wakeup,
+    vm_page_zero_invalid,
+    vm_wait_pfault,
+)
+from dfvm.vm.vm_page2 import vm_paging_severe
+from dfvm.vm.vm_pager import vm_pager_get_page
+
+if TYPE_CHECKING:
+    from dfvm.vm.vm_init import VmSystem
+    from dfvm.vm.vm_map_entry import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_page import VmPage
+
+# How vm_fault is to go about it (vm_map.h).
+VM_FAULT_NORMAL: Final = 0x00
+VM_FAULT_CHANGE_WIRING: Final = 0x01  # the kernel wires or unwires the page
+VM_FAULT_USER_WIRE: Final = 0x02  # the user does (mlock)
+VM_FAULT_BURST: Final = 0x04  # neighbours may be mapped along with it
+VM_FAULT_DIRTY: Final = 0x08  # the page is about to be written: mark it dirty now
+VM_FAULT_UNSWAP: Final = 0x10  # and forget its copy in swap
+VM_FAULT_USERMODE: Final = 0x40  # the guest itself has faulted, in the space that is loaded
+VM_FAULT_WIRE_MASK: Final = VM_FAULT_CHANGE_WIRING | VM_FAULT_USER_WIRE
+
+
+class FaultState:
+    """What one fault holds while it is being resolved.
+
+    `m` is the page found: hard-busied, soft-busied after the bypass. `first_m` is a page of the
+    first object, hard-busied, that waits to be copied into while a deeper one is looked for.
+    """
+
+    __slots__ = ("ba", "depth", "entry", "fault_flags", "first_ba", "first_held", "first_m",
+                 "first_prot", "first_shared", "hardfault", "how", "m", "map", "map_locked",
+                 "pindex", "prefault", "prot", "shared", "soft", "vm", "wflags",
+                 "zeroed")  # fmt: skip
+
+    vm: VmSystem
+    map: VmMap  # where the entry is: a submap, perhaps
+    map_locked: bool  # the map is locked by us (shared), unlock_things gives it back
+    entry: VmMapEntry | None  # None until the lookup has found one
+    first_ba: VmMapBacking  # front of the chain; the entry's
+    first_prot: int  # what the entry allows a mapping of the page
+    first_held: bool  # the first object is held by us, unlock_things gives it back
+    ba: VmMapBacking  # where we are; its object is held, with a PIP when it isn't the first
+    depth: int  # how far from the front that is
+    pindex: int  # of `m` in its object
+    prot: int  # what the page found may be mapped with
+    wflags: int  # FW_*
+    fault_flags: int  # VM_FAULT_*
+    first_shared: bool  # the first object is held shared: nothing may be allocated in it
+    shared: bool  # the same for those behind it
+    soft: bool  # m is soft-busied only
+    m: VmPage | None
+    first_m: VmPage | None
+    zeroed: bool  # a page that was allocated in the first object is zero already
+    hardfault: bool  # a pager had to read
+    prefault: int  # neighbours mapped along with it
+    how: int  # HOW_*, for the probe
+
+    def __init__(self, map: VmMap, fault_flags: int) -> None:
+        self.vm = map.vm
+        self.map = map
+        self.map_locked = False
+        self.fault_flags = fault_flags
+        self.first_held = False
+        self.first_shared = self.shared = bool(map.vm.sysctl.shared_fault)
+        self.soft = False
+        self.m = self.first_m = None
+        self.hardfault = self.zeroed = False
+        self.entry = None
+        self.how = self.depth = self.prefault = self.pindex = 0
+
+
+def unlock_things(fs: FaultState) -> None:
+    """Give back what a fault holds: the page that was to be copied into and was not, the objects,
+    the map. `fs.m` is the caller's."""
+    ba = fs.ba
+    if ba is not fs.first_ba:
+        first_m = fs.first_m
+        if first_m is not None:
+            # It may be wholly valid when only its read-ahead mark brought us here.
+            if first_m.valid == VM_PAGE_BITS_ALL:
+                vm_page_wakeup(fs.vm, first_m)
+            else:
+                vm_page_free(fs.vm, first_m)
+            fs.first_m = None
+        object = ba.object
+        assert object is not None
+        vm_object_pip_wakeup(object)
+        vm_object_drop(object)
+        fs.ba = fs.first_ba
+    if fs.first_held:
+        fs.first_held = False
+        object = fs.first_ba.object
+        assert object is not None
+        vm_object_drop(object)
+    if fs.map_locked:
+        fs.map_locked = False
+        vm_map_lookup_done(fs.map)
+
+
+def vm_set_nosync(m: VmPage, entry: VmMapEntry | None) -> None:
+    """A page that becomes writable takes NOSYNC from its mapping, unless it holds changes that
+    somebody may rely on being written."""
+    if entry is not None and entry.eflags & MAP_ENTRY_NOSYNC:
+        if m.dirty == 0:
+            m.flags |= PG_NOSYNC
+    else:
+        m.flags &= ~PG_NOSYNC
+
+
+def vm_fault_bypass(fs: FaultState, pindex: int) -> bool:
+    """Resolve the fault without the object, if its page is in the page hash and everything about
+    it is settled: wholly valid, active, without a copy in swap, and for a mapping that may write,
+    already dirty in an object that is known to be so. The page is soft-busied then."""
+    object = fs.first_ba.object
+    assert object is not None
+    if fs.fault_flags & VM_FAULT_WIRE_MASK:
+        return False  # wiring takes a hard-busied page
+    m = vm_page_hash_get(object, pindex)
+    if m is None:
+        return False
+    prot = fs.prot
+    if (
+        object.flags & OBJ_DEAD
+        or m.valid != VM_PAGE_BITS_ALL
+        or m.queue - m.pc != PQ_ACTIVE
+        or m.flags & PG_SWAPPED
+    ):
+        vm_page_sbusy_drop(fs.vm, m)
+        return False
+    if prot & VM_PROT_WRITE:
+        wanted = OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
+        if object.flags & wanted != wanted or m.dirty != VM_PAGE_BITS_ALL:
+            vm_page_sbusy_drop(fs.vm, m)
+            return False
+        vm_set_nosync(m, fs.entry)
+    if m.act_count < ACT_INIT:
+        m.act_count = ACT_INIT
+    fs.soft = True
+    fs.m = m
+    fs.pindex = pindex
+    fs.how |= HOW_BYPASS
+    return True
+
+
+def vm_fault_object(fs: FaultState, first_pindex: int, fault_type: int) -> int:
+    """Find, read, copy or make the page at `first_pindex` of the first object, which is held.
+
+    KERN_SUCCESS: fs.m is hard-busied and valid, fs.prot says how it may be mapped; everything is
+    still held. Any other result: everything has been given back. KERN_TRY_AGAIN: it slept.
+    KERN_FAILURE: there is no such page (beyond the end of a file, a read error), which is SIGBUS
+    to a process. KERN_RESOURCE_SHORTAGE: the process is being killed for memory.
+    """
+    first_object = fs.first_ba.object
+    assert first_object is not None
+    vm_object_pip_add(first_object)
+    fs.prot = fs.first_prot
+    fs.depth = 0
+    rv = _find(fs, first_pindex, fault_type)
+    vm_object_pip_wakeup(first_object)
+    if rv != KERN_SUCCESS:
+        return rv
+    m = fs.m
+    assert m is not None
+    if not m.busy_count & PBUSY_LOCKED:
+        panic(f"vm_fault_object: page {m!r} is not busy")
+
+    if fs.ba is not fs.first_ba:
+        if fault_type & VM_PROT_WRITE:
+            m = _copy(fs, first_pindex)
+        else:
+            # Nobody writes to what is behind the first object.
+            fs.prot &= ~VM_PROT_WRITE
+
+    vm_page_activate(fs.vm, m)
+    if fs.prot & VM_PROT_WRITE:
+        object = m.object
+        assert object is not None
+        object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
+        vm_set_nosync(m, fs.entry)
+        if fs.fault_flags & VM_FAULT_DIRTY:
+            m.dirty = VM_PAGE_BITS_ALL
+            m.flags &= ~PG_SWAPPED  # the copy in swap is worth nothing any more
+    if m.valid != VM_PAGE_BITS_ALL:
+        vm_page_zero_invalid(fs.vm, m, True)
+    if m.flags & PG_MAPPEDMULTI:
+        vm_page_hash_enter(m)  # the next process may find it by the bypass
+    return KERN_SUCCESS
+
+
+def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
+    """The walk down the chain: results of vm_fault_object. fs.m, fs.ba and fs.pindex say which
+    page was found where; a page that is nowhere has been zero-filled at the front."""
+    vm = fs.vm
+    ba = fs.ba
+    pindex = first_pindex
+    fs.zeroed = False
+    while True:
+        object = ba.object
+        assert object is not None
+        first = ba is fs.first_ba
+        if object.flags & OBJ_DEAD:
+            unlock_things(fs)
+            return KERN_FAILURE
+        m, busy = vm_page_lookup_busy_try(object, pindex, True)
+        if busy:
+            unlock_things(fs)
+            assert m is not None
+            vm_page_sleep_busy(vm, m, True, "vmpfw")
+            vm.gd.gd_cnt.v_intrans += 1
+            return KERN_TRY_AGAIN
+        trypager = object.type != OBJT_DEFAULT
+        if m is not None:
+            fs.m = m
+            if m.queue - m.pc == PQ_CACHE and vm_paging_severe(vm):
+                # It counts as free memory: reviving it takes a page as allocating one does.
+                vm_page_activate(vm, m)
+                vm_page_wakeup(vm, m)
+                fs.m = None
+                return _no_memory(fs)
+            if object is vm.kernel_object or (
+                m.valid == VM_PAGE_BITS_ALL and not m.flags & PG_RAM
+            ):
+                fs.pindex = pindex
+                fs.how |= HOW_RESIDENT
+                return KERN_SUCCESS
+            # Else it must be read, at least in part; or it is marked as the last page of a
+            # read-ahead, and the pager is to go on reading.
+            m.flags &= ~PG_RAM
+        elif first or trypager:
+            if pindex >= object.size:
+                unlock_things(fs)
+                return KERN_FAILURE
+            if not vm_paging_severe(vm):
+                zero = 0  # it will be overwritten, unless it is the last resort
+                if ba.backing_ba is None and object.type == OBJT_DEFAULT:
+                    zero = VM_ALLOC_ZERO
+                    fs.zeroed = True
+                m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK | zero)
+            if m is None:
+                return _no_memory(fs)
+            fs.m = m
+
+        if trypager:
+            if (first and fs.first_shared) or (not first and fs.shared):
+                # Reading may put more pages into the object.
+                assert m is not None
+                vm_page_deactivate(vm, m)
+                vm_page_wakeup(vm, m)
+                fs.m = None
+                fs.first_shared = fs.shared = False
+                unlock_things(fs)
+                return KERN_TRY_AGAIN
+            rv = _pagein(fs, pindex)
+            if rv != KERN_SUCCESS:
+                return rv
+            m = fs.m
+
+        # Not here.
+        if first:
+            fs.first_m = m
+        elif m is not None:
+            # A page that was invalidated but, being wired, could not go.
+            vm_page_wakeup(vm, m)
+            m = None
+        below = ba.backing_ba
+        if below is None:
+            if not first:
+                vm_object_pip_wakeup(object)
+                vm_object_drop(object)
+                fs.ba = fs.first_ba
+                fs.depth = 0
+                m = fs.first_m
+            fs.first_m = None
+            assert m is not None
+            fs.m = m
+            fs.pindex = first_pindex
+            if not fs.zeroed:
+                vm.ram.zero(m.phys_addr)
+            m.valid = VM_PAGE_BITS_ALL
+            vm.gd.gd_cnt.v_zfod += 1
+            fs.how |= HOW_ZFOD
+            return KERN_SUCCESS
+        pindex += (below.offset >> 12) - (ba.offset >> 12)
+        if not first:
+            vm_object_pip_wakeup(object)
+            vm_object_drop(object)
+        object = below.object
+        assert object is not None
+        if fs.shared and (object.type == OBJT_DEFAULT or pindex in object.rb_memq):
+            vm_object_hold_shared(object)
+        else:
+            fs.shared = False  # reading will put pages into it
+            vm_object_hold(object)
+        vm_object_pip_add(object)
+        fs.ba = ba = below
+        fs.depth += 1
+
+
+def _no_memory(fs: FaultState) -> int:
+    """No page is to be had now: wait until there is, and have the fault start again; unless
+    somebody has to go, and it is us."""
+    vm = fs.vm
+    unlock_things(fs)
+    proc = vm.curproc()
+    if proc is None or not proc.p_lowmemkill:
+        vm_wait_pfault(vm, "pfault")
+    if proc is not None and proc.p_lowmemkill:
+        return KERN_RESOURCE_SHORTAGE
+    return KERN_TRY_AGAIN
+
+
+def _pagein(fs: FaultState, pindex: int) -> int:
+    """Ask the pager of fs.ba for fs.m. KERN_SUCCESS: it has none, go deeper (fs.m is None unless
+    this is the first object). KERN_TRY_AGAIN: it has read the page, which will be found now."""
+    object, m = fs.ba.object, fs.m
+    assert object is not None and m is not None
+    vm = fs.vm
+    assert fs.entry is not None
+    behavior = fs.entry.eflags & MAP_ENTRY_BEHAV_MASK
+    seqaccess = -1
+    if behavior == MAP_ENTRY_BEHAV_RANDOM:
+        seqaccess = 0
+    elif behavior == MAP_ENTRY_BEHAV_SEQUENTIAL:
+        seqaccess = 1
+    rv, m = vm_pager_get_page(object, pindex, m, seqaccess)
+    if rv == VM_PAGER_OK:
+        fs.hardfault = True
+        fs.how |= HOW_FILE
+        vm_page_activate(vm, m)
+        vm_page_wakeup(vm, m)
+        fs.m = None
+        unlock_things(fs)
+        return KERN_TRY_AGAIN
+    if rv == VM_PAGER_FAIL:
+        if fs.ba is not fs.first_ba:
+            vm_page_free(vm, m)
+            m = None
+        fs.m = m
+        return KERN_SUCCESS
+    # An I/O error, or nothing there: the page must not stay, or the next fault would find it. One
+    # that is wired can't go; it is invalid and will be tried again.
+    fs.m = None
+    if m.wire_count:
+        vm_page_wakeup(vm, m)
+    else:
+        vm_page_free(vm, m)
+    unlock_things(fs)
+    return KERN_FAILURE
+
+
+def _copy(fs: FaultState, first_pindex: int) -> VmPage:
+    """Copy on write: fs.m, found deeper, into the first object's page, which takes its place. The
+    old one stays where it is, and the objects behind are let go."""
+    vm, src, m = fs.vm, fs.m, fs.first_m
+    assert src is not None and m is not None
+    vm.ram.copy(m.phys_addr, src.phys_addr)
+    m.valid = m.dirty = VM_PAGE_BITS_ALL
+    vm_page_deactivate(vm, src)
+    vm_page_wakeup(vm, src)
+    object = fs.ba.object
+    assert object is not None
+    vm_object_pip_wakeup(object)
+    vm_object_drop(object)
+    fs.ba = fs.first_ba
+    fs.first_m = None
+    fs.m = m
+    fs.pindex = first_pindex
+    fs.how = fs.how & ~HOW_RESIDENT | HOW_COW
+    vm.gd.gd_cnt.v_cow_faults += 1
+    return m

@@ -1,0 +1,210 @@
+"""Faults that nobody had: pages wired in advance and let go again, copied for a child because the
+parent's are wired, or pulled to the front of a chain that has become long.
+
+The maps call these functions with their entries in the right state and locked as each says.
+
+Source: DragonFly sys/vm/vm_fault.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.lwkt.panic import panic
+from dfvm.machine.pte import PG_FRAME
+from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_remove, pmap_unwire
+from dfvm.vm.vm import (
+    KERN_SUCCESS,
+    KERN_TRY_AGAIN,
+    VM_PROT_OVERRIDE_WRITE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+)
+from dfvm.vm.vm_fault_object import (
+    VM_FAULT_CHANGE_WIRING,
+    VM_FAULT_NORMAL,
+    VM_FAULT_USER_WIRE,
+    FaultState,
+    unlock_things,
+    vm_fault_object,
+)
+from dfvm.vm.vm_map_backing import vm_map_entry_allocate_object
+from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, vm_map_lock, vm_map_unlock
+from dfvm.vm.vm_object import (
+    OBJ_MIGHTBEDIRTY,
+    OBJ_WRITEABLE,
+    vm_object_drop,
+    vm_object_hold,
+)
+from dfvm.vm.vm_page import (
+    PG_FICTITIOUS,
+    PG_REFERENCED,
+    VM_ALLOC_NORMAL,
+    VM_PAGE_BITS_ALL,
+    vm_page_activate,
+    vm_page_alloc,
+    vm_page_busy_wait,
+    vm_page_unwire,
+    vm_page_wakeup,
+    vm_wait,
+)
+from dfvm.vm.vm_param import PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from dfvm.vm.vm_init import VmSystem
+    from dfvm.vm.vm_map_entry import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_page import VmPage
+
+_COLLAPSE_PROT: Final = VM_PROT_READ | VM_PROT_WRITE | VM_PROT_OVERRIDE_WRITE
+
+
+def vm_fault_wire(map: VmMap, entry: VmMapEntry, user_wire: bool, kmflags: int) -> int:
+    """Fault in, map and wire every page of `entry`, whose wired_count is raised already and which
+    is in transition. On failure none of them stays wired.
+
+    :return: KERN_SUCCESS, or what vm_fault answered for the page that failed.
+
+    The map is locked exclusively; it is unlocked meanwhile. May block. The entry may have been cut
+    when this returns.
+    """
+    from dfvm.vm.vm_fault import vm_fault
+
+    if user_wire:
+        wire_prot, flags = VM_PROT_READ, VM_FAULT_USER_WIRE
+    else:
+        wire_prot, flags = VM_PROT_READ | VM_PROT_WRITE, VM_FAULT_CHANGE_WIRING
+        if not entry.protection & VM_PROT_WRITE:
+            wire_prot = VM_PROT_READ
+    start, end = entry.ba.start, entry.ba.end
+    if entry.eflags & MAP_ENTRY_KSTACK:
+        start += PAGE_SIZE
+    vm_map_unlock(map)
+    rv = KERN_SUCCESS
+    for va in range(start, end, PAGE_SIZE):
+        rv = vm_fault(map, va, wire_prot, flags)
+        if rv != KERN_SUCCESS:
+            for undo in range(start, va, PAGE_SIZE):
+                _unwire_page(map.vm, pmap_unwire(map.pmap, undo))
+            break
+    vm_map_lock(map)
+    return rv
+
+
+def vm_fault_unwire(map: VmMap, entry: VmMapEntry) -> None:
+    """Let go of every page of `entry`, which was wired. The map is locked exclusively. May block
+    for busy pages."""
+    start, end = entry.ba.start, entry.ba.end
+    if entry.eflags & MAP_ENTRY_KSTACK:
+        start += PAGE_SIZE
+    for va in range(start, end, PAGE_SIZE):
+        m = pmap_unwire(map.pmap, va)
+        if m is None:
+            # Its mapping was taken away, with the contents (a file was truncated), but not the
+            # wiring.
+            m = _wired_page(entry.ba, va)
+        _unwire_page(map.vm, m)
+
+
+def _unwire_page(vm: VmSystem, m: VmPage | None) -> None:
+    if m is not None and not m.flags & PG_FICTITIOUS:
+        vm_page_busy_wait(vm, m, False, "vmwrpg")
+        vm_page_unwire(vm, m, True)
+        vm_page_wakeup(vm, m)
+
+
+def _wired_page(ba: VmMapBacking | None, va: int) -> VmPage | None:
+    """The first page down the chain at `va`, if it is wired."""
+    while ba is not None:
+        m = _page_at(ba, va)
+        if m is not None:
+            return m if m.wire_count else None
+        ba = ba.backing_ba
+    return None
+
+
+def _page_at(ba: VmMapBacking, va: int) -> VmPage | None:
+    """The resident page of this element of a chain at `va`."""
+    object = ba.object
+    if object is None:
+        return None
+    return object.rb_memq.get(va - ba.start + ba.offset >> PAGE_SHIFT)
+
+
+def vm_fault_copy_entry(
+    dst_map: VmMap, src_map: VmMap, dst_entry: VmMapEntry, src_entry: VmMapEntry
+) -> None:
+    """Give the child's `dst_entry`, which has no object yet, one of its own with a copy of every
+    page of the parent's wired `src_entry`, and map them: wired pages can't be write-protected for
+    a copy later. Both maps are locked exclusively. May block for memory."""
+    vm = dst_map.vm
+    vm_map_entry_allocate_object(dst_entry)
+    ba = dst_entry.ba
+    object = ba.object
+    assert object is not None
+    vm_object_hold(object)
+    for va in range(ba.start, ba.end, PAGE_SIZE):
+        src_m = _front_page(src_entry.ba, va)
+        if src_m is None:
+            panic(f"vm_fault_copy_entry: page at {va:#x} of a wired entry is missing")
+        pindex = va - ba.start + ba.offset >> PAGE_SHIFT
+        while (m := vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL)) is None:
+            vm_wait(vm, 0)
+        vm.ram.copy(m.phys_addr, src_m.phys_addr)
+        m.valid = m.dirty = VM_PAGE_BITS_ALL
+        object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
+        if dst_entry.protection & VM_PROT_READ:
+            pmap_enter(dst_map.pmap, va, m, dst_entry.protection, False, dst_entry)
+        vm_page_activate(vm, m)
+        vm_page_wakeup(vm, m)
+    vm_object_drop(object)
+
+
+def _front_page(ba: VmMapBacking | None, va: int) -> VmPage | None:
+    """The page that shows at `va`: the first one down the chain."""
+    while ba is not None:
+        m = _page_at(ba, va)
+        if m is not None:
+            return m
+        ba = ba.backing_ba
+    return None
+
+
+def vm_fault_collapse(map: VmMap, entry: VmMapEntry) -> int:
+    """Bring everything that shows in `entry` into its front object, so that the caller can drop
+    what is behind it. Pages that are nowhere are zero-filled. Afterwards no PTE of the range maps
+    a page from behind.
+
+    :return: KERN_SUCCESS, or what vm_fault_object answered (an unreadable page): then the chain
+        has to stay.
+
+    The map is locked exclusively and stays so. May block for memory and I/O.
+    """
+    ba = entry.ba
+    object = ba.object
+    assert object is not None
+    fs = FaultState(map, VM_FAULT_NORMAL)
+    fs.entry = entry
+    fs.first_ba = ba
+    fs.first_prot = entry.max_protection | _COLLAPSE_PROT
+    fs.first_shared = fs.shared = False
+    vm_object_hold(object)
+    rv = KERN_SUCCESS
+    for va in range(ba.start, ba.end, PAGE_SIZE):
+        m = _page_at(ba, va)
+        while m is None or m.valid != VM_PAGE_BITS_ALL:
+            fs.ba = ba
+            rv = vm_fault_object(fs, va - ba.start + ba.offset >> PAGE_SHIFT, fs.first_prot)
+            if rv == KERN_SUCCESS:
+                m = fs.m
+                assert m is not None
+                unlock_things(fs)
+                m.flags |= PG_REFERENCED
+                vm_page_wakeup(map.vm, m)
+            elif rv != KERN_TRY_AGAIN:
+                vm_object_drop(object)
+                return rv
+        pte = pmap_pte(map.pmap, va)
+        if pte and (pte ^ m.phys_addr) & PG_FRAME:
+            pmap_remove(map.pmap, va, va + PAGE_SIZE)
+    vm_object_drop(object)
+    return rv

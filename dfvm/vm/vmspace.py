@@ -1,0 +1,353 @@
+"""Address spaces: a map with its page tables, the life they share, and their copying at fork.
+
+A vmspace has two counts. `vm_refcnt` counts who uses it: processes, and snapshots. When the last
+one goes (exit, exec) its mappings go. `vm_holdcnt` counts who may still look at the structure;
+every reference is also a hold, and a process that has exited keeps one until it is reaped. When
+the last hold goes the page tables and the structure go.
+
+Source: DragonFly sys/vm/vm_map.c (vmspace_*), sys/vm/vm_map.h (struct vmspace).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.lwkt.lwkt_token import lwkt_gettoken, lwkt_reltoken
+from dfvm.lwkt.panic import panic
+from dfvm.vm.pmap import Pmap, pmap_copy, pmap_pinit, pmap_protect, pmap_release, pmap_remove
+from dfvm.vm.vm import (
+    KERN_SUCCESS,
+    VM_INHERIT_COPY,
+    VM_INHERIT_NONE,
+    VM_INHERIT_SHARE,
+    VM_PROT_WRITE,
+)
+from dfvm.vm.vm_fault import vm_fault_collapse, vm_fault_copy_entry
+from dfvm.vm.vm_map_backing import (
+    vm_map_backing_dispose,
+    vm_map_backing_replicate,
+    vm_map_entry_allocate_object,
+    vm_map_entry_shadow,
+)
+from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_transition_wait
+from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_COW,
+    MAP_ENTRY_IN_TRANSITION,
+    MAP_ENTRY_NEEDS_COPY,
+    MAP_ENTRY_USER_WIRED,
+    VM_MAPTYPE_NORMAL,
+    VmMap,
+    VmMapBacking,
+    VmMapEntry,
+    vm_map_lock,
+    vm_map_unlock,
+)
+from dfvm.vm.vm_map_insert import vm_map_delete, vm_map_remove
+from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP
+from dfvm.vm.vm_param import PAGE_SHIFT, VM_MAX_USER_ADDRESS, VM_MIN_USER_ADDRESS
+
+if TYPE_CHECKING:
+    from dfvm.vm.vm_init import VmSystem
+    from dfvm.vm.vm_proc import VmProc
+
+# Vmspace.vm_flags
+VMSPACE_EXIT1: Final = 0x0001  # the mappings are gone, or going
+VMSPACE_EXIT2: Final = 0x0002  # the page tables, too
+
+# A child of a process with at most so many resident pages starts with its mappings, which costs a
+# tenth of the faults it saves. The child of a larger one most often execs before it would use them.
+FORK_COPY_PTES: Final = 512
+
+
+class Vmspace:
+    """The address space of a process, or of several that share it.
+
+    Source: DragonFly sys/vm/vm_map.h, struct vmspace.
+    """
+
+    __slots__ = ("vm_daddr", "vm_dsize", "vm_flags", "vm_holdcnt", "vm_map", "vm_maxsaddr",
+                 "vm_minsaddr", "vm_pmap", "vm_refcnt", "vm_ssize", "vm_taddr",
+                 "vm_tsize")  # fmt: skip
+
+    vm_map: VmMap  # the address map; for whoever holds the vmspace
+    vm_pmap: Pmap  # its page tables; until the last hold goes
+    vm_flags: int  # VMSPACE_EXIT1, VMSPACE_EXIT2; map token
+    vm_refcnt: int  # users; -1 from the moment the last one has gone
+    vm_holdcnt: int  # lookers; >= vm_refcnt
+    # Set by exec and fork, changed by the process itself:
+    vm_tsize: int  # text size, bytes
+    vm_dsize: int  # bytes of the data segment above vm_daddr: brk moves its end; exact, not rounded
+    vm_ssize: int  # bytes of the stack that are mapped
+    vm_taddr: int  # user virtual address of the text
+    vm_daddr: int  # … of the data segment that brk grows: nothing below it is brk's
+    vm_maxsaddr: int  # … the stack can grow down to
+    vm_minsaddr: int  # … just above the stack
+
+    def __init__(self, vm: VmSystem, min_addr: int, max_addr: int) -> None:
+        self.vm_pmap = Pmap(vm)
+        self.vm_map = VmMap(vm, min_addr, max_addr, self.vm_pmap)
+        self.vm_flags = 0
+        self.vm_refcnt = 1
+        self.vm_holdcnt = 1
+        self.vm_tsize = 0
+        self.vm_dsize = 0
+        self.vm_ssize = 0
+        self.vm_taddr = 0
+        self.vm_daddr = 0
+        self.vm_maxsaddr = VM_MAX_USER_ADDRESS
+        self.vm_minsaddr = VM_MAX_USER_ADDRESS
+
+    def __repr__(self) -> str:
+        return f"<Vmspace refs={self.vm_refcnt} holds={self.vm_holdcnt} {self.vm_map!r}>"
+
+
+def vmspace_alloc(
+    vm: VmSystem, min: int = VM_MIN_USER_ADDRESS, max: int = VM_MAX_USER_ADDRESS
+) -> Vmspace:
+    """A new, empty address space with one reference. May block for memory."""
+    vmspace = Vmspace(vm, min, max)
+    pmap_pinit(vmspace.vm_pmap)
+    return vmspace
+
+
+def vmspace_getrefs(vmspace: Vmspace) -> int:
+    """How many use the space; -1 when it is exiting."""
+    return vmspace.vm_refcnt
+
+
+def vmspace_hold(vmspace: Vmspace) -> None:
+    """Look at a space and keep others from changing its soft state: a hold, and the map's
+    token."""
+    vmspace.vm_holdcnt += 1
+    lwkt_gettoken(vmspace.vm_map.token)
+
+
+def vmspace_drop(vmspace: Vmspace) -> None:
+    """Undo vmspace_hold. The last hold ends the structure."""
+    lwkt_reltoken(vmspace.vm_map.token)
+    _drop_notoken(vmspace)
+
+
+def _drop_notoken(vmspace: Vmspace) -> None:
+    vmspace.vm_holdcnt -= 1
+    if vmspace.vm_holdcnt == 0:
+        _terminate2(vmspace)
+
+
+def vmspace_ref(vmspace: Vmspace) -> None:
+    """One more user. The space must have one, those that only look take holds."""
+    if vmspace.vm_refcnt <= 0:
+        panic(f"vmspace_ref: {vmspace!r} has no user left")
+    vmspace.vm_refcnt += 1
+    vmspace.vm_holdcnt += 1
+
+
+def vmspace_rel(vmspace: Vmspace) -> None:
+    """One user less. With the last the mappings go. May block."""
+    if vmspace.vm_refcnt <= 0:
+        panic(f"vmspace_rel: {vmspace!r} has no user left")
+    vmspace.vm_refcnt -= 1
+    if vmspace.vm_refcnt == 0:
+        vmspace.vm_refcnt = -1
+        _terminate1(vmspace)
+    _drop_notoken(vmspace)
+
+
+def vmspace_free(vmspace: Vmspace) -> None:
+    """Give back a space that no process got to use: a fork or exec that failed. May block."""
+    vmspace_rel(vmspace)
+
+
+def vmspace_relexit(vmspace: Vmspace) -> None:
+    """The process exits: it does not use the space any more, but has not been reaped. Leaves it a
+    hold. May block."""
+    vmspace.vm_holdcnt += 1
+    vmspace_rel(vmspace)
+
+
+def vmspace_exitfree(vmspace: Vmspace) -> None:
+    """The process has been reaped: give up what vmspace_relexit has left it."""
+    _drop_notoken(vmspace)
+
+
+def _terminate1(vmspace: Vmspace) -> None:
+    """The last user has gone: remove all mappings. The caller still has a hold."""
+    map = vmspace.vm_map
+    lwkt_gettoken(map.token)
+    vmspace.vm_flags |= VMSPACE_EXIT1
+    # Taking all PTEs out at once is cheaper than entry by entry. But unwiring finds the pages by
+    # their PTEs, so not if something is wired.
+    if vmspace.vm_pmap.pm_stats.wired_count == 0:
+        pmap_remove(vmspace.vm_pmap, map.min_addr, map.max_addr)
+    vm_map_remove(map, map.min_addr, map.max_addr)
+    lwkt_reltoken(map.token)
+
+
+def _terminate2(vmspace: Vmspace) -> None:
+    """The last hold has gone: nobody can reach the space any more."""
+    if vmspace.vm_flags & (VMSPACE_EXIT1 | VMSPACE_EXIT2) != VMSPACE_EXIT1:
+        panic(f"vmspace_terminate: {vmspace!r} flags {vmspace.vm_flags:#x}")
+    vmspace.vm_flags |= VMSPACE_EXIT2
+    map = vmspace.vm_map
+    vm_map_lock(map)
+    vm_map_delete(map, map.min_addr, map.max_addr)
+    vm_map_unlock(map)
+    pmap_release(vmspace.vm_pmap)
+
+
+def vmspace_anonymous_count(vmspace: Vmspace) -> int:
+    """Roughly how many resident pages of anonymous memory the space has."""
+    count = 0
+    vmspace_hold(vmspace)
+    for entry in vmspace.vm_map:
+        obj = entry.ba.object
+        if obj is not None and (obj.type == OBJT_DEFAULT or obj.type == OBJT_SWAP):
+            count += obj.resident_page_count
+    vmspace_drop(vmspace)
+    return count
+
+
+def _copy_sizes(src: Vmspace, dst: Vmspace) -> None:
+    dst.vm_tsize = src.vm_tsize
+    dst.vm_dsize = src.vm_dsize
+    dst.vm_ssize = src.vm_ssize
+    dst.vm_taddr = src.vm_taddr
+    dst.vm_daddr = src.vm_daddr
+    dst.vm_maxsaddr = src.vm_maxsaddr
+    dst.vm_minsaddr = src.vm_minsaddr
+
+
+def vmspace_fork(vm1: Vmspace) -> Vmspace:
+    """A new space with what `vm1`'s entries leave to a child. No page is copied, except wired
+    ones. May block."""
+    old_map = vm1.vm_map
+    lwkt_gettoken(old_map.token)
+    vm_map_lock(old_map)  # moves the timestamp: faults that are under way look again
+    while (busy := _in_transition(old_map)) is not None:
+        vm_map_transition_wait(old_map, busy, relock=True)
+    vm2 = vmspace_alloc(old_map.vm, old_map.min_addr, old_map.max_addr)
+    _copy_sizes(vm1, vm2)
+    new_map = vm2.vm_map
+    lwkt_gettoken(new_map.token)
+    vm_map_lock(new_map)
+    limit = old_map.vm.sysctl.map_backing_limit
+    with_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES
+    last: VmMapEntry | None = None
+    entry = old_map.first
+    while entry is not None:
+        if entry.inheritance != VM_INHERIT_NONE:
+            count = entry.ba.backing_count
+            if count and (count >= limit or _covers_chain(entry)):
+                _collapse(old_map, entry)
+            if entry.wired_count and entry.inheritance == VM_INHERIT_COPY:
+                new = _fork_wired(old_map, new_map, entry)
+            else:
+                new = _fork_entry(old_map, new_map, entry)
+                if with_ptes and new.ba.object is not None:
+                    start, end = new.ba.start, new.ba.end
+                    pmap_copy(new_map.pmap, old_map.pmap, start, end - start, start)
+            vm_map_entry_link(new_map, last, new)
+            new_map.size += new.ba.end - new.ba.start
+            last = new
+        entry = entry.next
+    vm_map_unlock(new_map)
+    vm_map_unlock(old_map)
+    lwkt_reltoken(new_map.token)
+    lwkt_reltoken(old_map.token)
+    return vm2
+
+
+def _in_transition(map: VmMap) -> VmMapEntry | None:
+    """An entry that somebody is wiring: its pages are not all there, nor all wired."""
+    for entry in map:
+        if entry.eflags & MAP_ENTRY_IN_TRANSITION:
+            return entry
+    return None
+
+
+def _clone(entry: VmMapEntry, ba: VmMapBacking, eflags: int) -> VmMapEntry:
+    """An entry like `entry` for the child, with chain `ba`. Wirings are not inherited."""
+    new = VmMapEntry(
+        ba,
+        eflags & ~MAP_ENTRY_USER_WIRED,
+        entry.maptype,
+        entry.protection,
+        entry.max_protection,
+        entry.inheritance,
+        entry.id,
+    )
+    new.avail_ssize = entry.avail_ssize
+    return new
+
+
+def _fork_entry(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:
+    """The child's entry: the same memory if inheritance says SHARE, else a copy that comes about
+    as either side writes."""
+    if entry.maptype != VM_MAPTYPE_NORMAL:
+        panic(f"vmspace_fork: encountered a submap: {entry!r}")
+    ba = entry.ba
+    if entry.inheritance == VM_INHERIT_SHARE:
+        # What they are to share must be there and be writable. A page that one of them copied
+        # into a shared front object would be news to the other, who has mapped the old one: so
+        # nothing may be left behind it.
+        if ba.object is None:
+            vm_map_entry_allocate_object(entry)
+        elif ba.backing_count or entry.eflags & MAP_ENTRY_NEEDS_COPY:
+            _collapse(old_map, entry)
+            ba = entry.ba
+    elif ba.object is not None and not entry.eflags & MAP_ENTRY_NEEDS_COPY:
+        if entry.protection & VM_PROT_WRITE:
+            pmap_protect(old_map.pmap, ba.start, ba.end, entry.protection & ~VM_PROT_WRITE)
+        entry.eflags |= MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY
+    copy = vm_map_backing_replicate(ba, new_map.pmap, ba.start, ba.end, clipped=False)
+    return _clone(entry, copy, entry.eflags)
+
+
+def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:
+    """Wired memory can't become copy on write: a write would put another page in place of the
+    wired one. So the child gets pages of its own at once (which are not wired)."""
+    ba = VmMapBacking(entry.ba.start, entry.ba.end, new_map.pmap, None, 0)
+    new = _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
+    vm_fault_copy_entry(new_map, old_map, new, entry)
+    return new
+
+
+def _covers_chain(entry: VmMapEntry) -> bool:
+    """Every page of the entry is resident in the front object, as far as counting can tell:
+    nothing shows through from behind."""
+    ba = entry.ba
+    obj = ba.object
+    return (
+        obj is not None
+        and obj.resident_page_count >= (ba.end - ba.start) >> PAGE_SHIFT
+        and obj.resident_page_count + (ba.offset >> PAGE_SHIFT) >= obj.size
+    )
+
+
+def _collapse(map: VmMap, entry: VmMapEntry) -> None:
+    """Bring everything that shows through from behind into the front object, and let go of the
+    chain: for the good of parent and child alike."""
+    if entry.eflags & MAP_ENTRY_NEEDS_COPY:
+        vm_map_entry_shadow(entry)
+    if entry.ba.backing_ba is not None and vm_fault_collapse(map, entry) == KERN_SUCCESS:
+        rest = entry.ba.backing_ba
+        entry.ba.backing_ba = None
+        entry.ba.backing_count = 0
+        vm_map_backing_dispose(rest)
+
+
+def vmspace_exec(p: VmProc) -> None:
+    """Give `p` a new, empty space in place of the one it has. May block."""
+    old = p.p_vmspace
+    map = old.vm_map
+    p.p_vmspace = vmspace_alloc(map.vm, map.min_addr, map.max_addr)
+    vmspace_rel(old)
+
+
+def vmspace_unshare(p: VmProc) -> None:
+    """If `p` shares its space with others, give it a copy of its own. May block."""
+    old = p.p_vmspace
+    if vmspace_getrefs(old) == 1:
+        return
+    p.p_vmspace = vmspace_fork(old)
+    vmspace_rel(old)

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dfvm import Machine  # noqa: E402
+from dfvm import PIPE, Machine  # noqa: E402
 from tools.bare import Bare  # noqa: E402
 
 BENCH = str(ROOT / "guest" / "bin" / "bench")
@@ -31,7 +31,7 @@ ROUNDS = 3
 def guest(*args: object, mem: str = "512M") -> list[float]:
     """Run the guest benchmark in a fresh machine; the figures it prints."""
     with Machine(mem=mem) as m:
-        p = m.spawn([BENCH, *map(str, args)], stdin=b"", stdout="pipe", stderr="pipe")
+        p = m.spawn([BENCH, *map(str, args)], stdin=b"", stdout=PIPE, stderr=PIPE)
         m.run(timeout=300)
         if p.exit_status:
             raise RuntimeError(f"bench {args}: exit {p.exit_status}: {p.stderr.decode()}")
@@ -88,7 +88,7 @@ def sha256sum() -> Row:
 
     def ours() -> float:
         with Machine(mem="128M") as m:
-            p = m.spawn([BUSYBOX, "sha256sum", path], stdin=b"", stdout="pipe")
+            p = m.spawn([BUSYBOX, "sha256sum", path], stdin=b"", stdout=PIPE)
             start = time.perf_counter()
             m.run()
             took = time.perf_counter() - start
@@ -176,7 +176,7 @@ def start_up() -> Row:
 
 BOOT = """
 import resource, sys, time
-from dfvm import Machine
+from dfvm import PIPE, Machine
 Machine(mem="64M").close()
 start = time.perf_counter()
 with Machine(mem=sys.argv[1]):

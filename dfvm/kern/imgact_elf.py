@@ -69,7 +69,7 @@ _PF_R: Final = 4
 ET_DYN_BASE: Final = 0x5555_5555_4000
 INTERP_BASE: Final = 0x7FFF_C000_0000  # below the room of the largest stack
 
-_structs: Any = None  # pyelftools' parsers, made at the first exec
+_structs: Final[list[Any]] = []  # pyelftools' parsers, once the first exec has made them
 
 
 class Segment:
@@ -108,14 +108,14 @@ class ElfImage:
 
 
 def _parsers() -> Any:
-    global _structs
-    if _structs is None:
+    if not _structs:
         from elftools.elf.structs import ELFStructs
 
-        _structs = ELFStructs(little_endian=True, elfclass=64)
-        _structs.create_basic_structs()
-        _structs.create_advanced_structs()
-    return _structs
+        structs = ELFStructs(little_endian=True, elfclass=64)
+        structs.create_basic_structs()
+        structs.create_advanced_structs()
+        _structs.append(structs)
+    return _structs[0]
 
 
 def elf_parse(image: ImageParams) -> ElfImage:

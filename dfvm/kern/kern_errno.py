@@ -99,7 +99,6 @@ ELIBSCN: Final = 81  # .lib section in a.out corrupted
 ELIBMAX: Final = 82  # Attempting to link in too many shared libraries
 ELIBEXEC: Final = 83  # Cannot exec a shared library directly
 EILSEQ: Final = 84  # Invalid or incomplete multibyte or wide character
-ERESTART: Final = 85  # Interrupted system call should be restarted
 ESTRPIPE: Final = 86  # Streams pipe error
 EUSERS: Final = 87  # Too many users
 ENOTSOCK: Final = 88  # Socket operation on non-socket

@@ -260,6 +260,7 @@ def kern_wait(lp: Lwp, idtype: int, ident: int, options: int) -> tuple[Proc, int
     p = lp.lwp_proc
     chosen = _chosen(idtype, ident, options)
     sched = p.kernel.sched
+    error = 0
     while True:
         if options & WEXITED:
             for child in _candidates(p.p_zombies, idtype, ident):
@@ -279,8 +280,9 @@ def kern_wait(lp: Lwp, idtype: int, ident: int, options: int) -> tuple[Proc, int
             raise err(ECHILD)
         if options & WNOHANG:
             return None
-        if sched.tsleep(p, PCATCH, "wait"):
+        if error:  # a signal, be it the child's, after which there is still nothing to tell
             raise err(ERESTART)
+        error = sched.tsleep(p, PCATCH, "wait")
 
 
 def _candidates(children: dict[int, Proc], idtype: int, ident: int) -> list[Proc]:

@@ -17,7 +17,6 @@ from dfvm.kern.abi.linux.sysent import SysentTable
 from dfvm.kern.kern_descrip import FileDesc, FileTable
 from dfvm.kern.kern_sig import SIGKILL, SigActs, SigQueue, ksignal
 from dfvm.kern.proc import (
-    P_SYSTEM,
     SACTIVE,
     Pgrp,
     Proc,
@@ -154,7 +153,7 @@ class Kernel:
     def _make_init(self) -> None:
         """Process 1. It runs nothing: its part, to reap orphans, is done as they die."""
         init = self.initproc = Proc(self, 1)
-        init.p_flags = P_SYSTEM
+        init.p_system = True
         init.p_stat = SACTIVE
         init.p_comm = "init"
         init.p_pptr = init

@@ -315,8 +315,12 @@ class Proc:
 
     @property
     def p_system(self) -> bool:
-        """Never killed for memory."""
+        """The kernel's own: never killed for memory, has no program."""
         return self.p_flags & P_SYSTEM != 0
+
+    @p_system.setter
+    def p_system(self, value: bool) -> None:
+        self.p_flags = self.p_flags & ~P_SYSTEM | (P_SYSTEM if value else 0)
 
     def p_rlimit(self, which: int) -> int:
         """The soft limit, RLIM_INFINITY without one."""

@@ -147,9 +147,10 @@ def user_mode(lp: Lwp) -> None:
                 q = ctx.q
                 number = lp.lwp_syscall = q[RAX] & _NR
                 try:
-                    q[RAX] = calls[number](lp, q) & _U64
+                    # A call may sleep, and when others have run meanwhile our registers are no
+                    # longer the live ones: ctx.q is looked up behind it, q is only for before.
+                    ctx.q[RAX] = calls[number](lp, q) & _U64
                 except OSError as e:
-                    # A call may have slept, and others may have run in between; q has moved.
                     syscall_error(lp, e.errno)
             elif why == EXIT_FAULT:
                 trap_pfault(lp, vcpu.fault_va, vcpu.fault_err)

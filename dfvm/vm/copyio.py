@@ -236,18 +236,41 @@ def uiomove(data: bytes | bytearray | memoryview, uio: Uio) -> int:
     :raises OSError: EFAULT; uio says how far it got. May block.
     """
     view = memoryview(data)
-    left = total = min(len(view), uio.uio_resid)
+    total = min(len(view), uio.uio_resid)
     at = 0
-    while left:
-        piece = uio.piece(left)
-        n = len(piece)
-        if uio.rw == UIO_READ:
-            piece[:] = view[at : at + n]
+    if uio.space is None:
+        while at < total:
+            piece = uio.piece(total - at)
+            end = at + len(piece)
+            if uio.rw == UIO_READ:
+                piece[:] = view[at:end]
+            else:
+                view[at:end] = piece
+            uio.advance(end - at)
+            at = end
+        return total
+    # A page at a time, as piece and advance do, for all that read and write move.
+    space, read, iov = uio.space, uio.rw == UIO_READ, uio._iov
+    mem = space.vm_pmap.vm.ram.mem
+    while at < total:
+        addr, length = iov[uio._next]
+        if not length:
+            uio._next += 1
+            continue
+        n = PAGE_SIZE - (addr & PAGE_MASK)
+        if n > length:
+            n = length
+        if n > total - at:
+            n = total - at
+        pa = user_page(space, addr, read)
+        end = at + n
+        if read:
+            mem[pa : pa + n] = view[at:end]
         else:
-            view[at : at + n] = piece
-        uio.advance(n)
-        at += n
-        left -= n
+            view[at:end] = mem[pa : pa + n]
+        iov[uio._next] = (addr + n, length - n)
+        uio.uio_resid -= n
+        at = end
     return total
 
 

@@ -114,11 +114,6 @@ class Pmap:
         self.pm_pgout_va = 0
         self.pm_kernel = kernel
 
-    @property
-    def pt(self) -> dict[int, int]:
-        """va >> 21 → index in ram.q of that page table, for those outside who look at PTEs."""
-        return self.pm_pt
-
 
 def pmap_bootstrap(vm: VmSystem) -> None:
     """Make vm.kernel_pmap: the direct map of all RAM in 2 MiB pages, and the top of the tables

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dfvm import Machine
+from dfvm import PIPE, Machine
 from tests.conftest import ROOT
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "guest").glob("*.c"))
@@ -29,7 +29,7 @@ def by_host(program: Path, *args: str) -> tuple[int, bytes]:
 
 def by_dfvm(program: Path, *args: str, mem: str = "64M") -> tuple[int, bytes, bytes]:
     with Machine(mem=mem, check=True) as m:
-        p = m.spawn([str(program), *args], stdin=b"", stdout="pipe", stderr="pipe")
+        p = m.spawn([str(program), *args], stdin=b"", stdout=PIPE, stderr=PIPE)
         m.run(timeout=100)
         assert m.check() == []
         return p.exit_status, p.stdout, p.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dfvm import Machine
+from dfvm import PIPE, Machine
 
 BUSYBOX = "/usr/bin/busybox"
 BASH = "/bin/bash-static"
@@ -125,7 +125,7 @@ def same(argv: list[str], tmp_path: Path) -> None:
         check=False,
     )
     with Machine(mem="64M", check=True, env=ENV) as m:
-        p = m.spawn(argv, stdin=b"", stdout="pipe", stderr="pipe", cwd=str(files(tmp_path / "ours")))
+        p = m.spawn(argv, stdin=b"", stdout=PIPE, stderr=PIPE, cwd=str(files(tmp_path / "ours")))
         m.run(timeout=100)
         assert m.check() == []
     status = host.returncode if host.returncode >= 0 else 128 - host.returncode

@@ -200,7 +200,7 @@ def test_pages_of_several_processes_are_found_by_the_bypass(vm: VmSystem) -> Non
 @pytest.mark.spec("FAULT-2")
 @pytest.mark.parametrize("spoil", ["invalid", "inactive", "swapped", "clean", "object"])
 def test_the_bypass_declines(vm: VmSystem, proc: Proc, map: VmMap, spoil: str) -> None:
-    vp, obj = file(vm, 1)
+    _, obj = file(vm, 1)
     show(map, obj, 0, BASE, 1, RW)
     vm_map_inherit(map, BASE, BASE + P, VM_INHERIT_SHARE)
     store(map, BASE, 9)
@@ -651,17 +651,19 @@ def test_forking_in_a_loop_never_lengthens_the_chain(vm: VmSystem) -> None:
 
 
 @pytest.mark.spec("FAULT-10")
-def test_nofault_entries_and_guard_pages_panic(vm: VmSystem, map: VmMap) -> None:
-    anon(map, BASE, 1)
-    anon(map, BASE + 8 * P, 2)
-    first, second = entries(map)
-    first.eflags |= MAP_ENTRY_NOFAULT
-    second.eflags |= MAP_ENTRY_KSTACK
-    with pytest.raises(Panic, match="nofault"):
-        touch(map, BASE, True)
+@pytest.mark.parametrize(
+    ("eflag", "message"), [(MAP_ENTRY_NOFAULT, "nofault"), (MAP_ENTRY_KSTACK, "guard")]
+)
+def test_nofault_entries_and_guard_pages_panic(
+    vm: VmSystem, map: VmMap, eflag: int, message: str
+) -> None:
+    anon(map, BASE, 2)
+    touch(map, BASE + P, True)
+    pmap_remove(map.pmap, BASE, BASE + P)
+    entries(map)[0].eflags |= eflag
     assert not vm_fault_quick(map, BASE, RW)
-    with pytest.raises(Panic, match="guard"):
-        touch(map, BASE + 8 * P, True)
+    with pytest.raises(Panic, match=message):
+        touch(map, BASE, True)
 
 
 @pytest.mark.spec("FAULT-10")
@@ -704,7 +706,7 @@ def test_the_rss_limit_is_enforced_after_user_faults(mode: int) -> None:
     vm.sysctl.pageout_memuse_mode = mode
     proc.limits[RLIMIT_RSS] = 1 << 20
     anon(map, BASE, 6000)
-    for i in range(0, 6000, 16):
+    for i in range(0, 6000, 9):
         va = BASE + i * P
         if not vm_fault_quick(map, va, RW):
             assert vm_fault(map, va, RW, USER_WRITE) == KERN_SUCCESS

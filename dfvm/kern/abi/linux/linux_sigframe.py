@@ -20,11 +20,12 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EFAULT, err
+from dfvm.kern.kern_errno import EFAULT, EJUSTRETURN, err
 from dfvm.kern.kern_sig import (
     CLD_CONTINUED,
     SA_ONSTACK,
     SA_RESTORER,
+    SI_KERNEL,
     SI_QUEUE,
     SI_TIMER,
     SI_TKILL,
@@ -127,6 +128,7 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     """
     handler, flags, restorer, _ = action
     ctx = lp.ctx
+    ctx.load()
     q = ctx.q
     sp = q[RSP] - _REDZONE
     stack = sigstack_pack(lp, q[RSP])
@@ -155,6 +157,8 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     # a page is missing at the far end of a frame that fits into two.
     raw = (image + siginfo_pack(info)).ljust(fp - frame, b"\0") + fxsave
     copyout(lp.lwp_proc.p_vmspace, raw, frame)
+    ctx.load()  # copyout may have slept, and others have run
+    q = ctx.q
     if lp.lwp_sigstk_flags & SS_AUTODISARM:
         lp.lwp_sigstk_sp = lp.lwp_sigstk_size = 0
         lp.lwp_sigstk_flags = SS_DISABLE
@@ -171,20 +175,20 @@ def sys_rt_sigreturn(lp: Lwp) -> int:
     """Put back what sendsig saved, or what the handler made of it. A frame that makes no sense
     kills."""
     ctx = lp.ctx
-    q = ctx.q
     space = lp.lwp_proc.p_vmspace
-    frame = q[RSP] - 8 & (1 << 64) - 1
+    frame = ctx.q[RSP] - 8 & (1 << 64) - 1
     lp.lwp_restart_block = None
     try:
         fields = _FRAME.unpack(copyin(space, frame, _FRAME.size))
         fp = fields[-2]
         fxsave = copyin(space, fp, _FPSTATE_BYTES) if fp else None
+        ctx.load()
+        q = ctx.q
         if fxsave is not None:
             ctx.fxrstor(fxsave)
     except (OSError, ValueError):
-        trapsignal(lp, Siginfo(SIGSEGV, 0x80))
-        result: int = q[RAX]
-        return result
+        trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))
+        raise err(EJUSTRETURN) from None
     stack: bytes = fields[3]
     regs = fields[4:21]
     for n, value in zip(_GREGS, regs, strict=True):
@@ -197,5 +201,4 @@ def sys_rt_sigreturn(lp: Lwp) -> int:
                      int.from_bytes(stack[16:24], "little"), q[RSP])  # fmt: skip
     except OSError:
         pass  # as Linux: what the handler wrote there is its own affair
-    result = q[RAX]
-    return result
+    raise err(EJUSTRETURN)

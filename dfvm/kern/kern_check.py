@@ -1,0 +1,127 @@
+"""Is the whole machine as it should be? Machine.check(), and `--check` along the way.
+
+Each part checks itself (the *_check modules); here they are put together, and the process layer's
+own invariants added: who is whose child, who is in which group, how many could continue a group,
+and whether every open file is somebody's. The machine must be at rest: called between two threads,
+or by one that is about to return to its guest.
+
+Cost is in proportion to memory, entries and processes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dfvm.kern.proc import SZOMB
+from dfvm.lwkt.panic import panic
+from dfvm.vm.pmap_check import pmap_check
+from dfvm.vm.vm_map_check import vm_map_check
+from dfvm.vm.vm_map_entry import VM_MAPTYPE_SUBMAP
+from dfvm.vm.vm_object_check import vm_object_check
+from dfvm.vm.vm_page_check import vm_page_check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dfvm.kern.kernel import Kernel
+    from dfvm.kern.proc import Pgrp, Proc
+    from dfvm.vm.vmspace import Vmspace
+
+_SHOWN = 20  # complaints that a panic lists
+
+
+def check_machine(kernel: Kernel) -> None:
+    """Verify everything.
+
+    :raises Panic: with what is wrong.
+    """
+    bad = list(_complaints(kernel))
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        panic("Machine.check:\n  " + "\n  ".join(bad[:_SHOWN]) + more)
+
+
+def _complaints(kernel: Kernel) -> Iterator[str]:
+    vm = kernel.vm
+    yield from vm_page_check(vm)
+    yield from vm_object_check(vm)
+    kernel_map = vm.kernel_map
+    yield from vm_map_check(kernel_map)
+    for entry in kernel_map:
+        if entry.maptype == VM_MAPTYPE_SUBMAP and entry.sub_map is not None:
+            yield from vm_map_check(entry.sub_map)
+    yield from pmap_check(vm.kernel_pmap)
+    for space, users in _spaces(kernel).items():
+        yield from _check_space(space, users)
+    for mount in kernel.vfs.mounts:
+        found: list[str] = []
+        mount.check(found)
+        yield from found
+    for p in kernel.procs.values():
+        yield from (f"pid {p.p_pid} ({p.p_comm}): {bad}" for bad in _check_proc(p))
+    for pgrp in kernel.pgrps.values():
+        yield from (f"group {pgrp.pg_id}: {bad}" for bad in _check_pgrp(kernel, pgrp))
+    yield from _check_files(kernel)
+
+
+def _spaces(kernel: Kernel) -> dict[Vmspace, int]:
+    """Every address space in use, with the processes that use it."""
+    return Counter(p.p_vmspace for p in kernel.procs.values() if p.p_stat != SZOMB)
+
+
+def _check_space(space: Vmspace, users: int) -> Iterator[str]:
+    if space.vm_refcnt != users:
+        yield f"{space!r} is used by {users} processes"
+    yield from vm_map_check(space.vm_map)
+    yield from pmap_check(space.vm_pmap, space.vm_map)
+
+
+def _check_proc(p: Proc) -> Iterator[str]:
+    kernel = p.kernel
+    parent = p.p_pptr
+    if kernel.procs.get(parent.p_pid) is not parent:
+        yield f"its parent {parent.p_pid} is gone"
+    if p is not parent and parent.p_children.get(p.p_pid) is not p:
+        yield f"its parent {parent.p_pid} does not know it"
+    for child in p.p_children.values():
+        if child.p_pptr is not p:
+            yield f"its child {child.p_pid} has another parent, {child.p_pptr.p_pid}"
+        if (child.p_stat == SZOMB) != (child.p_pid in p.p_zombies):
+            yield f"its child {child.p_pid} is a zombie, or is not, and p_zombies says otherwise"
+    if p.p_pgrp.pg_members.get(p.p_pid) is not p:
+        yield f"its group {p.p_pgrp.pg_id} does not know it"
+    if p.p_stat == SZOMB and p.p_lwps:
+        yield "a zombie with threads"
+    for tid, lp in p.p_lwps.items():
+        if lp.lwp_tid != tid or lp.lwp_proc is not p:
+            yield f"thread {tid} is not its own"
+        if lp.lwp_cr3 != p.p_vmspace.vm_pmap.pm_pml4:
+            yield f"thread {tid} runs on page tables {lp.lwp_cr3:#x} of another space"
+        for queue in (lp.lwp_sigqueue, p.p_sigqueue):
+            if queue.pending != sum(1 << (sig - 1) for sig, infos in queue.infos.items() if infos):
+                yield f"pending signals {queue.pending:#x} are not those queued"
+
+
+def _check_pgrp(kernel: Kernel, pgrp: Pgrp) -> Iterator[str]:
+    session = pgrp.pg_session
+    if not pgrp.pg_members:
+        yield "nobody is in it"
+    if session.s_pgrps.get(pgrp.pg_id) is not pgrp or kernel.sids.get(session.s_sid) is not session:
+        yield f"its session {session.s_sid} does not know it"
+    jobc = 0
+    for p in pgrp.pg_members.values():
+        theirs = p.p_pptr.p_pgrp
+        if p.p_stat != SZOMB and theirs is not pgrp and theirs.pg_session is session:
+            jobc += 1
+    if jobc != pgrp.pg_jobc:
+        yield f"{jobc} members have a parent who could continue it, but pg_jobc is {pgrp.pg_jobc}"
+
+
+def _check_files(kernel: Kernel) -> Iterator[str]:
+    """Descriptors are references; system calls that sleep may hold more."""
+    tables = {p.p_fd: None for p in kernel.procs.values() if p.p_stat != SZOMB}
+    counts = Counter(fp for fdp in tables for fp in fdp.fd_files.values())
+    for fp, count in counts.items():
+        if fp.f_count < count:
+            yield f"{fp.fo_name()}: {count} descriptors, but {fp.f_count} references"

@@ -31,12 +31,17 @@ if TYPE_CHECKING:
 _SHOWN = 20  # complaints that a panic lists
 
 
+def check_list(kernel: Kernel) -> list[str]:
+    """What is wrong with the machine."""
+    return list(_complaints(kernel))
+
+
 def check_machine(kernel: Kernel) -> None:
     """Verify everything.
 
     :raises Panic: with what is wrong.
     """
-    bad = list(_complaints(kernel))
+    bad = check_list(kernel)
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         panic("Machine.check:\n  " + "\n  ".join(bad[:_SHOWN]) + more)

@@ -231,9 +231,9 @@ def vm_fault_object(fs: FaultState, first_pindex: int, fault_type: int) -> int:
     fs.prot = fs.first_prot
     fs.depth = 0
     rv = _find(fs, first_pindex, fault_type)
-    vm_object_pip_wakeup(first_object)
     if rv != KERN_SUCCESS:
         return rv
+    vm_object_pip_wakeup(first_object)
     m = fs.m
     assert m is not None
     if not m.busy_count & PBUSY_LOCKED:
@@ -262,9 +262,19 @@ def vm_fault_object(fs: FaultState, first_pindex: int, fault_type: int) -> int:
     return KERN_SUCCESS
 
 
+def _give_up(fs: FaultState) -> None:
+    """End a vm_fault_object that has failed or is about to sleep. The PIP goes before the sleep:
+    others may wait for it (a truncation), and we for them."""
+    object = fs.first_ba.object
+    assert object is not None
+    vm_object_pip_wakeup(object)
+    unlock_things(fs)
+
+
 def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
     """The walk down the chain: results of vm_fault_object. fs.m, fs.ba and fs.pindex say which
-    page was found where; a page that is nowhere has been zero-filled at the front."""
+    page was found where; a page that is nowhere has been zero-filled at the front. On success the
+    PIP of the first object is still there, else _give_up has run."""
     vm = fs.vm
     ba = fs.ba
     pindex = first_pindex
@@ -274,11 +284,11 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
         assert object is not None
         first = ba is fs.first_ba
         if object.flags & OBJ_DEAD:
-            unlock_things(fs)
+            _give_up(fs)
             return KERN_FAILURE
         m, busy = vm_page_lookup_busy_try(object, pindex, True)
         if busy:
-            unlock_things(fs)
+            _give_up(fs)
             assert m is not None
             vm_page_sleep_busy(vm, m, True, "vmpfw")
             vm.gd.gd_cnt.v_intrans += 1
@@ -303,7 +313,7 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
             m.flags &= ~PG_RAM
         elif first or trypager:
             if pindex >= object.size:
-                unlock_things(fs)
+                _give_up(fs)
                 return KERN_FAILURE
             if not vm_paging_severe(vm):
                 zero = 0  # it will be overwritten, unless it is the last resort
@@ -323,7 +333,7 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
                 vm_page_wakeup(vm, m)
                 fs.m = None
                 fs.first_shared = fs.shared = False
-                unlock_things(fs)
+                _give_up(fs)
                 return KERN_TRY_AGAIN
             rv = _pagein(fs, pindex)
             if rv != KERN_SUCCESS:
@@ -375,7 +385,7 @@ def _no_memory(fs: FaultState) -> int:
     """No page is to be had now: wait until there is, and have the fault start again; unless
     somebody has to go, and it is us."""
     vm = fs.vm
-    unlock_things(fs)
+    _give_up(fs)
     proc = vm.curproc()
     if proc is None or not proc.p_lowmemkill:
         vm_wait_pfault(vm, "pfault")
@@ -404,7 +414,7 @@ def _pagein(fs: FaultState, pindex: int) -> int:
         vm_page_activate(vm, m)
         vm_page_wakeup(vm, m)
         fs.m = None
-        unlock_things(fs)
+        _give_up(fs)
         return KERN_TRY_AGAIN
     if rv == VM_PAGER_FAIL:
         if fs.ba is not fs.first_ba:
@@ -419,7 +429,7 @@ def _pagein(fs: FaultState, pindex: int) -> int:
         vm_page_wakeup(vm, m)
     else:
         vm_page_free(vm, m)
-    unlock_things(fs)
+    _give_up(fs)
     return KERN_FAILURE
 
 

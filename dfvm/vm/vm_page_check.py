@@ -185,7 +185,8 @@ def _check_objects(vm: VmSystem) -> Iterator[str]:
 
 
 def _check_hash(vm: VmSystem) -> Iterator[str]:
-    """A page that the hash would find is where a search for it looks."""
+    """Sets are where the mask allows and not too large, with no page twice. What is in them may be
+    stale: see vm_page_hash.py."""
     pages = vm.pages
     for index, ways in pages.vm_page_hash.items():
         if index > pages.hash_mask or not 0 < len(ways) <= VM_PAGE_HASH_SET:

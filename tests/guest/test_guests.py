@@ -31,7 +31,7 @@ def by_dfvm(program: Path, *args: str, mem: str = "64M") -> tuple[int, bytes, by
     with Machine(mem=mem, check=True) as m:
         p = m.spawn([str(program), *args], stdin=b"", stdout=PIPE, stderr=PIPE)
         m.run(timeout=100)
-        assert m.check() == []
+        m.check()
         return p.exit_status, p.stdout, p.stderr
 
 

@@ -10,9 +10,9 @@ from dfvm.vm.vm_meter import VMSTATS_ADJ_LIMIT, VmStats, VmStatsAdj
 from dfvm.vm.vm_page import (
     VM_ALLOC_NORMAL,
     vm_page_activate,
+    vm_page_activate_run,
     vm_page_alloc,
     vm_page_alloc_run,
-    vm_page_activate_run,
     vm_page_free,
     vm_page_rollup,
     vm_page_wakeup,

@@ -478,9 +478,7 @@ def test_who_waits_for_a_page_that_is_freed_is_woken() -> None:
     object = make_object(vm)
     m = alloc(object, 0)
     got: list[VmPage | None] = []
-    vm.sched.create(
-        lambda: got.append(vm_page_grab(object, 0, VM_ALLOC_NORMAL | VM_ALLOC_RETRY))
-    )
+    vm.sched.create(lambda: got.append(vm_page_grab(object, 0, VM_ALLOC_NORMAL | VM_ALLOC_RETRY)))
     vm.sched.create(vm_page_free, vm, m)
     vm.sched.run()
     [again] = got
@@ -543,9 +541,7 @@ class PageMachine(RuleBasedStateMachine):
     @rule(pindex=st.integers(0, 600), n=st.integers(1, 40))
     def allocate(self, pindex: int, n: int) -> None:
         for i in range(pindex, pindex + n):
-            m = vm_page_alloc(
-                self.vm, self.object, i, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK
-            )
+            m = vm_page_alloc(self.vm, self.object, i, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK)
             if i in self.pages and self.object.rb_memq.get(i) is self.pages[i]:
                 assert m is None
             elif m is not None:

@@ -140,9 +140,7 @@ def _model_hit(ways: dict[int, list[VmPage]], object: VmObject, pindex: int) -> 
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(("enter", "get", "free")), st.integers(0, 2), st.integers(0, 40)
-        ),
+        st.tuples(st.sampled_from(("enter", "get", "free")), st.integers(0, 2), st.integers(0, 40)),
         max_size=120,
     )
 )

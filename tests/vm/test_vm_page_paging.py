@@ -301,9 +301,7 @@ def test_dontneed_puts_dirty_pages_last(vm: VmSystem) -> None:
 
 
 @pytest.mark.spec("PAGE-9")
-def test_protect_only_takes_rights_away(
-    vm: VmSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_protect_only_takes_rights_away(vm: VmSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(pmap, "pmap_page_protect", lambda vm, m, prot: calls.append(prot))
     m = alloc(make_object(vm), 0)

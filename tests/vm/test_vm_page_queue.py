@@ -289,6 +289,4 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueues = pytest.mark.spec("PAGE-3")(QueueMachine.TestCase)
-QueueMachine.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None
-)
+QueueMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)

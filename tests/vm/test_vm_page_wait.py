@@ -258,11 +258,12 @@ def test_vm_wait_counts_a_process_as_one_nicer() -> None:
     vm.hooks = hooks = Hooks(vm)
     hooks.procs.append(Proc(vm))
     s = vm.gd.gd_vmstats
+    proc = Proc(vm)
     _fill(vm, s.v_free_min)
     slept: dict[str, bool] = {}
 
     def io() -> None:
-        vm.sched.curthread.td_proc = Proc(vm)
+        vm.sched.curthread.td_proc = proc
         vm_wait_pfault(vm, "pfault")
         slept["pfault"] = vm.pages.pages_waiting > 0
         vm_wait(vm, 2)
@@ -301,10 +302,11 @@ def test_vm_wait_nominal_lasts_until_memory_is_not_short() -> None:
         done.append(vm_paging_min(vm))
 
     def freer() -> None:
-        for _ in range(5):
+        while vm_paging_min(vm):
             assert not done
             _give_back(vm, pages, 20)
             vm.sched.yield_()
+        _give_back(vm, pages, VM_PAGE_FREE_HYSTERESIS)
 
     vm.sched.create(kernel)
     vm.sched.create(freer)
@@ -321,9 +323,7 @@ def test_grab_with_retry_waits_for_memory() -> None:
     pages = _fill(vm, s.v_free_reserved)
     object = make_object(vm)
     got: list[VmPage | None] = []
-    vm.sched.create(
-        lambda: got.append(vm_page_grab(object, 0, VM_ALLOC_NORMAL | VM_ALLOC_RETRY))
-    )
+    vm.sched.create(lambda: got.append(vm_page_grab(object, 0, VM_ALLOC_NORMAL | VM_ALLOC_RETRY)))
     vm.sched.create(_give_back, vm, pages, 200)
     vm.sched.run()
     assert got[0] is object.rb_memq[0]

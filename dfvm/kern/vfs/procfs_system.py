@@ -1,0 +1,365 @@
+"""The files of /proc that are about the machine: meminfo, cpuinfo, stat, uptime, …, and /proc/sys.
+
+Source: Linux fs/proc/{meminfo,stat,uptime,loadavg,version}.c, arch/x86/kernel/cpu/proc.c,
+mm/vmstat.c, kernel/sysctl.c.
+"""
+
+from __future__ import annotations
+
+import os
+from time import time_ns
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_sig import NSIG
+from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
+from dfvm.kern.sys_misc import UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
+from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
+from dfvm.vm.vm_meter import vm_page_rollup
+from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
+from dfvm.vm.vm_param import MAXSSIZ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfvm.kern.kernel import Kernel
+    from dfvm.kern.vfs.procfs import ProcMount, ProcNode
+
+USER_HZ: Final = 100
+_TICK_NS: Final = 1_000_000_000 // USER_HZ
+_KIB_PAGE: Final = 4  # KiB in a page
+
+# What the engine's CPU has, in the order of CPUID as Linux prints it.
+_CPU_FLAGS: Final = (
+    "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
+    "syscall nx lm rep_good nopl cpuid pni pclmulqdq ssse3 cx16 sse4_1 sse4_2 popcnt aes rdrand "
+    "hypervisor lahf_lm abm fsgsbase bmi1 bmi2"
+)
+
+_CPUINFO: Final = """processor\t: {0}
+vendor_id\t: GenuineIntel
+cpu family\t: 6
+model\t\t: 6
+model name\t: Unicorn x86-64
+stepping\t: 3
+cpu MHz\t\t: 1000.000
+cache size\t: 16384 KB
+physical id\t: 0
+siblings\t: {1}
+core id\t\t: {0}
+cpu cores\t: {1}
+apicid\t\t: {0}
+initial apicid\t: {0}
+fpu\t\t: yes
+fpu_exception\t: yes
+cpuid level\t: 13
+wp\t\t: yes
+flags\t\t: {2}
+bugs\t\t:
+bogomips\t: 2000.00
+clflush size\t: 64
+cache_alignment\t: 64
+address sizes\t: 40 bits physical, 48 bits virtual
+power management:
+
+"""
+
+
+def _resident(kernel: Kernel) -> tuple[int, int, int]:
+    # Pages in memory of files, of anonymous objects, and of files in memory.
+    files = anon = shmem = 0
+    for bucket in kernel.vm.object_hash:
+        for obj in bucket:
+            if obj.type == OBJT_VNODE:
+                files += obj.resident_page_count
+                vp = obj.handle
+                if vp is not None and vp.v_mount.mnt_fstype == "tmpfs":  # type: ignore[attr-defined]
+                    shmem += obj.resident_page_count
+            elif obj.type in (OBJT_DEFAULT, OBJT_SWAP):
+                anon += obj.resident_page_count
+    return files, anon, shmem
+
+
+def meminfo(kernel: Kernel) -> bytes:
+    vm = kernel.vm
+    vm_page_rollup(vm)
+    s = vm.vmstats
+    files, anon, shmem = _resident(kernel)
+    available = s.v_free_count + s.v_cache_count + s.v_inactive_count - s.v_free_reserved
+    pages = (
+        ("MemTotal", s.v_page_count),
+        ("MemFree", s.v_free_count),
+        ("MemAvailable", max(available, 0)),
+        ("Buffers", 0),
+        ("Cached", files),
+        ("SwapCached", 0),
+        ("Active", s.v_active_count),
+        ("Inactive", s.v_inactive_count),
+        ("Unevictable", 0),
+        ("Mlocked", sum(_locked(kernel))),
+        ("SwapTotal", 0),
+        ("SwapFree", 0),
+        ("Dirty", 0),
+        ("Writeback", 0),
+        ("AnonPages", anon),
+        ("Mapped", files),
+        ("Shmem", shmem),
+        ("Slab", 0),
+        ("KernelStack", 4 * len(kernel.procs)),
+        ("PageTables", _tables(kernel)),
+        ("CommitLimit", s.v_page_count // 2),
+        ("Committed_AS", anon),
+    )
+    lines = [f"{name + ':':<16}{n * _KIB_PAGE:8} kB\n" for name, n in pages]
+    lines.append(f"{'VmallocTotal:':<15}{1 << 21:9} kB\n")
+    lines.append(f"{'VmallocUsed:':<16}{kernel.vm.kernel_map.size >> 10:8} kB\n")
+    lines.append("HugePages_Total:       0\nHugePages_Free:        0\n")
+    lines.append("Hugepagesize:       2048 kB\n")
+    return "".join(lines).encode()
+
+
+def _locked(kernel: Kernel) -> list[int]:
+    return [p.p_vmspace.vm_pmap.pm_stats.wired_count for p in kernel.procs.values() if p.p_lwps]
+
+
+def _tables(kernel: Kernel) -> int:
+    return sum(len(p.p_vmspace.vm_pmap.pt) for p in kernel.procs.values() if p.p_lwps)
+
+
+def cpuinfo(kernel: Kernel) -> bytes:
+    return "".join(
+        _CPUINFO.format(n, kernel.ncpu, _CPU_FLAGS) for n in range(kernel.ncpu)
+    ).encode()
+
+
+def cpu_ticks(kernel: Kernel) -> tuple[int, int, int]:
+    """User, system and idle time of all CPUs since boot, in clock ticks."""
+    user = system = 0
+    for td in kernel.sched.threads():
+        user += td.user_ns
+        system += td.sys_ns
+    for p in kernel.procs.values():
+        for ru in (p.p_ru, p.p_cru):
+            user += ru.ru_utime_ns
+            system += ru.ru_stime_ns
+    idle = max(kernel.sched.uptime_ns * kernel.ncpu - user - system, 0)
+    return user // _TICK_NS, system // _TICK_NS, idle // _TICK_NS
+
+
+def _running(kernel: Kernel) -> int:
+    return sum(
+        1
+        for p in kernel.procs.values()
+        if p.p_stat not in (SZOMB, SSTOP)
+        for lp in p.p_lwps.values()
+        if lp.lwp_thread.td_wchan is None
+    )
+
+
+def stat(kernel: Kernel) -> bytes:
+    vm_page_rollup(kernel.vm)
+    m = kernel.vm.vmmeter
+    user, system, idle = cpu_ticks(kernel)
+    rest = "0 0 0 0 0 0"
+    lines = [f"cpu  {user} 0 {system} {idle} {rest}"]
+    for n in range(kernel.ncpu):
+        share = (user, 0, system) if n == 0 else (0, 0, 0)
+        idle_n = idle // kernel.ncpu
+        lines.append(f"cpu{n} {share[0]} {share[1]} {share[2]} {idle_n} {rest}")
+    boot = (time_ns() - kernel.sched.uptime_ns) // 1_000_000_000
+    lines += [
+        f"intr {m.v_trap}",
+        f"ctxt {m.v_swtch}",
+        f"btime {boot}",
+        f"processes {kernel.lastpid}",
+        f"procs_running {max(_running(kernel), 1)}",
+        "procs_blocked 0",
+        "softirq 0 0 0 0 0 0 0 0 0 0 0",
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def uptime(kernel: Kernel) -> bytes:
+    up = kernel.sched.uptime_ns // 10_000_000
+    idle = cpu_ticks(kernel)[2]
+    return f"{up // 100}.{up % 100:02} {idle // 100}.{idle % 100:02}\n".encode()
+
+
+def loadavg(kernel: Kernel) -> bytes:
+    # Averages are not kept; what runs now is known.
+    threads = sum(len(p.p_lwps) for p in kernel.procs.values())
+    return f"0.00 0.00 0.00 {max(_running(kernel), 1)}/{threads} {kernel.lastpid}\n".encode()
+
+
+def version(kernel: Kernel) -> bytes:
+    return b"%s version %s (dfvm) (Python) %s\n" % (UTS_SYSNAME, UTS_RELEASE, UTS_VERSION)
+
+
+def vmstat(kernel: Kernel) -> bytes:
+    vm_page_rollup(kernel.vm)
+    s, m = kernel.vm.vmstats, kernel.vm.vmmeter
+    files, anon, shmem = _resident(kernel)
+    rows = (
+        ("nr_free_pages", s.v_free_count),
+        ("nr_inactive_file", s.v_inactive_count),
+        ("nr_active_file", s.v_active_count),
+        ("nr_mlock", sum(_locked(kernel))),
+        ("nr_anon_pages", anon),
+        ("nr_mapped", files),
+        ("nr_file_pages", files),
+        ("nr_dirty", 0),
+        ("nr_writeback", 0),
+        ("nr_shmem", shmem),
+        ("nr_page_table_pages", _tables(kernel)),
+        ("pgpgin", m.v_vnodepgsin * _KIB_PAGE),
+        ("pgpgout", m.v_vnodepgsout * _KIB_PAGE),
+        ("pswpin", 0),
+        ("pswpout", 0),
+        ("pgfree", m.v_tfree),
+        ("pgfault", m.v_vm_faults),
+        ("pgmajfault", m.v_vnodein),
+        ("pgreuse", m.v_reactivated),
+    )
+    return "".join(f"{name} {n}\n" for name, n in rows).encode()
+
+
+def filesystems(kernel: Kernel) -> bytes:
+    kinds = dict.fromkeys(m.mnt_fstype for m in kernel.vfs.mounts)
+    return "".join(f"nodev\t{kind}\n" for kind in kinds).encode()
+
+
+def devices(kernel: Kernel) -> bytes:
+    majors = {1: "mem", 5: "/dev/tty"}
+    lines = [f"{n:3} {name}" for n, name in majors.items()]
+    return ("Character devices:\n" + "\n".join(lines) + "\n\nBlock devices:\n").encode()
+
+
+def swaps(kernel: Kernel) -> bytes:
+    return b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+
+
+def cmdline(kernel: Kernel) -> bytes:
+    return b"BOOT_IMAGE=dfvm mem=%dK\n" % (kernel.vm.ram.size >> 10)
+
+
+# Files and subdirectories of /proc/sys: text as it stands, or what makes it.
+_Tree = dict[bytes, "_Tree | str | Callable[[Kernel], str]"]
+
+
+def _uuid() -> str:
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    h = raw.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def _boot_id(kernel: Kernel) -> str:
+    # The same for a machine's whole life; nothing else has to know it.
+    n = id(kernel) * 0x9E3779B97F4A7C15 & (1 << 128) - 1
+    h = f"{n:032x}"
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-8{h[17:20]}-{h[20:]}"
+
+
+_SYS: Final[_Tree] = {
+    b"fs": {
+        b"file-max": "4194304",
+        b"file-nr": lambda k: f"{k.files.nfiles}\t0\t4194304",
+        b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
+        b"nr_open": "1048576",
+        b"pipe-max-size": "1048576",
+        b"pipe-user-pages-hard": "0",
+        b"pipe-user-pages-soft": "16384",
+        b"protected_hardlinks": "0",
+        b"protected_symlinks": "0",
+    },
+    b"kernel": {
+        b"cap_last_cap": "40",
+        b"core_pattern": "core",
+        b"core_uses_pid": "0",
+        b"domainname": lambda k: k.domainname.decode("utf-8", "replace"),
+        b"hostname": lambda k: k.hostname.decode("utf-8", "replace"),
+        b"msgmax": "8192",
+        b"msgmnb": "16384",
+        b"msgmni": "32000",
+        b"ngroups_max": "65536",
+        b"ns_last_pid": lambda k: str(k.lastpid),
+        b"osrelease": UTS_RELEASE.decode(),
+        b"ostype": UTS_SYSNAME.decode(),
+        b"overflowgid": "65534",
+        b"overflowuid": "65534",
+        b"panic": "0",
+        b"pid_max": str(PID_MAX + 1),
+        b"printk": "4\t4\t1\t7",
+        b"random": {
+            b"boot_id": _boot_id,
+            b"entropy_avail": "256",
+            b"poolsize": "256",
+            b"uuid": lambda k: _uuid(),
+        },
+        b"randomize_va_space": "0",
+        b"rtsig-max": str(NSIG),
+        b"sem": "32000\t1024000000\t500\t32000",
+        b"shmall": "18446744073692774399",
+        b"shmmax": "18446744073692774399",
+        b"shmmni": "4096",
+        b"tainted": "0",
+        b"threads-max": str(default_limits(MAXSSIZ)[6][0]),
+        b"version": UTS_VERSION.decode(),
+    },
+    b"vm": {
+        b"max_map_count": lambda k: str(k.vm.sysctl.max_proc_mmap),
+        b"mmap_min_addr": "4096",
+        b"nr_hugepages": "0",
+        b"overcommit_memory": "1",
+        b"overcommit_ratio": "50",
+        b"page-cluster": "3",
+        b"swappiness": "60",
+    },
+}  # fmt: skip
+
+
+def _sys_entry(value: _Tree | str | Callable[[Kernel], str]) -> Callable[[ProcDir, int], ProcNode]:
+    # What makes the vnode for one entry of _SYS.
+    if isinstance(value, dict):
+        entries = {name: _sys_entry(v) for name, v in value.items()}
+        return lambda dvp, ino: ProcDir(dvp.v_mount, ino, entries)
+    text = value
+
+    def make(dvp: ProcDir, ino: int) -> ProcNode:
+        kernel = dvp.kernel
+
+        def show() -> bytes:
+            return ((text if isinstance(text, str) else text(kernel)) + "\n").encode()
+
+        return ProcFile(dvp.v_mount, ino, show)
+
+    return make
+
+
+_FILES: Final[dict[bytes, Callable[[Kernel], bytes]]] = {
+    b"cmdline": cmdline,
+    b"cpuinfo": cpuinfo,
+    b"devices": devices,
+    b"filesystems": filesystems,
+    b"loadavg": loadavg,
+    b"meminfo": meminfo,
+    b"stat": stat,
+    b"swaps": swaps,
+    b"uptime": uptime,
+    b"version": version,
+    b"vmstat": vmstat,
+}
+
+# Everything in /proc but self, thread-self and the processes, in order.
+SYSTEM: Final = (*_FILES, b"mounts", b"sys")
+
+
+def system_node(mount: ProcMount, name: bytes) -> ProcNode:
+    """The vnode for one of SYSTEM."""
+    ino = SYSTEM_INO + 2 + SYSTEM.index(name)
+    if name == b"mounts":
+        return ProcLink(mount, ino, lambda: b"self/mounts")
+    if name == b"sys":
+        return ProcDir(mount, ino, {n: _sys_entry(v) for n, v in _SYS.items()})
+    kernel, show = mount.p_kernel, _FILES[name]
+    return ProcFile(mount, ino, lambda: show(kernel))

@@ -89,6 +89,8 @@ _ITIMERSPEC: Final = Struct("<qqqq")
 _TMS: Final = Struct("<qqqq")
 _SIGEVENT: Final = Struct("<Qiii44x")
 
+_UNNOTICED_NS: Final = 1_000_000  # least time to a timer's next expiry while nobody notices
+
 _COARSE: Final = (CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE)
 _REAL: Final = (CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI)
 _WALL: Final = (CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI)  # have timers
@@ -381,7 +383,7 @@ class Ktimer:
         noticed = self.fire(count)
         if self.expiry and self.callout is None:
             # A signal that is blocked or ignored need not be sent a million times a second.
-            self._arm(0 if noticed else TICK_NS)
+            self._arm(0 if noticed else _UNNOTICED_NS)
 
 
 class PosixTimer:
@@ -414,7 +416,7 @@ class PosixTimer:
         info = self.info
         if info is not None and info in queue.infos.get(self.signo, ()):
             info.si_overrun = min(info.si_overrun + count, (1 << 31) - 1)
-            return False
+            return False  # it has not noticed yet
         info = self.info = Siginfo(self.signo, SI_TIMER, value=self.value)
         info.si_timerid = self.timerid
         info.si_overrun = min(count - 1, (1 << 31) - 1)
@@ -422,7 +424,7 @@ class PosixTimer:
             ksignal(p, self.signo, info)
         else:
             lwpsignal(self.target, self.signo, info)
-        return True
+        return info in queue.infos.get(self.signo, ())
 
 
 class ProcTimers:
@@ -440,9 +442,9 @@ class ProcTimers:
 
         def sender(sig: int) -> Callable[[int], bool]:
             def fire(count: int) -> bool:
-                pending = bool(p.p_sigqueue.pending >> (sig - 1) & 1)
+                before = p.p_sigqueue.pending
                 ksignal(p, sig)
-                return not pending
+                return p.p_sigqueue.pending != before
 
             return fire
 

@@ -29,6 +29,7 @@ from dfvm.kern.tty import tty_attach
 from dfvm.kern.vfs.devfs import DevMount
 from dfvm.kern.vfs.mount import Vfs
 from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
+from dfvm.kern.vfs.procfs import ProcMount
 from dfvm.kern.vfs.tmpfs import host_half, tmpfs
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.lwkt.lwkt_thread import Scheduler
@@ -147,8 +148,17 @@ class Kernel:
         dev = DevMount(vfs)
         tty_attach(dev, self.files)
         vfs.mount(b"/dev", dev)
+        vfs.mount(b"/proc", ProcMount(vfs, self))
         top = os.path.join(root, b"tmp")
         vfs.mount(b"/tmp", tmpfs(vfs, top=top if os.path.isdir(top) else None))
+        for name in rw:
+            # The guest sees the directory where it sees everything else of the host's.
+            inside = os.path.relpath(os.path.realpath(name), os.path.realpath(root))
+            if inside.startswith(b".."):
+                raise ValueError(f"{os.fsdecode(name)} is not below the root directory")
+            from dfvm.kern.vfs.hostfs import HostMount
+
+            vfs.mount(b"/" + inside, HostMount(vfs, name))
 
     def _make_init(self) -> None:
         """Process 1. It runs nothing: its part, to reap orphans, is done as they die."""

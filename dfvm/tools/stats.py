@@ -18,7 +18,7 @@ def gather(machine: Machine) -> dict[str, Any]:
             "tlb_flushes": machine.kernel.mmu.flushes,
             "code_flushes": machine.kernel.mmu.code_flushes,
         },
-        "unknown_syscalls": {str(n): k for n, k in sorted(machine.unknown_syscalls.items())},
+        "unknown_syscalls": {str(n): k for n, k in sorted(machine.kernel.sysent.unknown.items())},
     }
 
 

@@ -12,8 +12,10 @@ for one machine; nothing of it runs while nobody traces.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from dfvm.kern.vfs.vnode import Vnode
 from dfvm.machine.cpu import RIP
 from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
 from dfvm.machine.walk import walk
@@ -211,10 +213,9 @@ def entry_name(entry: VmMapEntry) -> str:
     ba: Any = entry.ba
     while ba.backing_ba is not None:
         ba = ba.backing_ba
-    handle = ba.object.handle if ba.object is not None else None
-    name: str = getattr(handle, "v_name", "")
-    if name:
-        return name
+    vp = ba.object.handle if ba.object is not None else None
+    if isinstance(vp, Vnode):
+        return os.fsdecode(vp.v_name) or "file"
     if entry.id == VM_SUBSYS_STACK:
         return "[stack]"
     return "[heap]" if entry.id == VM_SUBSYS_BRK else "anon"

@@ -241,7 +241,8 @@ def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
 
 def pmap_protect(pmap: Pmap, sva: int, eva: int, prot: int) -> None:
     """Take from the mappings in [sva, eva) what `prot` does not have. Nobody gains a right by it:
-    that takes a fault. A and M stay as they are. Does not block."""
+    that takes a fault. A and M stay as they are. Without the right to read a mapping goes, also a
+    wired one (its page stays wired, and is mapped wired by the next fault). Does not block."""
     if not prot & VM_PROT_READ:
         pmap_remove(pmap, sva, eva)
         return

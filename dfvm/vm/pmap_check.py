@@ -20,6 +20,7 @@ from dfvm.machine.pte import (
     pte_flags,
 )
 from dfvm.vm.vm import VM_PROT_EXECUTE, VM_PROT_NONE, VM_PROT_WRITE
+from dfvm.vm.vm_fault_burst import vm_fault_lookup
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
@@ -34,6 +35,7 @@ from dfvm.vm.vm_page import (
     PQ_FREE,
     VM_PAGE_BITS_ALL,
 )
+from dfvm.vm.vm_param import PAGE_SIZE
 
 if TYPE_CHECKING:
     from dfvm.vm.pmap_table import Pmap
@@ -152,19 +154,18 @@ def _against_map(map: VmMap, leaves: dict[int, int], bad: list[str]) -> None:
     for entry in map:
         while at < len(addresses) and addresses[at] < entry.ba.start:
             at += 1
-        first = at
         while at < len(addresses) and addresses[at] < entry.ba.end:
             va = addresses[at]
             text = _wrong(entry, va, leaves[va])
             if text:
                 bad.append(f"va {va:#x} in {entry!r}, PTE {pte_flags(leaves[va])}: {text}")
             at += 1
-        inside += at - first
+            inside += 1
         if entry.wired_count and not entry.eflags & MAP_ENTRY_IN_TRANSITION:
-            pages = entry.ba.end - entry.ba.start >> 12
-            wired = sum(1 for va in addresses[first:at] if leaves[va] & PG_W)
-            if wired != pages and not map.system_map:
-                bad.append(f"{entry!r} is wired, but of its {pages} pages {wired} are")
+            for va in range(entry.ba.start, entry.ba.end, PAGE_SIZE):
+                m, _depth = vm_fault_lookup(entry, va)
+                if m is None or not m.wire_count:
+                    bad.append(f"va {va:#x} in {entry!r}: the entry is wired, but not {m!r}")
     if inside != len(addresses):
         lost = len(addresses) - inside
         bad.append(f"pmap {map.pmap.pm_pml4:#x}: {lost} mappings lie in no entry")

@@ -350,9 +350,6 @@ def vm_page_free(vm: VmSystem, m: VmPage) -> None:
         vm_page_free_wakeup(vm)
 
 
-vm_page_free_toq = vm_page_free  # DragonFly's other name for it
-
-
 def vm_page_try_to_free(vm: VmSystem, m: VmPage) -> bool:
     """Free `m` if it is clean and nobody has a claim on it. The page is not busied by the caller.
     True if it is free now. Does not block."""

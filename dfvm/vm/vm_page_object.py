@@ -24,7 +24,7 @@ from dfvm.vm.vm_page_queue import (
     PG_WRITEABLE,
     PQ_CACHE,
 )
-from dfvm.vm.vm_page_valid import vm_page_dirty, vm_page_is_valid
+from dfvm.vm.vm_page_valid import vm_page_dirty
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
@@ -120,16 +120,3 @@ def vm_page_lookup_busy_try(
     if m.flags & PG_MAPPEDMULTI:
         vm_page_hash_enter(m)
     return m, vm_page_busy_try(object.vm, m, also_m_busy)
-
-
-def vm_page_lookup_sbusy_try(object: VmObject, pindex: int, base: int, size: int) -> VmPage | None:
-    """The page at `pindex`, soft-busied, if it is there, not hard-busied, and its bytes base …
-    base + size - 1 are valid; else None. For readers who don't want to wait. The object is held,
-    shared will do; does not block."""
-    m = object.rb_memq.get(pindex)
-    if m is None or m.busy_count & PBUSY_LOCKED:
-        return None
-    if not vm_page_is_valid(object.vm, m, base, size):
-        return None
-    m.busy_count += 1
-    return m

@@ -57,18 +57,6 @@ def vm_page_protect(vm: VmSystem, m: VmPage, prot: int) -> None:
     pmap_page_protect(vm, m, prot)
 
 
-def vm_page_unqueue(vm: VmSystem, m: VmPage) -> None:
-    """Take `m` off whatever queue it is on. Does not block."""
-    if m.queue:
-        vm_page_rem_queue(vm, m)
-
-
-def vm_page_unqueue_nowakeup(vm: VmSystem, m: VmPage) -> None:
-    """The same for a page that stays busied."""
-    if m.queue:
-        vm_page_rem_queue(vm, m)
-
-
 def vm_page_wire(vm: VmSystem, m: VmPage) -> None:
     """One more wiring: `m` stays in memory, and on no queue, until as many are undone. The page
     is hard-busied; does not block. Fictitious pages can't go away and ignore it."""
@@ -112,24 +100,6 @@ def _count_wired(vm: VmSystem, n: int) -> None:
     adj.v_wire_count += n
     if not -VMSTATS_ADJ_LIMIT <= adj.v_wire_count <= VMSTATS_ADJ_LIMIT:
         vmstats_rollup(vm)
-
-
-def vm_page_wire_quick(vm: VmSystem, m: VmPage) -> None:
-    """One more wiring of a page that is wired already. It need not be busied."""
-    if m.wire_count <= 0:
-        panic(f"vm_page_wire_quick: page not wired: {m}")
-    m.wire_count += 1
-
-
-def vm_page_unwire_quick(vm: VmSystem, m: VmPage) -> bool:
-    """Undo a wiring that is not the last; the page need not be busied. True, and nothing is done,
-    when it is the last: the caller has to busy the page and vm_page_unwire it."""
-    if m.wire_count <= 0:
-        panic(f"vm_page_unwire_quick: page not wired: {m}")
-    if m.wire_count == 1:
-        return True
-    m.wire_count -= 1
-    return False
 
 
 def vm_page_activate(vm: VmSystem, m: VmPage) -> None:
@@ -200,11 +170,6 @@ def vm_page_queue_run(vm: VmSystem, run: list[VmPage], base: int) -> None:
         n = adj.v_inactive_count = adj.v_inactive_count + n
     if n > VMSTATS_ADJ_LIMIT:
         vmstats_rollup(vm)
-
-
-def vm_page_activate_run(vm: VmSystem, run: list[VmPage]) -> None:
-    """Make fresh pages active and give up their hard busy. Does not block."""
-    vm_page_queue_run(vm, run, PQ_ACTIVE)
 
 
 def vm_page_deactivate(vm: VmSystem, m: VmPage) -> None:

@@ -20,7 +20,6 @@ from dfvm.vm.vm_object import vm_object_set_writeable_dirty
 from dfvm.vm.vm_page_queue import (
     PBUSY_LOCKED,
     PG_MAPPED,
-    PG_NEED_COMMIT,
     PG_NOSYNC,
     PQ_CACHE,
     PQ_FREE,
@@ -162,11 +161,3 @@ def vm_page_test_dirty(vm: VmSystem, m: VmPage) -> None:
 
         if pmap_is_modified(vm, m):
             vm_page_dirty(vm, m)
-
-
-def vm_page_need_commit(vm: VmSystem, m: VmPage) -> None:
-    """`m` is clean but must not be thrown away until its pager says so. The page is hard-busied;
-    does not block."""
-    m.flags |= PG_NEED_COMMIT
-    if m.object is not None:
-        vm_object_set_writeable_dirty(m.object)

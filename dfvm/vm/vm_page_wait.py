@@ -72,11 +72,6 @@ def vm_wait_nominal(vm: VmSystem) -> None:
         vm_wait(vm, 0)
 
 
-def vm_test_nominal(vm: VmSystem) -> bool:
-    """Whether vm_wait_nominal would wait."""
-    return vm_paging_min(vm)
-
-
 def _wait(vm: VmSystem, wmesg: str, timo: int, nice: int) -> None:
     """Free memory if that can be done, and sleep if it is not enough."""
     if not vm_paging_target2(vm):

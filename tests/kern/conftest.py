@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from user_util import User, verify
 
 from dfvm.kern.kernel import Kernel
-
-from user_util import User, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

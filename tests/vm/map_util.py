@@ -5,10 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfvm.vm.pmap import pmap_extract
+from dfvm.machine.pte import PG_A, PG_FRAME, PG_M, PG_RW, PG_V
+from dfvm.vm.pmap import pmap_extract, pmap_pte
 from dfvm.vm.vm import KERN_SUCCESS, VM_PROT_ALL, VM_PROT_READ, VM_PROT_WRITE, VM_SUBSYS_MMAP
 from dfvm.vm.vm_fault import VM_FAULT_DIRTY, VM_FAULT_NORMAL, vm_fault
-from dfvm.vm.vm_map import VM_MAPTYPE_NORMAL, vm_map_find
+from dfvm.vm.vm_map import (
+    VM_MAPTYPE_NORMAL,
+    vm_map_find,
+    vm_map_findspace,
+    vm_map_lock,
+    vm_map_unlock,
+)
 from dfvm.vm.vm_map_check import vm_map_check
 from dfvm.vm.vm_param import PAGE_SIZE
 from dfvm.vm.vm_proc import RLIM_INFINITY
@@ -64,6 +71,14 @@ def show(
     )[0]  # fmt: skip
 
 
+def room(map: VmMap, npages: int, start: int = 0, align: int = P) -> int | None:
+    """What findspace says."""
+    vm_map_lock(map)
+    addr = vm_map_findspace(map, start, npages * P, align)
+    vm_map_unlock(map)
+    return addr
+
+
 def entries(map: VmMap) -> list[VmMapEntry]:
     return list(map)
 
@@ -83,13 +98,18 @@ def chain(entry: VmMapEntry) -> list[VmObject | None]:
 
 
 def store(map: VmMap, addr: int, value: int) -> int:
-    """A guest's store of one byte; returns KERN_*."""
-    rv = vm_fault(map, addr & -P, VM_PROT_WRITE, VM_FAULT_DIRTY)
-    if rv == KERN_SUCCESS:
-        pa = pmap_extract(map.pmap, addr)
-        assert pa is not None
-        map.vm.ram.mem[pa] = value
-    return rv
+    """A guest's store of one byte: by the PTE, and only if that does not allow it by a fault.
+    Returns KERN_*."""
+    if not pmap_pte(map.pmap, addr) & PG_RW:
+        rv = vm_fault(map, addr & -P, VM_PROT_WRITE, VM_FAULT_DIRTY)
+        if rv != KERN_SUCCESS:
+            return rv
+    pte = pmap_pte(map.pmap, addr)
+    assert pte & PG_V and pte & PG_RW
+    base = map.pmap.pm_pt[addr >> 21]
+    map.vm.ram.q[base + (addr >> 12 & 511)] |= PG_A | PG_M
+    map.vm.ram.mem[pte & PG_FRAME | addr & P - 1] = value
+    return KERN_SUCCESS
 
 
 def load(map: VmMap, addr: int) -> int:

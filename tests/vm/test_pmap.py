@@ -64,6 +64,7 @@ from dfvm.vm.vm import (
     VM_PROT_READ,
     VM_PROT_WRITE,
 )
+from dfvm.vm.vm_fault import VM_FAULT_DIRTY, vm_fault
 from dfvm.vm.vm_map import MAP_COPY_ON_WRITE, MAP_PREFAULT_PARTIAL
 from dfvm.vm.vm_object import vm_object_drop, vm_object_hold
 from dfvm.vm.vm_page import (
@@ -128,6 +129,11 @@ def loaded(pmap: Pmap) -> None:
     """Pretend that the engine runs in this space and owes nothing."""
     pmap.vm.mmu.cr3 = pmap.pm_pml4
     pmap.vm.mmu.need_flush = pmap.vm.mmu.need_flush_code = False
+
+
+def fault_in(map: VmMap, va: int) -> None:
+    """Have a page mapped, writable, that the hardware has not used yet."""
+    assert vm_fault(map, va, RW, VM_FAULT_DIRTY) == 0
 
 
 def use(pmap: Pmap, va: int, bits: int = PG_A) -> None:
@@ -392,9 +398,8 @@ def test_a_page_that_mprotect_made_read_only_can_still_be_cleaned(
 @pytest.mark.spec("PMAP-3")
 def test_ts_referenced_counts_and_clears(vm: VmSystem, proc: Proc, map: VmMap) -> None:
     anon(map, BASE, 1)
-    store(map, BASE, 1)
-    child = vmspace_fork(proc.p_vmspace)
-    load(child.vm_map, BASE)
+    fault_in(map, BASE)
+    child = vmspace_fork(proc.p_vmspace)  # with the mapping
     m = page_at(map, BASE)
     assert pmap_ts_referenced(vm, m) == 0
     use(map.pmap, BASE)
@@ -507,11 +512,11 @@ def test_qenter_maps_pages_for_the_kernel(vm: VmSystem) -> None:
 def test_nothing_is_flushed_that_need_not_be(vm: VmSystem, proc: Proc, map: VmMap) -> None:
     anon(map, BASE, 8)
     loaded(map.pmap)
-    store(map, BASE, 1)  # absent PTEs filled in
+    fault_in(map, BASE)  # absent PTEs filled in
     assert not vm.mmu.need_flush
     pmap_remove(map.pmap, BASE, BASE + 8 * P)  # the hardware never saw them
     assert not vm.mmu.need_flush
-    store(map, BASE, 1)
+    fault_in(map, BASE)
     use(map.pmap, BASE)
     vm.mmu.cr3 = 0x1000
     pmap_remove(map.pmap, BASE, BASE + P)  # seen, but the space is not loaded

@@ -9,7 +9,6 @@ from dfvm.lwkt.panic import Panic
 from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
 from dfvm.vm.pmap import pmap_extract, pmap_pte
 from dfvm.vm.vm import (
-    KERN_FAILURE,
     KERN_INVALID_ADDRESS,
     KERN_INVALID_ARGUMENT,
     KERN_NO_SPACE,
@@ -52,7 +51,6 @@ from dfvm.vm.vm_map import (
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_NOSYNC,
-    MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
     VmMap,
     vm_map_check_protection,
@@ -60,8 +58,6 @@ from dfvm.vm.vm_map import (
     vm_map_clip_end,
     vm_map_clip_start,
     vm_map_find,
-    vm_map_findspace,
-    vm_map_growstack,
     vm_map_inherit,
     vm_map_lock,
     vm_map_lock_read,
@@ -78,7 +74,7 @@ from dfvm.vm.vm_map import (
     vm_map_unlock_read,
 )
 from dfvm.vm.vm_map_check import vm_map_check
-from dfvm.vm.vm_map_entry import MAP_ENTRY_PARTITION_SIZE, VM_MAP_FFCOUNT
+from dfvm.vm.vm_map_entry import MAP_ENTRY_PARTITION_SIZE
 from dfvm.vm.vm_map_index import CHUNK
 from dfvm.vm.vm_object import (
     OBJ_DEAD,
@@ -87,10 +83,22 @@ from dfvm.vm.vm_object import (
     vm_object_reference_quick,
 )
 from dfvm.vm.vm_page import PG_REFERENCED
-from dfvm.vm.vm_param import SGROWSIZ, VM_MAX_USER_ADDRESS
-from dfvm.vm.vm_proc import RLIMIT_STACK, RLIMIT_VMEM
+from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 from dfvm.vm.vmspace import vmspace_fork, vmspace_rel
-from tests.vm.map_util import RW, P, Proc, anon, chain, entries, load, ranges, show, sound, store
+from tests.vm.map_util import (
+    RW,
+    P,
+    Proc,
+    anon,
+    chain,
+    entries,
+    load,
+    ranges,
+    room,
+    show,
+    sound,
+    store,
+)
 from tests.vm.vnode_stub import StubVnode, make_vm
 
 BASE = 0x10_0000
@@ -245,105 +253,6 @@ def test_entries_know_who_made_them(map: VmMap) -> None:
     anon(map, BASE, 1)
     vm_map_stack(map, BASE + 16 * P, 4 * P, False, RW, VM_PROT_ALL, 0)
     assert [VM_SUBSYS_NAMES[e.id] for e in map] == ["mmap", "stack"]
-
-
-# --- MAP-4: finding room ---
-
-
-def room(map: VmMap, npages: int, start: int = 0, align: int = P) -> int | None:
-    vm_map_lock(map)
-    addr = vm_map_findspace(map, start, npages * P, align)
-    vm_map_unlock(map)
-    return addr
-
-
-@pytest.mark.spec("MAP-4")
-def test_findspace_is_first_fit(map: VmMap) -> None:
-    lo = map.min_addr
-    anon(map, lo, 1)
-    anon(map, lo + 3 * P, 1)
-    anon(map, lo + 9 * P, 1)
-    assert room(map, 1) == lo + P
-    assert room(map, 2) == lo + P
-    assert room(map, 3) == lo + 4 * P
-    assert room(map, 6) == lo + 10 * P
-    assert room(map, 1, lo + 4 * P) == lo + 4 * P
-    assert room(map, 1, lo + 9 * P + 5) == lo + 10 * P
-    sound(map)
-
-
-@pytest.mark.spec("MAP-4")
-def test_alignment_need_not_be_a_power_of_two(map: VmMap) -> None:
-    lo = map.min_addr
-    anon(map, lo, 1)
-    addr = room(map, 1, align=3 * P)
-    assert addr is not None and addr % (3 * P) == 0 and addr >= lo + P
-    addr = room(map, 4, lo + 50 * P, align=7 * P)
-    assert addr is not None and addr % (7 * P) == 0 and addr >= lo + 50 * P
-    sound(map)
-
-
-@pytest.mark.spec("MAP-4")
-def test_no_room_is_no_room(vm: VmSystem, map: VmMap) -> None:
-    small = VmMap(vm, BASE, BASE + 8 * P, map.pmap)
-    assert room(small, 8) == BASE
-    assert room(small, 9) is None
-    anon(small, BASE + 4 * P, 1)
-    assert room(small, 4) == BASE
-    assert room(small, 5) is None
-    assert room(small, 1, BASE + 8 * P) is None
-    sound(small)
-
-
-@pytest.mark.spec("MAP-4")
-def test_hints_stay_true_when_ranges_go(map: VmMap) -> None:
-    lo = map.min_addr
-    for i in range(40):
-        anon(map, lo + i * P, 1, RW if i % 2 else VM_PROT_READ)
-    assert room(map, 1) == room(map, 2) == lo + 40 * P
-    vm_map_remove(map, lo + 10 * P, lo + 11 * P)
-    assert room(map, 2) == lo + 40 * P
-    sound(map)
-    # Together with the hole before it, this one holds two pages.
-    vm_map_remove(map, lo + 11 * P, lo + 12 * P)
-    assert room(map, 1) == room(map, 2) == lo + 10 * P
-    sound(map)
-    vm_map_remove(map, lo + 9 * P, lo + 10 * P)
-    assert room(map, 3) == lo + 9 * P
-    sound(map)
-
-
-@pytest.mark.spec("MAP-4")
-def test_hints_of_a_search_that_began_higher_up_do_not_hide_holes(map: VmMap) -> None:
-    lo = map.min_addr
-    assert room(map, 1, lo + 100 * P) == lo + 100 * P
-    assert room(map, 1) == lo
-    assert room(map, 1, lo + 200 * P) == lo + 200 * P
-    assert room(map, 1, lo + 50 * P) == lo + 50 * P
-    sound(map)
-
-
-@pytest.mark.spec("MAP-4")
-def test_there_are_four_hints(map: VmMap) -> None:
-    for n in range(1, 8):
-        room(map, n)
-    assert len(map.freehint) == VM_MAP_FFCOUNT
-    assert sorted(h.length for h in map.freehint) == [n * P for n in range(4, 8)]
-
-
-@pytest.mark.spec("MAP-4")
-def test_a_long_search_passes_over_lists_without_a_hole(map: VmMap) -> None:
-    lo = map.min_addr
-    n = 4 * CHUNK
-    for i in range(n):
-        anon(map, lo + i * P, 1, RW if i % 2 else VM_PROT_READ)
-    hole = lo + (n - 10) * P
-    vm_map_remove(map, hole, hole + 2 * P)
-    vm_map_remove(map, lo + 5 * P, lo + 6 * P)
-    assert room(map, 2) == hole
-    assert room(map, 1) == lo + 5 * P
-    assert room(map, 3) == lo + n * P
-    sound(map)
 
 
 # --- MAP-5: clipping and simplifying ---
@@ -649,146 +558,6 @@ def test_willneed_maps_what_is_resident(vm: VmSystem, map: VmMap) -> None:
     assert pmap_extract(map.pmap, BASE) is None
     vm_map_madvise(map, BASE, BASE + 8 * P, MADV_WILLNEED)
     assert pmap_extract(map.pmap, BASE) is not None
-
-
-# --- MAP-14: stacks ---
-
-TOP = 0x7000_0000
-
-
-def stack(map: VmMap, size: int) -> int:
-    rv, low = vm_map_stack(map, TOP - size, size, False, RW, VM_PROT_ALL, 0)
-    assert rv == KERN_SUCCESS and low == TOP - size
-    return low
-
-
-@pytest.mark.spec("MAP-14")
-def test_a_stack_starts_small_and_grows_by_faults(proc: Proc, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    proc.p_vmspace.vm_maxsaddr = low
-    proc.p_vmspace.vm_ssize = SGROWSIZ
-    assert ranges(map) == [(TOP - SGROWSIZ, TOP)]
-    assert store(map, TOP - 8, 1) == KERN_SUCCESS
-    addr = TOP - SGROWSIZ - 8
-    assert store(map, addr, 2) == KERN_SUCCESS
-    assert ranges(map) == [(TOP - 2 * SGROWSIZ, TOP)]
-    assert proc.p_vmspace.vm_ssize == 2 * SGROWSIZ
-    assert store(map, low, 3) == KERN_SUCCESS
-    assert ranges(map) == [(low, TOP)] and map.size == 1 << 20
-    assert (load(map, TOP - 8), load(map, addr), load(map, low)) == (1, 2, 3)
-    assert store(map, low - 1, 4) == KERN_INVALID_ADDRESS
-    sound(map)
-
-
-@pytest.mark.spec("MAP-14")
-def test_a_small_stack_is_mapped_whole(map: VmMap) -> None:
-    low = stack(map, 3 * P)
-    assert ranges(map) == [(low, TOP)]
-
-
-@pytest.mark.spec("MAP-14")
-def test_findspace_leaves_the_growth_room_free(vm: VmSystem, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    assert room(map, 1, low - P) == low - P
-    assert room(map, 2, low - P) == TOP
-    vm_map_lock(map)
-    assert vm_map_findspace(map, low - P, 2 * P, P, intrude=True) == low - P
-    vm_map_unlock(map)
-    sound(map)
-
-
-@pytest.mark.spec("MAP-14")
-def test_growth_ends_at_the_entry_below(proc: Proc, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    wall = low + (512 << 10)
-    assert anon(map, wall, 1) == KERN_SUCCESS
-    assert store(map, wall + P, 1) == KERN_SUCCESS
-    assert ranges(map) == [(wall, wall + P), (wall + P, TOP)]
-    assert store(map, low, 1) == KERN_INVALID_ADDRESS
-    assert entries(map)[1].avail_ssize == 0
-    sound(map)
-
-
-@pytest.mark.spec("MAP-14")
-def test_growth_keeps_to_rlimit_stack_for_the_process_stack(proc: Proc, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    proc.p_vmspace.vm_maxsaddr = low
-    proc.p_vmspace.vm_ssize = SGROWSIZ
-    proc.limits[RLIMIT_STACK] = SGROWSIZ + 3 * P
-    assert store(map, TOP - SGROWSIZ - P, 1) == KERN_SUCCESS
-    assert ranges(map) == [(TOP - SGROWSIZ - 3 * P, TOP)]
-    assert vm_map_growstack(map, TOP - SGROWSIZ - 3 * P - 1) == KERN_NO_SPACE
-    sound(map)
-
-
-@pytest.mark.spec("MAP-14")
-def test_growth_keeps_to_rlimit_vmem(proc: Proc, map: VmMap) -> None:
-    stack(map, 1 << 20)
-    proc.limits[RLIMIT_VMEM] = map.size + SGROWSIZ - 1
-    assert vm_map_growstack(map, TOP - SGROWSIZ - P) == KERN_NO_SPACE
-    proc.limits[RLIMIT_VMEM] = map.size + SGROWSIZ
-    assert vm_map_growstack(map, TOP - SGROWSIZ - P) == KERN_SUCCESS
-
-
-@pytest.mark.spec("MAP-14")
-def test_a_stack_grows_for_its_own_process_only(vm: VmSystem, proc: Proc, map: VmMap) -> None:
-    stack(map, 1 << 20)
-    Proc(vm)
-    assert vm_map_growstack(map, TOP - SGROWSIZ - P) == KERN_FAILURE
-    vm.sched.curthread.td_proc = proc
-    assert vm_map_growstack(map, TOP - P) == KERN_SUCCESS  # is there already
-    assert vm_map_growstack(map, BASE) == KERN_INVALID_ADDRESS
-
-
-@pytest.mark.spec("MAP-14")
-def test_stacks_of_parent_and_child_grow_apart(vm: VmSystem, proc: Proc, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    store(map, TOP - 8, 1)
-    child = Proc(vm, vmspace_fork(proc.p_vmspace))
-    vm.sched.curthread.td_proc = proc
-    addr = TOP - 3 * SGROWSIZ
-    assert store(map, addr, 2) == KERN_SUCCESS
-    vm.sched.curthread.td_proc = child
-    assert store(child.map, TOP - 8, 3) == KERN_SUCCESS
-    assert store(child.map, addr + 1, 4) == KERN_SUCCESS
-    assert load(child.map, addr) == 0 and load(map, addr + 1) == 0
-    assert (load(map, TOP - 8), load(child.map, TOP - 8)) == (1, 3)
-    assert ranges(map) == ranges(child.map) == [(TOP - 3 * SGROWSIZ, TOP)]
-    grandchild = Proc(vm, vmspace_fork(child.p_vmspace))
-    assert store(grandchild.map, low, 5) == KERN_SUCCESS
-    assert load(grandchild.map, addr + 1) == 4 and load(grandchild.map, TOP - 8) == 3
-    sound(map, child.map, grandchild.map)
-
-
-@pytest.mark.spec("MAP-14")
-def test_the_lower_part_of_a_cut_stack_grows(proc: Proc, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    store(map, TOP - 8, 1)
-    vm_map_protect(map, TOP - 4 * P, TOP, VM_PROT_READ, False)
-    assert [e.avail_ssize for e in map] == [(1 << 20) - SGROWSIZ, 0]
-    assert store(map, low, 2) == KERN_SUCCESS
-    assert load(map, TOP - 8) == 1
-    vm_map_protect(map, TOP - 4 * P, TOP, RW, False)
-    assert ranges(map) == [(low, TOP)]
-    sound(map)
-    vm_map_remove(map, low, TOP - P)
-    assert store(map, TOP - 2 * P, 1) == KERN_INVALID_ADDRESS
-    sound(map)
-
-
-@pytest.mark.spec("MAP-14")
-def test_a_wired_stack_grows_by_entries_of_its_own(proc: Proc, map: VmMap) -> None:
-    from dfvm.vm.vm_map import vm_map_user_wiring
-
-    low = stack(map, 1 << 20)
-    assert vm_map_user_wiring(map, TOP - SGROWSIZ, TOP, False) == KERN_SUCCESS
-    assert store(map, TOP - SGROWSIZ - 1, 1) == KERN_SUCCESS
-    assert [(e.wired_count, e.avail_ssize) for e in map] == [(0, (1 << 20) - 2 * SGROWSIZ), (1, 0)]
-    map.flags |= MAP_WIREFUTURE
-    assert store(map, TOP - 2 * SGROWSIZ - 1, 1) == KERN_SUCCESS
-    assert entries(map)[0].wired_count == 1
-    assert store(map, low, 1) == KERN_SUCCESS
-    sound(map)
 
 
 # --- MAP-17: deletion ---

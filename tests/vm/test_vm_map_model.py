@@ -104,6 +104,7 @@ class MapMachine(RuleBasedStateMachine):
         self.vp = StubVnode(b"".join(bytes([100 + i]) * P for i in range(FILE_PAGES)))
         self.file = [Cell({100 + i}) for i in range(FILE_PAGES)]
         self.spaces = [self.new_space()]
+        self.map_anonymous(0, 4, 10, 3, 7)
 
     def new_space(self) -> Space:
         return Space(Proc(self.vm, vmspace_alloc(self.vm, LOW, LOW + N * P)))
@@ -275,6 +276,16 @@ class MapMachine(RuleBasedStateMachine):
         else:
             assert rv == KERN_SUCCESS
             self.set(page, value)
+
+    @rule(which=starts, start=starts, n=lengths, value=st.integers(1, 99))
+    def write_all(self, which: int, start: int, n: int, value: int) -> None:
+        for i in range(start, min(start + n, N)):
+            self.write(which, i, value)
+
+    @rule(which=starts)
+    def read_all(self, which: int) -> None:
+        for i in range(N):
+            self.read(which, i)
 
     @rule(which=starts, i=starts)
     def read(self, which: int, i: int) -> None:

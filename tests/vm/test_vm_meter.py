@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from dfvm.vm.vm_meter import VMSTATS_ADJ_LIMIT, VmStats, VmStatsAdj
 from dfvm.vm.vm_page import (
+    PQ_ACTIVE,
     VM_ALLOC_NORMAL,
     vm_page_activate,
-    vm_page_activate_run,
     vm_page_alloc,
     vm_page_alloc_run,
     vm_page_free,
+    vm_page_queue_run,
     vm_page_rollup,
     vm_page_wakeup,
     vm_page_wire,
@@ -55,7 +56,7 @@ def test_an_adjustment_past_the_limit_is_rolled_up_at_once(run: bool) -> None:
         if run:
             pages = vm_page_alloc_run(object, n, 16, VM_ALLOC_NORMAL)
             n += len(pages)
-            vm_page_activate_run(vm, pages)
+            vm_page_queue_run(vm, pages, PQ_ACTIVE)
         else:
             m = alloc(object, n)
             vm_page_activate(vm, m)

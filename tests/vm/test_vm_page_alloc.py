@@ -60,7 +60,7 @@ from tests.vm.page_util import alloc, check, make_object, make_vm
 def _drain(vm: VmSystem, page_req: int) -> list[VmPage]:
     """Allocate until there is no more."""
     object = make_object(vm)
-    got = []
+    got: list[VmPage] = []
     for i in count():
         m = vm_page_alloc(vm, object, i, page_req)
         if m is None:

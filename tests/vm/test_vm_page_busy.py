@@ -27,7 +27,6 @@ from dfvm.vm.vm_page import (
     vm_page_lookup,
     vm_page_lookup_busy_try,
     vm_page_lookup_busy_wait,
-    vm_page_lookup_sbusy_try,
     vm_page_remove,
     vm_page_rename,
     vm_page_sbusy_drop,
@@ -176,15 +175,12 @@ def test_lookup_busy_try_reports_busy_pages() -> None:
     assert vm_page_lookup(object, 1) is m
     assert vm_page_lookup_busy_try(object, 2, True) == (None, False)
     assert vm_page_lookup_busy_try(object, 1, True) == (m, True)
-    assert vm_page_lookup_sbusy_try(object, 1, 0, 4096) is None
     vm_page_wakeup(vm, m)
-    assert vm_page_lookup_sbusy_try(object, 1, 0, 4096) is m
+    assert not vm_page_sbusy_try(vm, m)
     assert vm_page_lookup_busy_try(object, 1, True) == (m, True)
     assert vm_page_lookup_busy_try(object, 1, False) == (m, False)
     vm_page_wakeup(vm, m)
     vm_page_sbusy_drop(vm, m)
-    m.valid = 0x0F
-    assert vm_page_lookup_sbusy_try(object, 1, 2048, 1) is None
 
 
 def test_sleep_busy_sleeps_once_and_busies_nothing() -> None:
@@ -223,10 +219,11 @@ def test_grab_waits_for_a_busy_page_only_with_retry() -> None:
     assert m.busy_count == PBUSY_LOCKED
 
 
-def _twice_wired(vm: VmSystem, m: VmPage) -> None:
+def _unwire_unbusied(vm: VmSystem, m: VmPage) -> None:
     vm_page_busy_try(vm, m, True)
     vm_page_wire(vm, m)
     vm_page_wakeup(vm, m)
+    vm_page_unwire(vm, m, False)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +235,7 @@ def _twice_wired(vm: VmSystem, m: VmPage) -> None:
         vm_page_wire,
         lambda vm, m: vm_page_rename(m, make_object(vm), 0),
         lambda vm, m: vm_page_set_invalid(vm, m, 0, 512),
-        lambda vm, m: (_twice_wired(vm, m), vm_page_unwire(vm, m, False)),
+        _unwire_unbusied,
     ],
 )
 def test_changing_a_page_that_is_not_busy_panics(

@@ -46,7 +46,7 @@ def _same_set(object: VmObject, n: int) -> list[int]:
     """The first `n` indices of `object` that fall in one set."""
     mask = object.vm.pages.hash_mask
     want = vm_page_hash_set(object, 0) & mask
-    found = []
+    found: list[int] = []
     pindex = 0
     while len(found) < n:
         if vm_page_hash_set(object, pindex) & mask == want:

@@ -41,10 +41,8 @@ from dfvm.vm.vm_page import (
     vm_page_rename,
     vm_page_try_to_cache,
     vm_page_unwire,
-    vm_page_unwire_quick,
     vm_page_wakeup,
     vm_page_wire,
-    vm_page_wire_quick,
 )
 from tests.vm.page_util import alloc, check, make_object, make_vm
 
@@ -128,22 +126,6 @@ def test_fictitious_pages_ignore_wiring(vm: VmSystem) -> None:
     assert (m.wire_count, m.queue) == (1, PQ_NONE)
     vm_page_free(vm, m)  # leaves its object, and that is all
     assert (m.wire_count, m.queue, m.busy_count) == (1, PQ_NONE, 0)
-    check(vm)
-
-
-@pytest.mark.spec("PAGE-8")
-def test_more_wirings_of_a_wired_page_need_no_busy(vm: VmSystem) -> None:
-    m = alloc(make_object(vm), 0)
-    with pytest.raises(Panic):
-        vm_page_wire_quick(vm, m)
-    with pytest.raises(Panic):
-        vm_page_unwire_quick(vm, m)
-    vm_page_wire(vm, m)
-    vm_page_wakeup(vm, m)
-    vm_page_wire_quick(vm, m)
-    assert not vm_page_unwire_quick(vm, m)
-    assert vm_page_unwire_quick(vm, m)
-    assert m.wire_count == 1
     check(vm)
 
 

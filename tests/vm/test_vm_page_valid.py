@@ -12,7 +12,6 @@ from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_VNODE
 from dfvm.vm.vm_page import (
     PG_MAPPED,
-    PG_NEED_COMMIT,
     PG_NOSYNC,
     VM_PAGE_BITS_ALL,
     VmPage,
@@ -21,7 +20,6 @@ from dfvm.vm.vm_page import (
     vm_page_clear_dirty,
     vm_page_dirty,
     vm_page_is_valid,
-    vm_page_need_commit,
     vm_page_set_invalid,
     vm_page_set_valid,
     vm_page_set_validclean,
@@ -192,12 +190,3 @@ def test_test_dirty_brings_the_m_bit_in(monkeypatch: pytest.MonkeyPatch) -> None
     assert (m.dirty, asked) == (VM_PAGE_BITS_ALL, [m])
     vm_page_test_dirty(vm, m)
     assert asked == [m]  # dirty already
-
-
-def test_need_commit() -> None:
-    vm = make_vm()
-    m = alloc(make_object(vm, type=OBJT_VNODE), 0)
-    vm_page_need_commit(vm, m)
-    assert m.flags & PG_NEED_COMMIT
-    assert m.object is not None
-    assert m.object.flags & OBJ_MIGHTBEDIRTY

@@ -92,7 +92,7 @@ class Hooks:
 def _fill(vm: VmSystem, leave: int) -> list[VmPage]:
     """Take dirty, active, anonymous pages until `leave` are free."""
     object = make_object(vm)
-    pages = []
+    pages: list[VmPage] = []
     while vm.gd.gd_vmstats.v_free_count > leave:
         m = alloc(object, len(pages), VM_ALLOC_SYSTEM)
         vm_page_dirty(vm, m)

@@ -109,7 +109,8 @@ class Mount:
 class Vfs:
     """The file systems of one machine."""
 
-    __slots__ = ("devices", "fds", "inactive", "maxinactive", "mounts", "next_dev", "rootvnode", "vm")
+    __slots__ = ("devices", "fds", "inactive", "maxinactive", "mounts", "next_dev", "rootvnode",
+                 "vm")  # fmt: skip
 
     vm: VmSystem
     fds: HostFds  # descriptors of the host's files

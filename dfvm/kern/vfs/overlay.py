@@ -16,9 +16,9 @@ share pages. What a change costs is what it changes:
 Vnodes that hold any of this are VKEEP, and reachable from o_upper or, by host inode, from the
 mount's o_inodes.
 
-The host may change its tree while we run. Names found there are believed for HOST_TTL, then dropped if
-the directory's mtime has moved; attributes likewise. open always looks, and drops the clean pages
-of a file that has changed.
+The host may change its tree while we run. Names found there are believed for HOST_TTL, then dropped
+if the directory's mtime has moved; attributes likewise. open always looks, and drops the clean
+pages of a file that has changed.
 """
 
 from __future__ import annotations

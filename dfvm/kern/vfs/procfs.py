@@ -52,6 +52,8 @@ PROC_MAGIC: Final = 0x9FA0
 
 _WRITE_MAX: Final = 4096  # bytes of one write to a file here
 
+_INO_MASK: Final = (1 << 63) - 1
+
 ROOT_INO: Final = 1
 SYSTEM_INO: Final = 2  # first of the files about the machine
 
@@ -154,7 +156,7 @@ class ProcDir(ProcNode):
         """Inode numbers of a directory's entries follow its own, with room for its files'."""
         for i, other in enumerate(self.p_entries):
             if other == name:
-                return (self.p_fileid << 8) + i + 1
+                return (self.p_fileid << 8) + i + 1 & _INO_MASK
         raise err(ENOENT)
 
     def vop_lookup(self, name: bytes) -> Vnode | None:
@@ -164,7 +166,7 @@ class ProcDir(ProcNode):
     def vop_readdir(self) -> list[tuple[bytes, int, int]]:
         entries = []
         for i, (name, make) in enumerate(self.p_entries.items()):
-            ino = (self.p_fileid << 8) + i + 1
+            ino = (self.p_fileid << 8) + i + 1 & _INO_MASK
             entries.append((name, ino, VTTODT[make(self, ino).v_type]))
         return entries
 

@@ -122,13 +122,11 @@ def _locked(kernel: Kernel) -> list[int]:
 
 
 def _tables(kernel: Kernel) -> int:
-    return sum(len(p.p_vmspace.vm_pmap.pt) for p in kernel.procs.values() if p.p_lwps)
+    return sum(len(p.p_vmspace.vm_pmap.pm_pt) for p in kernel.procs.values() if p.p_lwps)
 
 
 def cpuinfo(kernel: Kernel) -> bytes:
-    return "".join(
-        _CPUINFO.format(n, kernel.ncpu, _CPU_FLAGS) for n in range(kernel.ncpu)
-    ).encode()
+    return "".join(_CPUINFO.format(n, kernel.ncpu, _CPU_FLAGS) for n in range(kernel.ncpu)).encode()
 
 
 def cpu_ticks(kernel: Kernel) -> tuple[int, int, int]:

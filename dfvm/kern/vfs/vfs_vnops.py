@@ -123,5 +123,3 @@ def _open_create(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
     if vp.v_type == VDIR:
         raise err(EISDIR)
     return False, vp
-
-

@@ -91,9 +91,8 @@ if TYPE_CHECKING:
 
     from dfvm.kern.vfs.devfs import Cdev
     from dfvm.kern.vfs.mount import Mount
-    from dfvm.vm.copyio import Uio
-
     from dfvm.lwkt.kern_lock import Lock
+    from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_object import VmObject
 
 # v_type
@@ -877,6 +876,9 @@ def vn_fullpath(vp: Vnode, root: Vnode) -> bytes:
     """The absolute path of vp as a process sees it whose root directory is `root`. What was
     unlinked has " (deleted)" behind its last name, what lies outside the root "(unreachable)"
     before it, as in Linux's /proc."""
+    if vp.v_parent is None and not vp.v_flag & VROOT:
+        # Never had a name, but may have been given one to show (memfd).
+        return (vp.v_name or b"/#%d" % vp.vop_fileid()) + b" (deleted)"
     parts: list[bytes] = []
     at = vp
     while at is not root:
@@ -885,11 +887,10 @@ def vn_fullpath(vp: Vnode, root: Vnode) -> bytes:
             break
         parts.append(at.v_name)
         at = parent
-    parts.append(b"")
-    path = b"/".join(reversed(parts)) if len(parts) > 1 else b"/"
+    path = b"/" + b"/".join(reversed(parts))
     if vp.v_flag & VUNLINKED:
         path += b" (deleted)"
-    if at is not root and at.v_flag & VROOT:
+    if at is not root:
         path = b"(unreachable)" + path
     return path
 

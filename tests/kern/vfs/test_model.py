@@ -74,7 +74,7 @@ class World:
         self.files: list[tuple[int, Open]] = []
         populate(self.model.base)
         if kind == "tmpfs":
-            self.vfs = make_vfs(vm, lambda vfs: tmpfs(vfs))
+            self.vfs = make_vfs(vm, tmpfs)
             self.guest = Sys(self.vfs)
             for i in range(1, DEPTH + 1):
                 self.guest.mkdir(b"/".join([b"up"] * i), 0o777)
@@ -85,9 +85,7 @@ class World:
             if kind == "overlay":
                 self.vfs = make_vfs(
                     vm,
-                    lambda vfs: OvlMount(
-                        vfs, "overlay", OVERLAY_MAGIC, other, 1 << 30
-                    ),
+                    lambda vfs: OvlMount(vfs, "overlay", OVERLAY_MAGIC, other, 1 << 30),
                 )
             else:
                 self.vfs = make_vfs(vm, lambda vfs: HostMount(vfs, other))
@@ -371,7 +369,11 @@ def step(w: World, op: tuple[Any, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["overlay", "tmpfs", "rw"])
-@settings(max_examples=int(os.environ.get("DFVM_MODEL", "150")), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("DFVM_MODEL", "150")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 @given(ops=st.lists(operation, min_size=1, max_size=40))
 def test_same_as_the_host(kind: str, ops: list[tuple[Any, ...]]) -> None:
     w = World(kind)

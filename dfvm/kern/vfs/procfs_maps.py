@@ -1,0 +1,442 @@
+"""The files of /proc/PID that are about memory: maps, smaps, mem, pagemap.
+
+They read the map as it stands, without its lock: nothing here blocks between looking at one entry
+and the next, except mem, which goes through copyin and copyout and holds the space meanwhile.
+
+Source: Linux fs/proc/task_mmu.c, fs/proc/base.c (mem_rw); Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_errno import EFAULT, EINVAL, EIO, ENODEV, err
+from dfvm.kern.proc import SZOMB
+from dfvm.kern.sys_mman import is_shared
+from dfvm.kern.vfs.procfs import ProcNode
+from dfvm.kern.vfs.vnode import OFF_MAX, VREG, vn_fullpath
+from dfvm.machine.pte import PG_A, PG_FRAME, PG_M, PG_V
+from dfvm.vm.copyio import copyin, copyout, uiomove, uioread
+from dfvm.vm.pmap import pmap_mapped, pmap_pte
+from dfvm.vm.vm import VM_PROT_EXECUTE, VM_PROT_READ, VM_PROT_WRITE
+from dfvm.vm.vm_map import vm_map_lookup_entry
+from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_BEHAV_MASK,
+    MAP_ENTRY_BEHAV_RANDOM,
+    MAP_ENTRY_BEHAV_SEQUENTIAL,
+    MAP_ENTRY_NOCOREDUMP,
+    MAP_ENTRY_STACK,
+    MAP_ENTRY_USER_WIRED,
+)
+from dfvm.vm.vm_object import OBJT_SWAP, OBJT_VNODE
+from dfvm.vm.vm_page import PG_REFERENCED, PHYS_TO_VM_PAGE
+from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRESS
+from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dfvm.kern.proc import Proc
+    from dfvm.kern.vfs.procfs import ProcMount
+    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.vm.copyio import Uio
+    from dfvm.vm.vm_map_entry import VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_page import VmPage
+    from dfvm.vm.vmspace import Vmspace
+
+_NAME_COLUMN: Final = 73  # where the name begins in a line of maps
+_CHUNK: Final = 65536
+_NBPDR_SHIFT: Final = 21
+
+# An entry of pagemap.
+PM_PRESENT: Final = 1 << 63
+PM_FILE: Final = 1 << 61  # page of a file, or shared anonymous memory
+PM_MMAP_EXCLUSIVE: Final = 1 << 56  # nobody else maps it
+
+
+def space_of(p: Proc) -> Vmspace | None:
+    """The process's address space; None for what has none any more."""
+    if p.p_stat == SZOMB or not p.p_lwps:
+        return None
+    return p.p_vmspace
+
+
+def _backing_file(entry: VmMapEntry) -> VmMapBacking | None:
+    # The element of the chain that shows a file; a private mapping's own pages lie before it.
+    ba: VmMapBacking | None = entry.ba
+    while ba is not None:
+        object = ba.object
+        if object is not None and object.type == OBJT_VNODE:
+            return ba
+        ba = ba.backing_ba
+    return None
+
+
+def _name(space: Vmspace, entry: VmMapEntry, vp: Vnode | None, root: Vnode) -> bytes:
+    if vp is not None:
+        path = vn_fullpath(vp, root)
+        return path.replace(b"\n", b"\\012")
+    start, end = entry.ba.start, entry.ba.end
+    if is_shared(entry):
+        return b"/dev/zero (deleted)"
+    if entry.eflags & MAP_ENTRY_STACK and start < space.vm_minsaddr <= end:
+        return b"[stack]"
+    if start < space.vm_daddr + space.vm_dsize and end > space.vm_daddr:
+        return b"[heap]"
+    return b""
+
+
+def _line(space: Vmspace, entry: VmMapEntry, root: Vnode) -> bytes:
+    ba = _backing_file(entry)
+    prot = entry.protection
+    perms = b"".join(
+        letter if prot & bit else b"-"
+        for letter, bit in ((b"r", VM_PROT_READ), (b"w", VM_PROT_WRITE), (b"x", VM_PROT_EXECUTE))
+    ) + (b"s" if is_shared(entry) else b"p")
+    offset = dev = ino = 0
+    vp = None
+    if ba is not None and ba.object is not None:
+        vp = ba.object.handle
+        if vp is not None:
+            va = vp.getattr()  # type: ignore[attr-defined]  # kern's own Vnode
+            dev, ino, offset = va.va_fsid, va.va_fileid, ba.offset
+    head = b"%08x-%08x %s %08x %02x:%02x %d " % (
+        entry.ba.start, entry.ba.end, perms, offset, os.major(dev), os.minor(dev), ino,
+    )  # fmt: skip
+    name = _name(space, entry, vp, root)  # type: ignore[arg-type]
+    return head.ljust(_NAME_COLUMN) + name + b"\n" if name else head + b"\n"
+
+
+def _entries(space: Vmspace) -> list[VmMapEntry]:
+    return list(space.vm_map)
+
+
+def maps(p: Proc, root: Vnode) -> bytes:
+    """/proc/PID/maps."""
+    space = space_of(p)
+    if space is None:
+        return b""
+    return b"".join([_line(space, entry, root) for entry in _entries(space)])
+
+
+class Kinds:
+    """How many bytes of a space are mapped as what."""
+
+    __slots__ = ("code", "data", "locked", "stack")
+
+    def __init__(self) -> None:
+        self.code = 0  # executable and not writable
+        self.data = 0  # private, writable, not a stack
+        self.stack = 0
+        self.locked = 0  # by mlock
+
+
+def vm_kinds(space: Vmspace) -> Kinds:
+    """Sort the entries of a space."""
+    kinds = Kinds()
+    for entry in space.vm_map:
+        size = entry.ba.end - entry.ba.start
+        if entry.eflags & MAP_ENTRY_USER_WIRED:
+            kinds.locked += size
+        if entry.eflags & MAP_ENTRY_STACK:
+            kinds.stack += size
+        elif entry.protection & VM_PROT_WRITE:
+            if not is_shared(entry):
+                kinds.data += size
+        elif entry.protection & VM_PROT_EXECUTE:
+            kinds.code += size
+    return kinds
+
+
+def _ptes(space: Vmspace, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """(address, PTE) of what is mapped in a range. Looks at page tables that exist only."""
+    pt = space.vm_pmap.pm_pt
+    q = space.vm_pmap.q
+    first, last = start >> _NBPDR_SHIFT, (end - 1) >> _NBPDR_SHIFT
+    if last - first + 1 > len(pt):
+        keys = sorted(k for k in pt if first <= k <= last)
+    else:
+        keys = [k for k in range(first, last + 1) if k in pt]
+    for key in keys:
+        base = key << _NBPDR_SHIFT
+        lo = max(start - base, 0) >> PAGE_SHIFT
+        hi = min(end - base, 1 << _NBPDR_SHIFT) >> PAGE_SHIFT
+        table = pt[key]
+        for i, pte in enumerate(q[table + lo : table + hi], lo):
+            if pte & PG_V:
+                yield base + (i << PAGE_SHIFT), pte
+
+
+def _page(space: Vmspace, pte: int) -> VmPage | None:
+    return PHYS_TO_VM_PAGE(space.vm_map.vm, pte & PG_FRAME)
+
+
+def rss_split(space: Vmspace) -> tuple[int, int, int]:
+    """Resident pages that are anonymous, of files, and of shared anonymous memory. Only entries
+    that may have others than anonymous ones are looked at closely."""
+    files = shmem = 0
+    for entry in space.vm_map:
+        if _backing_file(entry) is not None:
+            for _, pte in _ptes(space, entry.ba.start, entry.ba.end):
+                m = _page(space, pte)
+                if m is not None and m.object is not None and m.object.type == OBJT_VNODE:
+                    files += 1
+        elif is_shared(entry):
+            shmem += sum(1 for _ in _ptes(space, entry.ba.start, entry.ba.end))
+    total = space.vm_pmap.pm_stats.resident_count
+    return total - files - shmem, files, shmem
+
+
+class Usage:
+    """What smaps counts, in bytes (pss: in 4096ths of them)."""
+
+    __slots__ = ("anonymous", "locked", "pc", "pd", "pss", "pss_dirty", "referenced", "rss", "sc",
+                 "sd", "size")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.size = self.rss = self.pss = self.pss_dirty = 0
+        self.sc = self.sd = self.pc = self.pd = 0  # shared or private, clean or dirty
+        self.referenced = self.anonymous = self.locked = 0
+
+    def add(self, space: Vmspace, entry: VmMapEntry) -> None:
+        """Count an entry."""
+        start, end = entry.ba.start, entry.ba.end
+        self.size += end - start
+        for _, pte in _ptes(space, start, end):
+            m = _page(space, pte)
+            if m is None:
+                continue
+            self.rss += PAGE_SIZE
+            sharers = max(sum(1 for _ in pmap_mapped(m)), 1)
+            share = (PAGE_SIZE << 12) // sharers
+            self.pss += share
+            dirty = bool(pte & PG_M or m.dirty)
+            if dirty:
+                self.pss_dirty += share
+            if sharers > 1:
+                if dirty:
+                    self.sd += PAGE_SIZE
+                else:
+                    self.sc += PAGE_SIZE
+            elif dirty:
+                self.pd += PAGE_SIZE
+            else:
+                self.pc += PAGE_SIZE
+            if pte & PG_A or m.flags & PG_REFERENCED:
+                self.referenced += PAGE_SIZE
+            if m.object is not None and m.object.type <= OBJT_SWAP and not is_shared(entry):
+                self.anonymous += PAGE_SIZE
+        if entry.eflags & MAP_ENTRY_USER_WIRED:
+            self.locked += self.pss
+
+    def lines(self, rollup: bool) -> str:
+        """The lines of smaps, from Rss on."""
+        numbers = (
+            ("Rss", self.rss),
+            ("Pss", self.pss >> 12),
+            ("Pss_Dirty", self.pss_dirty >> 12),
+            *((("Pss_Anon", 0), ("Pss_File", 0), ("Pss_Shmem", 0)) if rollup else ()),
+            ("Shared_Clean", self.sc),
+            ("Shared_Dirty", self.sd),
+            ("Private_Clean", self.pc),
+            ("Private_Dirty", self.pd),
+            ("Referenced", self.referenced),
+            ("Anonymous", self.anonymous),
+            ("KSM", 0),
+            ("LazyFree", 0),
+            ("AnonHugePages", 0),
+            ("ShmemPmdMapped", 0),
+            ("FilePmdMapped", 0),
+            ("Shared_Hugetlb", 0),
+            ("Private_Hugetlb", 0),
+            ("Swap", 0),
+            ("SwapPss", 0),
+            ("Locked", self.locked >> 12),
+        )
+        return "".join(_kb(name, n) for name, n in numbers)
+
+
+def _kb(name: str, size: int) -> str:
+    return f"{name + ':':<16}{size >> 10:8} kB\n"
+
+
+def _vmflags(entry: VmMapEntry) -> str:
+    """The two-letter flags of an entry."""
+    prot, maximum = entry.protection, entry.max_protection
+    behaviour = entry.eflags & MAP_ENTRY_BEHAV_MASK
+    flags = (
+        ("rd", prot & VM_PROT_READ),
+        ("wr", prot & VM_PROT_WRITE),
+        ("ex", prot & VM_PROT_EXECUTE),
+        ("sh", is_shared(entry)),
+        ("mr", maximum & VM_PROT_READ),
+        ("mw", maximum & VM_PROT_WRITE),
+        ("me", maximum & VM_PROT_EXECUTE),
+        ("ms", is_shared(entry)),
+        ("gd", entry.eflags & MAP_ENTRY_STACK),
+        ("lo", entry.eflags & MAP_ENTRY_USER_WIRED),
+        ("sr", behaviour == MAP_ENTRY_BEHAV_SEQUENTIAL),
+        ("rr", behaviour == MAP_ENTRY_BEHAV_RANDOM),
+        ("dd", entry.eflags & MAP_ENTRY_NOCOREDUMP),
+    )
+    return "".join(f"{name} " for name, on in flags if on)
+
+
+def smaps(p: Proc, root: Vnode) -> bytes:
+    """/proc/PID/smaps."""
+    space = space_of(p)
+    if space is None:
+        return b""
+    parts = []
+    for entry in _entries(space):
+        usage = Usage()
+        usage.add(space, entry)
+        text = (
+            _kb("Size", usage.size)
+            + _kb("KernelPageSize", PAGE_SIZE)
+            + _kb("MMUPageSize", PAGE_SIZE)
+            + usage.lines(False)
+            + f"{'THPeligible:':<16}{0:8}\n"
+            + f"VmFlags: {_vmflags(entry)}\n"
+        )
+        parts += [_line(space, entry, root), text.encode()]
+    return b"".join(parts)
+
+
+def smaps_rollup(p: Proc) -> bytes:
+    """/proc/PID/smaps_rollup: the sum."""
+    space = space_of(p)
+    if space is None:
+        return b""
+    entries = _entries(space)
+    if not entries:
+        return b""
+    usage = Usage()
+    for entry in entries:
+        usage.add(space, entry)
+    head = b"%08x-%08x ---p 00000000 00:00 0 " % (entries[0].ba.start, entries[-1].ba.end)
+    return head.ljust(_NAME_COLUMN) + b"[rollup]\n" + usage.lines(True).encode()
+
+
+class _MemoryFile(ProcNode):
+    """Binary files about a process's memory."""
+
+    __slots__ = ()
+
+    def space(self) -> Vmspace:
+        """The space that is read.
+
+        :raises OSError: ESRCH; EIO for a process that has none any more.
+        """
+        space = space_of(self.alive())
+        if space is None:
+            raise err(EIO)
+        return space
+
+    def setsize(self, length: int) -> None:
+        if length:
+            raise err(EINVAL)
+
+    def mmap(self) -> int:
+        raise err(ENODEV)
+
+    def fsync(self) -> None:
+        raise err(EINVAL)
+
+
+class MemFile(_MemoryFile):
+    """/proc/PID/mem: the memory itself; the offset is the address. Pages are reached with the
+    process's own rights and faults."""
+
+    __slots__ = ()
+
+    def __init__(self, mount: ProcMount, fileid: int, p: Proc) -> None:
+        super().__init__(mount, VREG, 0o600, fileid, p)
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        self.may_look(cred)
+        return None
+
+    def read(self, uio: Uio, off: int, ioflag: int) -> None:
+        self._move(uio, off, False)
+
+    def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
+        return self._move(uio, off, True)
+
+    def _move(self, uio: Uio, off: int, write: bool) -> int:
+        space = self.space()
+        resid = uio.uio_resid
+        vmspace_hold(space)
+        try:
+            while uio.uio_resid:
+                n = min(PAGE_SIZE - (off & PAGE_MASK), uio.uio_resid)
+                if write:
+                    copyout(space, uioread(uio, n), off)
+                else:
+                    uiomove(copyin(space, off, n), uio)
+                off += n
+        except OSError as e:
+            if uio.uio_resid == resid:
+                raise err(EIO) from e
+            # A piece that was taken from the writer but could not be stored is lost to both.
+            if e.errno != EFAULT:
+                raise
+        finally:
+            vmspace_drop(space)
+        return off
+
+
+class PagemapFile(_MemoryFile):
+    """/proc/PID/pagemap: 64 bits for each page of the address space."""
+
+    __slots__ = ("p_frames",)
+
+    p_frames: bool  # whoever opened it may know frame numbers
+
+    def __init__(self, mount: ProcMount, fileid: int, p: Proc) -> None:
+        super().__init__(mount, VREG, 0o400, fileid, p)
+        self.p_frames = False
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        self.may_look(cred)
+        self.p_frames = cred.cr_fsuid == 0
+        return None
+
+    def read(self, uio: Uio, off: int, ioflag: int) -> None:
+        if off & 7 or uio.uio_resid & 7:
+            raise err(EINVAL)
+        space = self.space()
+        while uio.uio_resid:
+            va = off << (PAGE_SHIFT - 3)
+            if va >= VM_MAX_USER_ADDRESS:
+                return
+            n = min(uio.uio_resid, _CHUNK) >> 3
+            end = min(va + (n << PAGE_SHIFT), VM_MAX_USER_ADDRESS)
+            words = [0] * ((end - va) >> PAGE_SHIFT)
+            for at, _ in _ptes(space, va, end):
+                words[(at - va) >> PAGE_SHIFT] = self._word(space, at)
+            uiomove(pack(f"<{len(words)}Q", *words), uio)
+            off += len(words) << 3
+
+    def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
+        raise err(EIO)
+
+    def _word(self, space: Vmspace, va: int) -> int:
+        pte = pmap_pte(space.vm_pmap, va)
+        word = PM_PRESENT
+        if self.p_frames:
+            word |= (pte & PG_FRAME) >> PAGE_SHIFT
+        m = _page(space, pte)
+        if m is None or m.object is None:
+            return word
+        if m.object.type == OBJT_VNODE:
+            word |= PM_FILE
+        else:
+            found, entry = vm_map_lookup_entry(space.vm_map, va)
+            if found and entry is not None and is_shared(entry):
+                word |= PM_FILE
+        if sum(1 for _ in pmap_mapped(m)) <= 1:
+            word |= PM_MMAP_EXCLUSIVE
+        return word

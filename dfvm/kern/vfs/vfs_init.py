@@ -1,0 +1,78 @@
+"""What is mounted on a new machine.
+
+    /           the host's tree (or --root), read-only, changes kept in memory
+    /dev        our devices;  /dev/shm  memory
+    /proc       our processes
+    /tmp        memory, over the host's /tmp
+    --rw DIR    the host's, written through
+
+Source: DragonFly sys/kern/vfs_init.c, and what init(8) mounts.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOTDIR
+from typing import TYPE_CHECKING
+
+from dfvm.kern.tty import tty_attach
+from dfvm.kern.vfs.devfs import DevMount
+from dfvm.kern.vfs.mount import Mount, Vfs
+from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
+from dfvm.kern.vfs.procfs import ProcMount
+from dfvm.kern.vfs.tmpfs import host_half, tmpfs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dfvm.kern.kernel import Kernel
+
+
+def guest_path(root: bytes, path: bytes) -> bytes:
+    """Where the host's directory `path` is in the guest, whose root is the host's `root`.
+
+    :raises OSError: EINVAL when it lies outside, ENOTDIR when it is no directory.
+    """
+    real, top = os.path.realpath(path), os.path.realpath(root)
+    if not os.path.isdir(real):
+        raise OSError(ENOTDIR, os.strerror(ENOTDIR), os.fsdecode(path))
+    if real == top:
+        return b"/"
+    prefix = top if top.endswith(b"/") else top + b"/"
+    if not real.startswith(prefix):
+        raise OSError(EINVAL, "not below the root directory", os.fsdecode(path))
+    return b"/" + real[len(prefix) :]
+
+
+def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
+    """The file systems of a machine: `root` is a host directory, `rw` are those that are written
+    through. kernel.vm, kernel.files and kernel.procs are there.
+
+    :raises OSError: a directory is not there, or not below the root.
+    """
+    through = {guest_path(root, path): path for path in rw}
+    vfs = Vfs(kernel.vm)
+    top: Mount
+    if b"/" in through:
+        from dfvm.kern.vfs.hostfs import HostMount
+
+        top = HostMount(vfs, root)
+    else:
+        top = OvlMount(vfs, "overlay", OVERLAY_MAGIC, root, host_half())
+    vfs.mountroot(top)
+    dev = DevMount(vfs)
+    tty_attach(dev, kernel.files)
+    vfs.mount(b"/dev", dev)
+    vfs.mount(b"/dev/shm", tmpfs(vfs))
+    vfs.mount(b"/proc", ProcMount(vfs, kernel))
+    if b"/tmp" not in through:
+        tmp = os.path.join(root, b"tmp")
+        vfs.mount(b"/tmp", tmpfs(vfs, top=tmp if os.path.isdir(tmp) else None))
+    if through:
+        from dfvm.kern.vfs.hostfs import HostMount
+
+        # The upper ones first, so that one inside another is mounted on it.
+        for at in sorted(through):
+            if at != b"/":
+                vfs.mount(at, HostMount(vfs, through[at]))
+    return vfs

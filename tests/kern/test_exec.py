@@ -1,0 +1,367 @@
+"""execve: what a program finds, what it keeps and loses, scripts, and files that are no programs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dfvm import PIPE, Machine
+from tests.kern.guest_util import build, by_guest, by_host, same
+
+EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+PHDR = struct.Struct("<IIQQQQQQ")
+PT_LOAD, PT_INTERP, PT_GNU_STACK = 1, 3, 0x6474E551
+
+# mov edi, 42; mov eax, 60; syscall
+EXIT42 = bytes.fromhex("bf2a000000b83c0000000f05")
+
+
+def elf(
+    phdrs: list[tuple[int, ...]] | None = None,
+    *,
+    ident: bytes = b"\x7fELF\2\1\1",
+    kind: int = 2,
+    machine: int = 62,
+    entry: int = 0x400000 + 0x1000,
+    phoff: int = 64,
+    phentsize: int = 56,
+    phnum: int | None = None,
+    size: int = 0x2000,
+) -> bytes:
+    """A program that exits with 42, unless it is spoilt: code at 0x1000 of the file."""
+    if phdrs is None:
+        phdrs = [(PT_LOAD, 5, 0, 0x400000, 0, size, size, 4096)]
+    head = EHDR.pack(ident.ljust(16, b"\0"), kind, machine, 1, entry, phoff, 0, 0, 64, phentsize,
+                     len(phdrs) if phnum is None else phnum, 64, 0, 0)  # fmt: skip
+    image = bytearray(size)
+    table = b"".join(PHDR.pack(*p) for p in phdrs)
+    image[: len(head) + len(table)] = head + table
+    image[0x1000 : 0x1000 + len(EXIT42)] = EXIT42
+    return bytes(image)
+
+
+def execute(tmp_path: Path, content: bytes) -> int:
+    """Exit status, or minus the errno with which execve failed."""
+    path = tmp_path / "prog"
+    path.write_bytes(content)
+    path.chmod(0o755)
+    with Machine(mem="32M", check=True) as m:
+        try:
+            p = m.spawn([str(path)], stdin=b"", stdout=PIPE, stderr=PIPE)
+        except OSError as e:
+            assert m.check() == []
+            assert e.errno is not None
+            return -e.errno
+        m.run(timeout=20)
+        assert m.check() == []
+        assert p.exit_status is not None
+        return p.exit_status
+
+
+def test_minimal(tmp_path: Path) -> None:
+    assert execute(tmp_path, elf()) == 42
+
+
+LOAD = (PT_LOAD, 5, 0, 0x400000, 0, 0x2000, 0x2000, 4096)
+MAX = (1 << 64) - 1
+
+MALFORMED = {
+    "empty": b"",
+    "text": b"hello, world\n",
+    "magic only": b"\x7fELF",
+    "truncated header": elf()[:63],
+    "32 bit": elf(ident=b"\x7fELF\1\1\1"),
+    "class 0": elf(ident=b"\x7fELF\0\1\1"),
+    "big endian": elf(ident=b"\x7fELF\2\2\1"),
+    "ident version": elf(ident=b"\x7fELF\2\1\2"),
+    "machine": elf(machine=40),
+    "unknown machine": elf(machine=0xFFFF),
+    "relocatable": elf(kind=1),
+    "core": elf(kind=4),
+    "strange type": elf(kind=0xFE00),
+    "phentsize small": elf(phentsize=32),
+    "phentsize large": elf(phentsize=57),
+    "no program headers": elf(phnum=0),
+    "too many program headers": elf(phnum=0xFFFF),
+    "phoff beyond the file": elf(phoff=0x10000),
+    "phoff wraps": elf(phoff=MAX - 10),
+    "table cut off": elf(phoff=0x2000 - 50),
+    "nothing to load": elf([(PT_GNU_STACK, 6, 0, 0, 0, 0, 0, 16)]),
+    "file beyond end": elf([(PT_LOAD, 5, 0, 0x400000, 0, 0x3000, 0x3000, 4096)]),
+    "offset beyond end": elf([LOAD, (PT_LOAD, 6, 0x100000, 0x500000, 0, 0x100, 0x100, 4096)]),
+    "offset wraps": elf([LOAD, (PT_LOAD, 6, MAX - 0xFFF, 0x500000, 0, 0x2000, 0x2000, 4096)]),
+    "filesz over memsz": elf([(PT_LOAD, 5, 0, 0x400000, 0, 0x2000, 0x1000, 4096)]),
+    "overlap": elf([LOAD, (PT_LOAD, 6, 0, 0x401000, 0, 0x1000, 0x1000, 4096)]),
+    "out of order": elf([LOAD, (PT_LOAD, 6, 0, 0x300000, 0, 0x1000, 0x1000, 4096)]),
+    "address wraps": elf([LOAD, (PT_LOAD, 6, 0, MAX - 0xFFF, 0, 0x1000, 0x2000, 4096)]),
+    "kernel address": elf([LOAD, (PT_LOAD, 6, 0, 0xFFFF800000000000, 0, 0x1000, 0x1000, 4096)]),
+    "page zero": elf([(PT_LOAD, 5, 0, 0, 0, 0x2000, 0x2000, 4096)], entry=0x1000),
+    "absurd memsz": elf([(PT_LOAD, 5, 0, 0x400000, 0, 0x2000, MAX >> 1, 4096)]),
+    "misaligned": elf([(PT_LOAD, 5, 0x10, 0x400000, 0, 0x1000, 0x1000, 4096)]),
+    "entry in the kernel": elf(entry=0xFFFFFFFF81000000),
+    "interp too short": elf([LOAD, (PT_INTERP, 4, 0x1800, 0, 0, 1, 1, 1)]),
+    "interp too long": elf([LOAD, (PT_INTERP, 4, 0x1000, 0, 0, 0x1001, 0x1001, 1)], size=0x4000),
+    "interp beyond end": elf([LOAD, (PT_INTERP, 4, 0x1FF0, 0, 0, 100, 100, 1)]),
+    "interp without NUL": elf([LOAD, (PT_INTERP, 4, 0x1000, 0, 0, 4, 4, 1)]),
+    "#! and nothing": b"#!",
+    "#! and blanks": b"#!   \t \n",
+    "#! too long": b"#!/" + b"x" * 300 + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed(name: str, tmp_path: Path) -> None:
+    assert execute(tmp_path, MALFORMED[name]) == -errno.ENOEXEC
+
+
+def test_missing_interpreter(tmp_path: Path) -> None:
+    image = bytearray(elf([LOAD, (PT_INTERP, 4, 0x1800, 0, 0, 13, 13, 1)]))
+    image[0x1800:0x180D] = b"/no/such/ld.\0"
+    assert execute(tmp_path, bytes(image)) == -errno.ENOENT
+    image[0x1800:0x180D] = b"/etc/passwd\0\0"
+    assert execute(tmp_path, bytes(image)) == -errno.EACCES
+    assert execute(tmp_path, b"#!/no/such/interpreter\n") == -errno.ENOENT
+
+
+def test_bss_without_memory_for_it(tmp_path: Path) -> None:
+    """A segment larger than RAM is only addresses; touching it ends in the program being killed."""
+    big = elf([LOAD, (PT_LOAD, 6, 0, 0x10000000, 0, 0, 1 << 40, 4096)])
+    assert execute(tmp_path, big) == 42
+
+
+def mutations(data: bytes) -> st.SearchStrategy[bytes]:
+    """`data` with some bytes of its headers changed, cut off or repeated."""
+
+    def apply(changes: list[tuple[int, int]], cut: int) -> bytes:
+        image = bytearray(data)
+        for at, value in changes:
+            image[at % min(len(image), 700)] = value
+        return bytes(image[:cut])
+
+    return st.builds(
+        apply,
+        st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=6),
+        st.one_of(st.just(len(data)), st.integers(0, len(data))),
+    )
+
+
+HELLO = r'int main(void) { puts("hello"); return 3; }'
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_mutated_programs(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever the headers say: an errno, or a program that ends one way or other. Never a
+    traceback, never a hang, and the machine is whole afterwards."""
+    program = build(HELLO).read_bytes()
+    content = data.draw(st.one_of(mutations(program), mutations(elf()), st.binary(max_size=300)))
+    path = tmp_path_factory.mktemp("mutated") / "prog"
+    path.write_bytes(content)
+    path.chmod(0o755)
+    with Machine(mem="16M", check=True) as m:
+        try:
+            m.spawn([str(path)], stdin=b"", stdout=PIPE, stderr=PIPE)
+        except OSError as e:
+            assert e.errno is not None
+        else:
+            try:
+                m.run(timeout=0.5)
+            except TimeoutError:
+                pass
+        assert m.check() == []
+
+
+# ---- what a program finds ------------------------------------------------------------------------
+
+
+def test_arguments_and_environment() -> None:
+    source = r"""
+    int main(int argc, char **argv, char **envp) {
+        printf("%d\n", argc); for (int i = 0; i <= argc; i++) printf("<%s>\n", argv[i] ? argv[i] : "NULL");
+        return 0; }"""
+    same(source, "one", "", "two words", "ü", "x" * 5000)
+
+
+def test_auxv() -> None:
+    same(r"""
+    extern char __ehdr_start;
+    int main(int argc, char **argv) {
+        unsigned long sp; __asm__("mov %%rsp, %0" : "=r"(sp));
+        printf("pagesz %lu clktck %lu phent %lu phnum %d phdr %d entry %d base %lu flags %lu secure %lu\n",
+            getauxval(AT_PAGESZ), getauxval(AT_CLKTCK), getauxval(AT_PHENT), getauxval(AT_PHNUM) > 3,
+            getauxval(AT_PHDR) != 0, getauxval(AT_ENTRY) != 0, getauxval(AT_BASE), getauxval(AT_FLAGS), getauxval(AT_SECURE));
+        printf("ids %d %d %d %d\n", getauxval(AT_UID) == getuid(), getauxval(AT_EUID) == geteuid(),
+            getauxval(AT_GID) == getgid(), getauxval(AT_EGID) == getegid());
+        printf("platform %s execfn %s same %d\n", (char *)getauxval(AT_PLATFORM), (char *)getauxval(AT_EXECFN),
+            !strcmp((char *)getauxval(AT_EXECFN), argv[0]));
+        unsigned char *r = (void *)getauxval(AT_RANDOM), any = 0; for (int i = 0; i < 16; i++) any |= r[i];
+        printf("random %d aligned %d minsig %d hwcap %d sse2 %d\n", any != 0, (unsigned long)argv % 8 == 0, getauxval(51) >= 1000,
+            getauxval(AT_HWCAP) != 0, !!(getauxval(AT_HWCAP) & (1 << 26)));
+        return 0; }""")
+
+
+def test_static_pie() -> None:
+    source = r"""
+    static int data = 5, bss[3000]; static int *p = &data;
+    int main(void) { printf("%d %d %d\n", *p, bss[2999], getauxval(AT_BASE) == 0); brk(0); return *p; }"""
+    same(source, flags=("-static-pie", "-fPIE"))
+
+
+def test_dynamic_program() -> None:
+    """The interpreter is mapped beside the program, and everything else is its business."""
+    if not os.path.exists("/lib64/ld-linux-x86-64.so.2"):
+        pytest.skip("no dynamic linker")
+    program = build(r'int main(void) { printf("base %d\n", getauxval(AT_BASE) != 0); return 7; }', "-no-pie")
+    dynamic = build(r'int main(void) { printf("base %d\n", getauxval(AT_BASE) != 0); return 7; }',
+                    "-dynamic", "-U_static")  # fmt: skip
+    assert by_guest(program) == by_host(program)
+    assert by_guest(dynamic) == by_host(dynamic)
+
+
+def test_stack_execution_follows_the_header() -> None:
+    source = r"""
+    int main(void) {
+        unsigned char code[] = {0xb8, 7, 0, 0, 0, 0xc3};
+        return ((int (*)(void))(void *)code)(); }"""
+    assert by_guest(build(source, "-z", "execstack"))[0] == 7
+    assert by_guest(build(source, "-z", "noexecstack"))[0] == 128 + 11
+
+
+def test_arguments_that_are_too_long() -> None:
+    same(r"""
+    #define T(x) do { errno = 0; x; printf("%s: %d\n", #x, errno); } while (0)
+    int main(int argc, char **argv) {
+        if (argc > 1) { printf("argc %d last %zu\n", argc, strlen(argv[argc - 1])); return 0; }
+        static char *v[100000]; char *big = malloc(200000); memset(big, 'x', 200000); big[131072] = 0;
+        v[0] = argv[0]; v[1] = big; T(execv("/proc/self/exe", v));
+        for (int i = 1; i < 50; i++) v[i] = big + 1000; T(execv("/proc/self/exe", v));
+        v[1] = (char *)8; T(execv("/proc/self/exe", v));
+        T(execv((char *)8, v)); T(execve("/proc/self/exe", (char **)8, 0));
+        T(execv("/nonexistent", v)); T(execv("/", v)); T(execv("", v)); T(execv("/etc/passwd", v)); T(execv("/etc/passwd/x", v));
+        big[131071] = 0; for (int i = 1; i < 10; i++) v[i] = big; v[10] = 0;
+        fflush(stdout); T(execv("/proc/self/exe", v));
+        return 0; }""")
+
+
+def test_scripts(tmp_path: Path) -> None:
+    show = build(r'int main(int c, char **v) { for (int i = 1; i < c; i++) printf("<%s>", v[i]); puts(""); return 9; }')
+    a = tmp_path / "a"
+    a.write_bytes(b"#! %s  one argument \nrest\n" % bytes(show))
+    b = tmp_path / "b"
+    b.write_bytes(b"#!%s -x\n" % bytes(a))
+    c = tmp_path / "c"
+    c.write_bytes(b"#!%s\n" % bytes(c))
+    d = tmp_path / "d"
+    d.write_bytes(b"#!%s" % bytes(show))
+    for path in (a, b, c, d):
+        path.chmod(0o755)
+    for path in (a, b, d):
+        assert by_guest(path, "p", "q") == by_host(path, "p", "q")
+    with Machine(mem="32M") as m:
+        with pytest.raises(OSError) as caught:
+            m.spawn([str(c)])
+        assert caught.value.errno == errno.ELOOP
+        assert m.check() == []
+
+
+def test_what_exec_keeps_and_loses() -> None:
+    same(r"""
+    static void h(int s) {}
+    int main(int argc, char **argv) {
+        if (argc == 1) {
+            int keep = open("/etc/passwd", O_RDONLY), lose = open("/etc/passwd", O_RDONLY | O_CLOEXEC);
+            signal(SIGUSR1, h); signal(SIGUSR2, SIG_IGN); sigset_t s; sigemptyset(&s); sigaddset(&s, SIGTERM); sigaddset(&s, SIGINT);
+            sigprocmask(SIG_BLOCK, &s, 0); raise(SIGTERM); umask(027); alarm(100); nice(3);
+            stack_t ss = {.ss_sp = malloc(65536), .ss_size = 65536}; sigaltstack(&ss, 0);
+            struct rlimit r = {50, 60}; setrlimit(RLIMIT_NOFILE, &r); chdir("/usr");
+            char k[20], l[20]; sprintf(k, "%d", keep); sprintf(l, "%d", lose);
+            char *v[] = {argv[0], k, l, 0}, *e[] = {"ONLY=this", 0}; execve("/proc/self/exe", v, e); return 1;
+        }
+        struct sigaction a; sigaction(SIGUSR1, 0, &a); printf("caught %d\n", a.sa_handler == SIG_DFL);
+        sigaction(SIGUSR2, 0, &a); printf("ignored %d\n", a.sa_handler == SIG_IGN);
+        sigset_t s, p; sigprocmask(0, 0, &s); sigpending(&p);
+        printf("mask %d pending %d\n", sigismember(&s, SIGTERM), sigismember(&p, SIGTERM));
+        printf("umask %o alarm %d nice %d\n", umask(0), alarm(0) > 90, getpriority(PRIO_PROCESS, 0));
+        stack_t ss; sigaltstack(0, &ss); printf("altstack %d\n", ss.ss_flags);
+        struct rlimit r; getrlimit(RLIMIT_NOFILE, &r); printf("nofile %d %d\n", (int)r.rlim_cur, (int)r.rlim_max);
+        char d[100]; printf("cwd %s\n", getcwd(d, 100));
+        printf("keep %d lose %d\n", fcntl(atoi(argv[1]), F_GETFD), fcntl(atoi(argv[2]), F_GETFD));
+        printf("env %s %d\n", getenv("ONLY"), getenv("PATH") == 0);
+        char n[20]; prctl(PR_GET_NAME, n); printf("%d\n", strlen(n) <= 15);
+        return 0; }""")
+
+
+def test_text_is_busy() -> None:
+    same(r"""
+    int main(int argc, char **argv) {
+        char t[] = "/tmp/dfvm-busyXXXXXX"; int fd = mkstemp(t), in = open("/proc/self/exe", O_RDONLY); char b[65536]; int n;
+        while ((n = read(in, b, sizeof b)) > 0) write(fd, b, n);
+        fchmod(fd, 0755);
+        char *v[] = {t, 0}; execv(t, v); printf("open for writing: %d\n", errno == ETXTBSY);
+        close(fd);
+        if (argc == 1) { pid_t p = fork(); if (!p) { char *w[] = {t, "x", 0}; execv(t, w); _exit(1); } int st; wait(&st); printf("status %d\n", st); }
+        else { }
+        unlink(t);
+        if (argc > 1) return 0;
+        fd = open("/proc/self/exe", O_WRONLY); printf("running: %d %d\n", fd, errno == ETXTBSY);
+        return 0; }""")
+
+
+def test_execveat() -> None:
+    same(r"""
+    int main(int argc, char **argv) {
+        if (argc > 1) { printf("%s %s\n", argv[1], (char *)getauxval(AT_EXECFN) ? "fn" : ""); return 0; }
+        int fd = open("/proc/self/exe", O_PATH), d = open("/", O_RDONLY); char *e[] = {0};
+        char *v[] = {"x", "by fd", 0}; if (!fork()) { syscall(SYS_execveat, fd, "", v, e, AT_EMPTY_PATH); _exit(1); } wait(0);
+        char path[300]; int n = readlink("/proc/self/exe", path, 299); path[n] = 0;
+        char *w[] = {"x", "by dir", 0}; if (!fork()) { syscall(SYS_execveat, d, path + 1, w, e, 0); _exit(1); } wait(0);
+        printf("%d %d\n", (int)syscall(SYS_execveat, fd, "", v, e, 0), errno);
+        printf("%d %d\n", (int)syscall(SYS_execveat, fd, "", v, e, 0x8000), errno);
+        printf("%d %d\n", (int)syscall(SYS_execveat, 77, "x", v, e, 0), errno);
+        return 0; }""")
+
+
+def test_failed_exec_changes_nothing() -> None:
+    same(r"""
+    static void h(int s) { puts("handler"); }
+    int main(void) {
+        signal(SIGUSR1, h); int fd = open("/etc/passwd", O_RDONLY | O_CLOEXEC); char *v[] = {"x", 0};
+        for (int i = 0; i < 50; i++) { execv("/etc/passwd", v); execv("/none", v); execv("/", v); }
+        raise(SIGUSR1); printf("%d\n", fcntl(fd, F_GETFD)); return 0; }""")
+
+
+@pytest.mark.spec("SPACE-3")
+def test_exec_replaces_the_space() -> None:
+    """After exec nothing of the old mappings is left, and a shared one stays with the others."""
+    same(r"""
+    int main(int argc, char **argv) {
+        char *m = (void *)0x30000000;
+        if (argc > 1) { unsigned char v; printf("old mapping %d\n", mincore(m, 4096, &v)); return 0; }
+        mmap(m, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        strcpy(m, "before");
+        pid_t p = fork();
+        if (!p) { strcpy(m, "child"); char *v[] = {argv[0], "x", 0}; execv("/proc/self/exe", v); }
+        wait(0); puts(m); return 0; }""")
+
+
+def test_spawn_errors_and_path(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(elf())
+    with Machine(mem="32M", env={"PATH": f"/nonexistent:{tmp_path}"}) as m:
+        for argv, number in ((["/nonexistent/x"], errno.ENOENT), ([str(plain)], errno.EACCES),
+                             (["/etc"], errno.EACCES), (["no-such-program"], errno.ENOENT),
+                             (["plain"], errno.EACCES)):  # fmt: skip
+            with pytest.raises(OSError) as caught:
+                m.spawn(argv)
+            assert caught.value.errno == number, argv
+        plain.chmod(0o755)
+        p = m.spawn(["plain"])
+        m.run(timeout=10)
+        assert p.exit_status == 42
+        assert m.check() == []

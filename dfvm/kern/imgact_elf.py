@@ -18,7 +18,8 @@ Source: DragonFly sys/kern/imgact_elf.c; where they differ, Linux fs/binfmt_elf.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from struct import Struct
+from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.vm.copyio import copyout
@@ -27,6 +28,7 @@ from dfvm.vm.vm import (
     KERN_SUCCESS,
     VM_PROT_ALL,
     VM_PROT_EXECUTE,
+    VM_PROT_NONE,
     VM_PROT_READ,
     VM_PROT_WRITE,
     VM_SUBSYS_IMGACT,
@@ -56,10 +58,25 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_exec import ImageParams
     from dfvm.vm.vmspace import Vmspace
 
-_EHDR_BYTES: Final = 64
-_PHDR_BYTES: Final = 56
+# Elf64_Ehdr and Elf64_Phdr. pyelftools has them too (the tests compare), but importing it takes a
+# tenth of the time in which a program is to have come and gone.
+_EHDR: Final = Struct("<16x HHIQQQIHHHHHH")
+_PHDR: Final = Struct("<IIQQQQQQ")
+_EHDR_BYTES: Final = _EHDR.size
+_PHDR_BYTES: Final = _PHDR.size
+
+_ELFCLASS64: Final = 2
+_ELFDATA2LSB: Final = 1
+_EV_CURRENT: Final = 1
+_ET_EXEC: Final = 2
+_ET_DYN: Final = 3
+_EM_X86_64: Final = 62
+_PT_LOAD: Final = 1
+_PT_INTERP: Final = 3
+_PT_GNU_STACK: Final = 0x6474_E551
 _PHDRS_MAX: Final = 65536  # bytes, as Linux
 _INTERP_MAX: Final = 4096
+_ALIGN_MAX: Final = 1 << 30  # larger alignments are not honoured
 
 _PF_X: Final = 1
 _PF_W: Final = 2
@@ -68,8 +85,6 @@ _PF_R: Final = 4
 # Where a position-independent program is put, and where its interpreter's search begins.
 ET_DYN_BASE: Final = 0x5555_5555_4000
 INTERP_BASE: Final = 0x7FFF_C000_0000  # below the room of the largest stack
-
-_structs: Final[list[Any]] = []  # pyelftools' parsers, once the first exec has made them
 
 
 class Segment:
@@ -83,11 +98,17 @@ class Segment:
     offset: int  # where in the file
     prot: int  # VM_PROT_*
 
-    def __init__(self, vaddr: int, memsz: int, offset: int, filesz: int, prot: int) -> None:
+    def __init__(self, vaddr: int, memsz: int, offset: int, filesz: int, flags: int) -> None:
+        """`flags`: PF_*. The hardware can neither write nor execute without reading."""
         self.vaddr = vaddr
         self.memsz = memsz
         self.offset = offset
         self.filesz = filesz
+        prot = VM_PROT_READ if flags & (_PF_R | _PF_W | _PF_X) else VM_PROT_NONE
+        if flags & _PF_W:
+            prot |= VM_PROT_WRITE
+        if flags & _PF_X:
+            prot |= VM_PROT_EXECUTE
         self.prot = prot
 
 
@@ -107,17 +128,6 @@ class ElfImage:
     stack_exec: bool  # PT_GNU_STACK wants an executable stack
 
 
-def _parsers() -> Any:
-    if not _structs:
-        from elftools.elf.structs import ELFStructs
-
-        structs = ELFStructs(little_endian=True, elfclass=64)
-        structs.create_basic_structs()
-        structs.create_advanced_structs()
-        _structs.append(structs)
-    return _structs[0]
-
-
 def elf_parse(image: ImageParams) -> ElfImage:
     """Read and check the headers of `image`.
 
@@ -127,50 +137,48 @@ def elf_parse(image: ImageParams) -> ElfImage:
     # Class and byte order come first: they decide what all the rest means.
     if len(head) < _EHDR_BYTES:
         raise image.malformed("the ELF header is truncated")
-    if head[4] != 2:
+    if head[4] != _ELFCLASS64:
         raise image.malformed("not a 64-bit ELF")
-    if head[5] != 1:
+    if head[5] != _ELFDATA2LSB:
         raise image.malformed("not little-endian")
-    if head[6] != 1 or head[20:24] != b"\1\0\0\0":
+    (e_type, e_machine, e_version, e_entry, e_phoff, _, _, _, e_phentsize, e_phnum, _, _,
+     _) = _EHDR.unpack(head)  # fmt: skip
+    if head[6] != _EV_CURRENT or e_version != _EV_CURRENT:
         raise image.malformed("unknown ELF version")
-    structs = _parsers()
-    ehdr = structs.Elf_Ehdr.parse(head)
-    if ehdr.e_machine != "EM_X86_64":
-        raise image.malformed(f"machine {ehdr.e_machine} is not x86-64")
-    if ehdr.e_type not in ("ET_EXEC", "ET_DYN"):
-        raise image.malformed(f"type {ehdr.e_type} is not executable")
-    if ehdr.e_phentsize != _PHDR_BYTES:
-        raise image.malformed(f"program headers of {ehdr.e_phentsize} bytes")
-    size = ehdr.e_phnum * _PHDR_BYTES
+    if e_machine != _EM_X86_64:
+        raise image.malformed(f"machine {e_machine} is not x86-64")
+    if e_type not in (_ET_EXEC, _ET_DYN):
+        raise image.malformed(f"type {e_type} is not executable")
+    if e_phentsize != _PHDR_BYTES:
+        raise image.malformed(f"program headers of {e_phentsize} bytes")
+    size = e_phnum * _PHDR_BYTES
     if not 0 < size <= _PHDRS_MAX:
-        raise image.malformed(f"{ehdr.e_phnum} program headers")
-    if ehdr.e_phoff + size > image.size:
+        raise image.malformed(f"{e_phnum} program headers")
+    if e_phoff + size > image.size:
         raise image.malformed("the program headers are truncated")
-    table = image.read(ehdr.e_phoff, size)
+    table = image.read(e_phoff, size)
     if len(table) < size:
         raise image.malformed("the program headers are truncated")
 
     elf = ElfImage()
-    elf.pic = ehdr.e_type == "ET_DYN"
-    elf.entry = ehdr.e_entry
-    elf.phnum = ehdr.e_phnum
+    elf.pic = e_type == _ET_DYN
+    elf.entry = e_entry
+    elf.phnum = e_phnum
     elf.segments = []
     elf.align = PAGE_SIZE
     elf.interp = None
     elf.stack_exec = False
     elf.phdr_vaddr = 0
-    parse = structs.Elf_Phdr.parse
-    for at in range(0, size, _PHDR_BYTES):
-        phdr = parse(table[at : at + _PHDR_BYTES])
-        kind = phdr.p_type
-        if kind == "PT_LOAD":
-            _add_load(image, elf, phdr)
-            if phdr.p_offset <= ehdr.e_phoff < phdr.p_offset + phdr.p_filesz:
-                elf.phdr_vaddr = ehdr.e_phoff - phdr.p_offset + phdr.p_vaddr
-        elif kind == "PT_INTERP" and elf.interp is None:
-            elf.interp = _interp(image, phdr)
-        elif kind == "PT_GNU_STACK":
-            elf.stack_exec = bool(phdr.p_flags & _PF_X)
+    for phdr in _PHDR.iter_unpack(table):
+        p_type, p_flags, p_offset, p_vaddr, _, p_filesz, p_memsz, p_align = phdr
+        if p_type == _PT_LOAD:
+            _add_load(image, elf, Segment(p_vaddr, p_memsz, p_offset, p_filesz, p_flags), p_align)
+            if p_offset <= e_phoff < p_offset + p_filesz:
+                elf.phdr_vaddr = e_phoff - p_offset + p_vaddr
+        elif p_type == _PT_INTERP and elf.interp is None:
+            elf.interp = _interp(image, p_offset, p_filesz)
+        elif p_type == _PT_GNU_STACK:
+            elf.stack_exec = bool(p_flags & _PF_X)
     if not elf.segments:
         raise image.malformed("no segment to load")
     first, last = elf.segments[0], elf.segments[-1]
@@ -182,16 +190,15 @@ def elf_parse(image: ImageParams) -> ElfImage:
     return elf
 
 
-def _add_load(image: ImageParams, elf: ElfImage, phdr: Any) -> None:
-    vaddr, memsz = phdr.p_vaddr, phdr.p_memsz
-    offset, filesz = phdr.p_offset, phdr.p_filesz
+def _add_load(image: ImageParams, elf: ElfImage, seg: Segment, align: int) -> None:
+    """Check a PT_LOAD against the file and the ones before it, and take it."""
+    vaddr, memsz, offset, filesz = seg.vaddr, seg.memsz, seg.offset, seg.filesz
     what = f"segment at {vaddr:#x}"
     if filesz > memsz:
         raise image.malformed(f"{what}: more in the file than in memory")
     if memsz == 0:
         return
-    end = vaddr + memsz
-    if end > VM_MAX_USER_ADDRESS or (not elf.pic and vaddr < VM_MIN_USER_ADDRESS):
+    if vaddr + memsz > VM_MAX_USER_ADDRESS or (not elf.pic and vaddr < VM_MIN_USER_ADDRESS):
         raise image.malformed(f"{what}: not in user space")
     if filesz:
         if offset + filesz > image.size:
@@ -202,24 +209,15 @@ def _add_load(image: ImageParams, elf: ElfImage, phdr: Any) -> None:
         before = elf.segments[-1]
         if vaddr < before.vaddr + before.memsz:
             raise image.malformed(f"{what}: overlaps the one before it or is out of order")
-    prot = 0
-    if phdr.p_flags & _PF_R:
-        prot |= VM_PROT_READ
-    if phdr.p_flags & _PF_W:
-        prot |= VM_PROT_READ | VM_PROT_WRITE
-    if phdr.p_flags & _PF_X:
-        prot |= VM_PROT_READ | VM_PROT_EXECUTE
-    align = phdr.p_align
-    if align & (align - 1) == 0 and elf.align < align <= 1 << 30:
+    if align & (align - 1) == 0 and elf.align < align <= _ALIGN_MAX:
         elf.align = align
-    elf.segments.append(Segment(vaddr, memsz, offset, filesz, prot))
+    elf.segments.append(seg)
 
 
-def _interp(image: ImageParams, phdr: Any) -> bytes:
-    size = phdr.p_filesz
-    if not 2 <= size <= _INTERP_MAX or phdr.p_offset + size > image.size:
+def _interp(image: ImageParams, offset: int, size: int) -> bytes:
+    if not 2 <= size <= _INTERP_MAX or offset + size > image.size:
         raise image.malformed("PT_INTERP is not a path")
-    path = image.read(phdr.p_offset, size)
+    path = image.read(offset, size)
     if len(path) < size or path[-1] != 0:
         raise image.malformed("PT_INTERP is not a path")
     return path[: path.index(0)]

@@ -25,6 +25,7 @@ Linux fs/file.c and fs/fcntl.c.
 
 from __future__ import annotations
 
+from struct import pack, unpack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
@@ -38,6 +39,7 @@ from dfvm.kern.kern_errno import (
     ENOTTY,
     ENXIO,
     ESPIPE,
+    ESRCH,
     err,
 )  # fmt: skip
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
@@ -95,6 +97,8 @@ F_SETLK: Final = 6
 F_SETLKW: Final = 7
 F_SETOWN: Final = 8
 F_GETOWN: Final = 9
+F_SETOWN_EX: Final = 15
+F_GETOWN_EX: Final = 16
 F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 F_OFD_SETLKW: Final = 38
@@ -106,6 +110,9 @@ F_GETPIPE_SZ: Final = 1032
 FD_CLOEXEC: Final = 1
 
 _F_UNLCK: Final = 2
+_F_OWNER_TID: Final = 0
+_F_OWNER_PID: Final = 1
+_F_OWNER_PGRP: Final = 2
 _SETFL_MASK: Final = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME
 _PATH_COMMANDS: Final = frozenset((F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL))
 
@@ -626,12 +633,34 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
     if cmd in (F_GETPIPE_SZ, F_SETPIPE_SZ):
         from dfvm.kern.sys_pipe import pipe_fcntl
 
-        return pipe_fcntl(lwp, fp, cmd, arg)
-    if cmd == F_SETOWN:
-        fp.f_owner = s32(arg)
-        return 0
-    if cmd == F_GETOWN:
-        return fp.f_owner
+        return pipe_fcntl(fp, cmd, arg)
+    if cmd in (F_SETOWN, F_GETOWN, F_SETOWN_EX, F_GETOWN_EX):
+        return _owner(lwp, fp, cmd, arg)
     if cmd == F_GETLEASE:
         return _F_UNLCK  # nobody ever gets one
     raise err(EINVAL)
+
+
+def _owner(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
+    """Who would get SIGIO: kept and told, though no file sends it."""
+    from dfvm.vm.copyio import copyin, copyout
+
+    p = lwp.lwp_proc
+    if cmd == F_GETOWN:
+        return fp.f_owner
+    if cmd == F_GETOWN_EX:
+        kind = _F_OWNER_PGRP if fp.f_owner < 0 else _F_OWNER_PID
+        copyout(p.p_vmspace, pack("<ii", kind, abs(fp.f_owner)), arg)
+        return 0
+    if cmd == F_SETOWN:
+        owner = s32(arg)
+    else:
+        kind, owner = unpack("<ii", copyin(p.p_vmspace, arg, 8))
+        if kind not in (_F_OWNER_TID, _F_OWNER_PID, _F_OWNER_PGRP):
+            raise err(EINVAL)
+        if kind == _F_OWNER_PGRP:
+            owner = -owner
+    if owner and -owner not in p.kernel.pgrps and owner not in p.kernel.procs:
+        raise err(ESRCH)
+    fp.f_owner = owner
+    return 0

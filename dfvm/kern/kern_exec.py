@@ -38,7 +38,7 @@ from dfvm.kern.kern_sig import exec_signals
 from dfvm.kern.proc import P_EXEC, P_SUGID, calcru
 from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
-from dfvm.kern.vfs.vnode import S_ISGID, S_ISUID, VEXEC, VLNK, VREG
+from dfvm.kern.vfs.vnode import FREAD, S_ISGID, S_ISUID, VEXEC, VLNK, VREG
 from dfvm.machine.cpu import RIP, RSP
 from dfvm.vm.copyio import copyin, copyinstr, copyout
 from dfvm.vm.pager.vnode_pager import vnode_pager_object, vnode_pager_readpage
@@ -65,6 +65,8 @@ from dfvm.vm.vm_proc import RLIMIT_STACK
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_free, vmspace_rel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dfvm.kern.imgact_elf import ElfImage
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Lwp, Proc
@@ -275,18 +277,14 @@ def exec_check(p: Proc, vp: Vnode) -> ImageParams:
         raise err(ELOOP)
     if vp.v_type != VREG or vp.v_mount.mnt_flags & ST_NOEXEC:
         raise err(EACCES)
-    vp.access(VEXEC, p.p_ucred)
-    vp.vref()
+    cred = p.p_ucred
+    vp.open(FREAD, cred)  # has the file system look whether the file is still what it was
     try:
+        vp.access(VEXEC, cred)
         vp.settext()
-        try:
-            vp.vop_newsize()
-        except OSError:
-            vp.cleartext()
-            raise
-    except OSError:
-        vp.vrele()
-        raise
+        vp.vref()
+    finally:
+        vp.close(FREAD)
     return ImageParams(p.kernel, vp)
 
 
@@ -296,13 +294,12 @@ def _lookup(p: Proc, path: bytes, start: Vnode | None, flags: int) -> Vnode:
     return namei(root, cdir, path, p.p_ucred, flags)
 
 
-def _find_image(p: Proc, vp: Vnode, args: ImageArgs, path: bytes) -> ImageParams:
-    """Follow "#!" lines from `vp`, adjusting the arguments, to a program, and check that.
+def _find_image(p: Proc, image: ImageParams, args: ImageArgs, path: bytes) -> ImageParams:
+    """Follow "#!" lines from `image`, adjusting the arguments, to a program, and check that.
 
-    :raises OSError: what makes it impossible; nothing is held then.
+    :raises OSError: what makes it impossible; nothing is held then, `image` included.
     """
     for _ in range(MAX_INTERP + 1):
-        image = exec_check(p, vp)
         try:
             head = image.read(0, 256)
             if head[:2] != b"#!":
@@ -319,7 +316,8 @@ def _find_image(p: Proc, vp: Vnode, args: ImageArgs, path: bytes) -> ImageParams
             raise
         image.release()
         path = interp
-        vp = _lookup(p, path, None, NAMEI_FOLLOW)
+        image = exec_check(p, _lookup(p, path, None, NAMEI_FOLLOW))
+    image.release()
     raise err(ELOOP)
 
 
@@ -345,15 +343,30 @@ def _open_interp(p: Proc, path: bytes) -> ImageParams:
 # ---- the new program -----------------------------------------------------------------------------
 
 
-def kern_execve(lp: Lwp, vp: Vnode, path: bytes, args: ImageArgs, execfn: bytes) -> None:
-    """Make `lp`'s process run the program at `vp`; `path` is the name a script gets to know,
-    `execfn` what AT_EXECFN says. On an error the process is as before. May block.
+def kern_execve(
+    lp: Lwp, image: ImageParams, path: bytes, arguments: Callable[[], ImageArgs]
+) -> None:
+    """Make `lp`'s process run `image`, which exec_check gave and which is used up. `path` is its
+    name, for AT_EXECFN and for scripts; `arguments` stages the arguments. On an error the process
+    is as before. May block.
 
     :raises OSError: what makes it impossible.
     """
+    try:
+        args = arguments()
+    except BaseException:
+        image.release()
+        raise
+    try:
+        _become(lp, image, path, args)
+    finally:
+        args.free()
+
+
+def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     p = lp.lwp_proc
     kernel = p.kernel
-    image = _find_image(p, vp, args, path)
+    image = _find_image(p, image, args, path)
     old = p.p_vmspace
     space = vmspace_alloc(kernel.vm)
     try:
@@ -363,7 +376,7 @@ def kern_execve(lp: Lwp, vp: Vnode, path: bytes, args: ImageArgs, execfn: bytes)
         # The stack may have to grow for the arguments, and it grows only for its own process.
         p.p_ru.ru_maxrss = calcru(p).ru_maxrss
         p.p_vmspace = space
-        sp = _build_stack(p, space, image, args, execfn, secure)
+        sp = _build_stack(p, space, image, args, path, secure)
     except BaseException:
         p.p_vmspace = old
         vmspace_free(space)
@@ -501,44 +514,38 @@ def sys_execve(lp: Lwp, upath: int, uargv: int, uenvp: int) -> int:
     """execve(2)"""
     p = lp.lwp_proc
     path = copyinstr(p.p_vmspace, upath, PATH_MAX)
-    args = exec_args_copyin(lp, uargv, uenvp, path)
-    try:
-        vp = _lookup(p, path, None, NAMEI_FOLLOW)
-        kern_execve(lp, vp, path, args, path)
-    finally:
-        args.free()
-    raise err(EJUSTRETURN)
+    # The file first: shells try one directory of PATH after the other.
+    vp = _lookup(p, path, None, NAMEI_FOLLOW)
+    return _execve(lp, vp, path, uargv, uenvp)
 
 
 def sys_execveat(lp: Lwp, fd: int, upath: int, uargv: int, uenvp: int, flags: int) -> int:
     """execveat(2): relative to a directory, or the file of a descriptor itself."""
     p = lp.lwp_proc
     fd, flags = s32(fd), u32(flags)
+    path = copyinstr(p.p_vmspace, upath, PATH_MAX)
+    if not path and not flags & AT_EMPTY_PATH:
+        raise err(ENOENT)
     if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW):
         raise err(EINVAL)
-    path = copyinstr(p.p_vmspace, upath, PATH_MAX)
-    args = exec_args_copyin(lp, uargv, uenvp, path)
-    try:
-        follow = 0 if flags & AT_SYMLINK_NOFOLLOW else NAMEI_FOLLOW
-        start: Vnode | None = None
+    start: Vnode | None = p.p_fd.fd_cdir
+    if fd != AT_FDCWD and path[:1] != b"/":
+        start = p.p_fd.fget_path(fd).f_vnode
+        if start is None:
+            raise err(EACCES)
+    name = path
+    if path:
+        vp = _lookup(p, path, start, 0 if flags & AT_SYMLINK_NOFOLLOW else NAMEI_FOLLOW)
         if fd != AT_FDCWD and path[:1] != b"/":
-            start = p.p_fd.fget_path(fd).f_vnode
-            if start is None:
-                raise err(EACCES)
-        if path:
-            vp = _lookup(p, path, start, follow)
-            if fd == AT_FDCWD or path[:1] == b"/":
-                name = path
-            else:
-                name = b"/dev/fd/%d/%s" % (fd, path)
-        elif flags & AT_EMPTY_PATH:
-            vp_or_none = start if fd != AT_FDCWD else p.p_fd.fd_cdir
-            assert vp_or_none is not None
-            vp, name = vp_or_none, b"/dev/fd/%d" % fd
-        else:
-            raise err(ENOENT)
-        kern_execve(lp, vp, name, args, name)
-    finally:
-        args.free()
-    raise err(EJUSTRETURN)
+            name = b"/dev/fd/%d/%s" % (fd, path)
+    else:
+        assert start is not None
+        vp, name = start, b"/dev/fd/%d" % fd
+    return _execve(lp, vp, name, uargv, uenvp)
 
+
+def _execve(lp: Lwp, vp: Vnode, name: bytes, uargv: int, uenvp: int) -> int:
+    """Both of them, with the file found. `name` is the one the program gets to know."""
+    image = exec_check(lp.lwp_proc, vp)
+    kern_execve(lp, image, name, lambda: exec_args_copyin(lp, uargv, uenvp, name))
+    raise err(EJUSTRETURN)

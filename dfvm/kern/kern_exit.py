@@ -108,11 +108,12 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
     del p.p_lwps[lp.lwp_tid]
     kernel.kstack_free(lp.lwp_stack)
     p.p_xstat = status
-    kernel.check_due = kernel.checking
     # Its parent no longer counts for its group, nor it for its children's groups.
     fixjobc(p, p.p_pgrp, entering=False)
     p.p_stat = SZOMB
     _become_zombie(p)
+    if kernel.checking:
+        kernel.check()
     lwkt_exit()
     raise AssertionError("lwkt_exit came back")
 
@@ -147,8 +148,9 @@ def _give_away_children(p: Proc) -> None:
     """Children go to the nearest ancestor that asked for orphans, or to init."""
     if not p.p_children:
         return
+    init = p.kernel.initproc
     heir = p.p_pptr
-    while not heir.p_subreaper and not heir.p_flags & P_SYSTEM:
+    while heir is not init and not heir.p_subreaper:
         heir = heir.p_pptr
     for child in list(p.p_children.values()):
         dead = child.p_stat == SZOMB

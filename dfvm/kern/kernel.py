@@ -40,7 +40,7 @@ from dfvm.vm.vm import VM_SUBSYS_STACK
 from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_kern import KM_STACK, kmem_alloc3, kmem_free, kmem_suballoc, kva_to_pa
 from dfvm.vm.vm_param import MAXSSIZ, PAGE_SIZE, UPAGES
-from dfvm.vm.vmspace import vmspace_alloc
+from dfvm.vm.vmspace import vmspace_alloc, vmspace_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,11 +94,13 @@ class Kernel:
     sids: dict[int, Session]  # sessions that have a group, by id
     lastpid: int  # the number given out last
     initproc: Proc  # pid 1: no program, inherits orphans and reaps them at once
+    launcher: Proc  # pid 2: the parent of programs that were asked for from outside, in the place
+    #                 of the shell they would be jobs of; its session has the terminal
     sysent: SysentTable  # the Linux ABI
     hostname: bytes
     domainname: bytes
     checking: bool  # verify the machine along the way (--check)
-    check_due: bool  # do so before the next return to the guest
+    faults: int  # the guests' page faults so far, counted while checking
     _kstacks: list[KernelStack]  # stacks nobody uses
     _cred: Ucred  # who init is
 
@@ -123,7 +125,7 @@ class Kernel:
         self.vcpu = Vcpu(self.ram, self.mmu)
         self.ncpu = ncpu
         self.checking = check
-        self.check_due = False
+        self.faults = 0
         self._kstacks = []
         self.exec_map = kmem_suballoc(self.vm.kernel_map, EXEC_MAP_BYTES)
         self.files = FileTable(self.vm, self.sched)
@@ -131,7 +133,6 @@ class Kernel:
         self.procs = {}
         self.pgrps = {}
         self.sids = {}
-        self.lastpid = 1
         self.hostname = os.uname().nodename.encode()
         self.domainname = b"(none)"
         self._mount(root, rw)
@@ -161,27 +162,42 @@ class Kernel:
             vfs.mount(b"/" + inside, HostMount(vfs, name))
 
     def _make_init(self) -> None:
-        """Process 1. It runs nothing: its part, to reap orphans, is done as they die."""
+        """Process 1 and the launcher, process 2. They run nothing: their part, to reap children,
+        is done as these die."""
         init = self.initproc = Proc(self, 1)
-        init.p_system = True
-        init.p_stat = SACTIVE
-        init.p_comm = "init"
         init.p_pptr = init
-        init.p_sigacts = SigActs()
-        init.p_sigqueue = SigQueue()
-        init.p_ucred = Ucred(os.getuid(), os.getgid(), tuple(os.getgroups()))
-        init.p_limit = default_limits(MAXSSIZ)
-        init.p_start_ns = 0
-        init.p_sysent = self.sysent
         init.p_vmspace = vmspace_alloc(self.vm)
         init.p_fd = FileDesc(self.files, self.vfs.rootvnode)
-        session = Session(init)
-        pgrp = init.p_pgrp = Pgrp(1, session)
-        self.sids[1] = session
-        session.s_pgrps[1] = pgrp
-        pgrp.pg_members[1] = init
-        self.pgrps[1] = pgrp
-        self.procs[1] = init
+        init.p_ucred = Ucred(os.getuid(), os.getgid(), tuple(os.getgroups()))
+        init.p_limit = default_limits(MAXSSIZ)
+        self._complete(init, "init")
+
+        launcher = self.launcher = Proc(self, 2)
+        launcher.p_pptr = init
+        init.p_children[2] = launcher
+        launcher.p_vmspace = init.p_vmspace
+        vmspace_ref(init.p_vmspace)
+        launcher.p_fd = init.p_fd.fdcopy()
+        launcher.p_ucred = init.p_ucred
+        launcher.p_limit = init.p_limit.copy()
+        self._complete(launcher, "dfvm")
+        self.lastpid = 2
+
+    def _complete(self, p: Proc, name: str) -> None:
+        """Make `p` a process of the kernel's own, leading a session."""
+        p.p_system = True
+        p.p_stat = SACTIVE
+        p.p_comm = name
+        p.p_sigacts = SigActs()
+        p.p_sigqueue = SigQueue()
+        p.p_start_ns = 0
+        p.p_sysent = self.sysent
+        session = self.sids[p.p_pid] = Session(p)
+        pgrp = p.p_pgrp = Pgrp(p.p_pid, session)
+        session.s_pgrps[p.p_pid] = pgrp
+        pgrp.pg_members[p.p_pid] = p
+        self.pgrps[p.p_pid] = pgrp
+        self.procs[p.p_pid] = p
 
     # ---- what processes take from ----------------------------------------------------------------
 
@@ -258,6 +274,5 @@ class Kernel:
         """
         from dfvm.kern.kern_check import check_machine
 
-        self.check_due = False
         check_machine(self)
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio
 from dfvm.kern.kern_errno import EACCES, ENOENT, ENOTDIR
-from dfvm.kern.kern_exec import ImageArgs, kern_execve
+from dfvm.kern.kern_exec import ImageArgs, ImageParams, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
 from dfvm.kern.kern_sig import SigActs, ksignal
 from dfvm.kern.kernel import Kernel
-from dfvm.kern.proc import SZOMB, Pgrp, Proc, Session
+from dfvm.kern.proc import P_CONTROLT, SZOMB, Pgrp, Proc, joinpgrp, leavepgrp
 from dfvm.kern.tty import HostSignals
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei
 from dfvm.vm.vm_page import vm_page_rollup
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp
+    from dfvm.kern.tty import Tty
     from dfvm.vm.vm_meter import VmMeter, VmStats
 
 PIPE: Final = -1  # collect the output
@@ -52,7 +53,7 @@ def parse_size(text: str | int) -> int:
     number, unit = text.strip().upper(), ""
     if number and not number[-1].isdecimal():
         number, unit = number[:-1], number[-1]
-    if unit not in _UNITS or not number.isdecimal() or len(number) > 18:
+    if unit not in _UNITS or not (number.isascii() and number.isdecimal()) or len(number) > 18:
         raise ValueError(f"size {text!r} is not a number with K, M, G or T behind it")
     return int(number) * _UNITS[unit]
 
@@ -60,14 +61,18 @@ def parse_size(text: str | int) -> int:
 class Process:
     """A program that the machine was asked to run."""
 
-    __slots__ = ("_err", "_out", "proc")
+    __slots__ = ("_err", "_out", "hears_host", "proc")
 
     proc: Proc  # the kernel's idea of it; stays when it is dead
+    hears_host: bool  # its standard input is the host's: so are signals
     _out: bytearray | None  # what it wrote to standard output, when that is collected
     _err: bytearray | None
 
-    def __init__(self, proc: Proc, out: bytearray | None, err: bytearray | None) -> None:
+    def __init__(
+        self, proc: Proc, hears_host: bool, out: bytearray | None, err: bytearray | None
+    ) -> None:
         self.proc = proc
+        self.hears_host = hears_host
         self._out = out
         self._err = err
 
@@ -154,7 +159,7 @@ class Machine:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> Process:
-        """Start a program, as the leader of a session of its own. It runs when `run` is called.
+        """Start a program, as a job of its own. It runs when `run` is called.
 
         :param argv: the program and its arguments. A program without a "/" is looked for in PATH.
         :param stdin: what it reads: bytes, a descriptor of the host, or None for the host's own.
@@ -175,41 +180,38 @@ class Machine:
         err = out if stderr == STDOUT else bytearray() if stderr == PIPE else None
         td = kernel.sched.thread0
         td.td_proc, lp.lwp_thread = p, td
-        staged: ImageArgs | None = None
         try:
             self._open_stdio(p, (stdin, stdout, stdout if stderr == STDOUT else stderr), (out, err))
-            staged = ImageArgs(kernel, args, envp)
-            self._exec(p, lp, args[0], dict(pairs).get("PATH"), staged)
+            name, image = self._find(p, args[0], dict(pairs).get("PATH"))
+            kern_execve(lp, image, name, lambda: ImageArgs(kernel, args, envp))
         except BaseException:
             self._discard(p, lp)
             raise
         finally:
             td.td_proc = None
-            if staged is not None:
-                staged.free()
         start_lwp(p, lp)
-        process = Process(p, out, err)
+        process = Process(p, stdin is INHERIT, out, err)
         self._programs.append(process)
         return process
 
     def _new_program(self, cwd: str | None) -> tuple[Proc, Lwp]:
-        """A child of init with everything but a program."""
+        """A child of the launcher with everything but a program."""
         kernel = self.kernel
-        init = kernel.initproc
-        p, lp = newproc(kernel, alloc_pid(kernel), init)
+        parent = kernel.launcher
+        p, lp = newproc(kernel, alloc_pid(kernel), parent)
         p.p_vmspace = vmspace_alloc(kernel.vm)
         p.p_sigacts = SigActs()
-        p.p_ucred = init.p_ucred
-        p.p_limit = init.p_limit.copy()
-        p.p_sysent = init.p_sysent
-        p.p_fd = init.p_fd.fdcopy()
-        session = Session(p)
-        pgrp = Pgrp(p.p_pid, session)
+        p.p_ucred = parent.p_ucred
+        p.p_limit = parent.p_limit.copy()
+        p.p_sysent = parent.p_sysent
+        p.p_fd = parent.p_fd.fdcopy()
+        # A job of its own, as if a shell with job control had started it.
+        session = parent.p_session
+        p.p_pgrp = pgrp = Pgrp(p.p_pid, session)
         session.s_pgrps[p.p_pid] = pgrp
         kernel.pgrps[p.p_pid] = pgrp
-        kernel.sids[p.p_pid] = session
-        p.p_pgrp = pgrp
-        pgrp.pg_members[p.p_pid] = p
+        joinpgrp(p, pgrp)
+        p.p_flags = parent.p_flags & P_CONTROLT
         try:
             self._chdir(p, cwd)
         except BaseException:
@@ -233,7 +235,7 @@ class Machine:
         p.p_fd.fdfree()
         vmspace_free(p.p_vmspace)
         kernel.kstack_free(lp.lwp_stack)
-        del kernel.pgrps[p.p_pid], kernel.sids[p.p_pid]
+        leavepgrp(p)
 
     def _open_stdio(
         self,
@@ -241,8 +243,8 @@ class Machine:
         given: tuple[bytes | int | None, int | None, int | None],
         sinks: tuple[bytearray | None, bytearray | None],
     ) -> None:
-        """Descriptors 0, 1 and 2. The first one that is a terminal nobody controls becomes the
-        controlling terminal."""
+        """Descriptors 0, 1 and 2. If one is a terminal it becomes the controlling one, with the
+        program in the foreground unless another one is there."""
         table = self.kernel.files
         files: list[File | None] = []
         for fd, what in enumerate(given):
@@ -258,29 +260,25 @@ class Machine:
                 continue  # closed on the host, so closed here
             p.p_fd.dup2(fp, fd, cloexec=False)
             fp.fdrop()
-            tty = getattr(fp, "f_tty", None)
-            if tty is not None and tty.t_session is None and p.p_session.s_ttyp is None:
+            tty: Tty | None = getattr(fp, "f_tty", None)
+            if tty is not None and tty.t_pgrp is None and tty.t_session in (None, p.p_session):
                 tty.set_ctty(p)
 
-    def _exec(
-        self, p: Proc, lp: Lwp, name: bytes, path: str | None, staged: ImageArgs
-    ) -> None:
-        """Find the program, as execvp does, and make it the process's."""
+    def _find(self, p: Proc, name: bytes, path: str | None) -> tuple[bytes, ImageParams]:
+        """Find the program, as execvp does: its file's name, and the file, held."""
         candidates = [name]
         if b"/" not in name:
             places = os.fsencode(path or "/usr/local/bin:/usr/bin:/bin").split(b":")
             candidates = [os.path.join(place or b".", name) for place in places]
-        root, cdir = p.p_fd.fd_rdir, p.p_fd.fd_cdir
         error: OSError | None = None
         for candidate in candidates:
             try:
-                vp = namei(root, cdir, candidate, p.p_ucred, NAMEI_FOLLOW)
-                kern_execve(lp, vp, candidate, staged, candidate)
-                return
+                vp = namei(p.p_fd.fd_rdir, p.p_fd.fd_cdir, candidate, p.p_ucred, NAMEI_FOLLOW)
+                return candidate, exec_check(p, vp)
             except OSError as e:
-                if e.errno not in (ENOENT, ENOTDIR, EACCES) or len(candidates) == 1:
+                if e.errno not in (ENOENT, ENOTDIR, EACCES):
                     raise
-                # As execvp: a file that may not be executed is reported unless another will do.
+                # A file that may not be executed is reported unless another will do.
                 if error is None or e.errno == EACCES:
                     error = e
         assert error is not None
@@ -288,6 +286,10 @@ class Machine:
 
     def run(self, timeout: float | None = None, until: Process | None = None) -> None:
         """Run until every program has ended, or only `until`.
+
+        While a program is alive that has the host's own standard input, signals that the host
+        sends us (SIGINT, SIGTERM, SIGTSTP …) are handed on to it, and it may wait for them for
+        ever. Without one nothing can come from outside, and waiting for ever is a Deadlock.
 
         :param timeout: seconds after which to give up.
         :raises TimeoutError: they are over; everything stays as it is and can be run on.
@@ -309,8 +311,9 @@ class Machine:
             callout = sched.callout(max(int(timeout * 1e9), 0), expire)
         kernel.vcpu.start_clock()
         signals = HostSignals(kernel.files, self._alive)
-        signals.install()
-        sched.signals_can_come = True
+        if any(q.hears_host for q in self._programs if q.exit_status is None):
+            signals.install()
+            sched.signals_can_come = True
         try:
             if timeout is None and proc is None:
                 sched.run()
@@ -318,6 +321,7 @@ class Machine:
                 sched.run(lambda: over or (proc is not None and proc.p_stat == SZOMB))
         finally:
             signals.remove()
+            sched.signals_can_come = False
             if callout is not None:
                 callout.stop()
         if over:

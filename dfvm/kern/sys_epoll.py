@@ -252,6 +252,9 @@ class EpollFile(File):
     def fo_kqinfo(self) -> Kqinfo:
         return self.ep_kq
 
+    def fo_seek(self, lwp: Lwp, offset: int, whence: int) -> int:
+        return 0  # as Linux: no position, no error
+
     def fo_stat(self, lwp: Lwp) -> Vattr:
         return anon_attr()
 

@@ -93,6 +93,9 @@ class EventFile(File):
     def fo_kqinfo(self) -> Kqinfo:
         return self.ev_kq
 
+    def fo_seek(self, lwp: Lwp, offset: int, whence: int) -> int:
+        return 0  # as Linux: no position, no error
+
     def fo_stat(self, lwp: Lwp) -> Vattr:
         return anon_attr()
 

@@ -707,9 +707,14 @@ def _mlock(lp: Lwp, start: int, length: int) -> int:
     if size > room and size - locked_size(map, start, end) > room:
         raise err(ENOMEM)
     stop = mapped_prefix(map, start, end)
-    if stop > start and vm_map_user_wiring(map, start, stop, False) != KERN_SUCCESS:
-        raise err(ENOMEM)
-    if stop < end:
+    # What can't be had does not keep the rest from being locked.
+    missing = stop < end
+    for entry, first, last in entries(map, start, stop):
+        if not entry.protection:
+            missing = True
+        elif not entry.eflags & MAP_ENTRY_USER_WIRED:
+            missing |= vm_map_user_wiring(map, first, last, False) != KERN_SUCCESS
+    if missing:
         raise err(ENOMEM)
     return 0
 

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 PAGE_SIZE: Final = 4096
 PIPE_BUF: Final = 4096  # writes up to this are atomic
 PIPE_SLOTS: Final = 16  # capacity of a new pipe, pages
-PIPE_MAX_SIZE: Final = 1 << 20  # what F_SETPIPE_SZ gives to others than root, bytes
+PIPE_MAX_SIZE: Final = 1 << 20  # the most F_SETPIPE_SZ gives, bytes
 
 FIONREAD: Final = 0x541B
 
@@ -400,14 +400,17 @@ class Pipe:
             wakeup(self.pi_rwait)
         self.pi_kq.knote(POLLIN | POLLOUT | POLLERR | POLLHUP)
 
-    def set_slots(self, uid: int, size: int) -> int:
-        """F_SETPIPE_SZ: room for at least `size` bytes. Returns the new capacity."""
+    def set_slots(self, size: int) -> int:
+        """F_SETPIPE_SZ: room for at least `size` bytes. Returns the new capacity.
+
+        :raises OSError: EINVAL, EPERM, EBUSY when there are more data than that
+        """
         if size > 1 << 31:
             raise err(EINVAL)
         slots = 1
         while slots * PAGE_SIZE < size:
             slots *= 2
-        if slots * PAGE_SIZE > PIPE_MAX_SIZE and slots > self.pi_slots and uid != 0:
+        if slots * PAGE_SIZE > PIPE_MAX_SIZE and slots > self.pi_slots:
             raise err(EPERM)
         if slots < len(self.pi_bufs):
             raise err(EBUSY)
@@ -544,13 +547,13 @@ def _wait_partner(table: FileTable, wait: object) -> None:
         raise err(error)
 
 
-def pipe_fcntl(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
+def pipe_fcntl(fp: File, cmd: int, arg: int) -> int:
     """F_GETPIPE_SZ and F_SETPIPE_SZ."""
     if not isinstance(fp, PipeFile):
         raise err(EBADF)
     if cmd == F_GETPIPE_SZ:
         return fp.f_pipe.pi_slots * PAGE_SIZE
-    return fp.f_pipe.set_slots(lwp.lwp_proc.p_ucred.cr_uid, u32(arg))
+    return fp.f_pipe.set_slots(u32(arg))
 
 
 # -- system calls -------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ from dfvm.machine.cpu import (
     RAX,
     RIP,
 )
-from dfvm.machine.pte import PGEX_I, PGEX_RSV, PGEX_W
+from dfvm.machine.pte import PGEX_I, PGEX_P, PGEX_RSV, PGEX_W
 from dfvm.vm.vm import (
     KERN_INVALID_ADDRESS,
     KERN_PROTECTION_FAILURE,
@@ -110,6 +110,8 @@ _SIMPLE: Final = {
 }
 _INT80_BYTES: Final = 2
 
+CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
+
 # What vm_fault's answer is to the program; anything else is a page that could not be had.
 _FAULT_SIGNALS: Final = {
     KERN_INVALID_ADDRESS: (SIGSEGV, SEGV_MAPERR),
@@ -136,8 +138,6 @@ def user_mode(lp: Lwp) -> None:
     while True:
         if lp.lwp_pending:
             userret(lp)
-        if kernel.check_due:
-            kernel.check()
         calls = p.p_sysent
         while not lp.lwp_pending:
             start = now()
@@ -187,7 +187,12 @@ def install_quick_faults(kernel: Kernel) -> None:
         vm_map: VmMap = sched.curthread.td_lwp.lwp_proc.p_vmspace.vm_map
         return vm_fault_quick(vm_map, va, prot)
 
-    kernel.vcpu.on_fault = on_fault
+    def on_fault_checked(va: int, error: int) -> bool:
+        kernel.faults += 1
+        # Not while the engine runs: what it has not written back can't be judged.
+        return kernel.faults % CHECK_FAULTS != 0 and on_fault(va, error)
+
+    kernel.vcpu.on_fault = on_fault_checked if kernel.checking else on_fault
 
 
 def trap_pfault(lp: Lwp, va: int, error: int) -> None:
@@ -206,8 +211,13 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
     result = KERN_INVALID_ADDRESS
     if va < VM_MAX_USER_ADDRESS:
         result = vm_fault(p.p_vmspace.vm_map, va & ~PAGE_MASK, prot, flags)
+        kernel = p.kernel
+        if kernel.checking and kernel.faults % CHECK_FAULTS == 0:
+            kernel.check()
         if result == KERN_SUCCESS or p.p_lowmemkill:
             return
+    else:
+        error |= PGEX_P  # as Linux: what the kernel's half looks like is nobody's business
     sig, code = _FAULT_SIGNALS.get(result, (SIGBUS, BUS_ADRERR))
     lp.lwp_trapno, lp.lwp_err, lp.lwp_cr2 = T_FAULT, error, va
     trapsignal(lp, Siginfo(sig, code, addr=va))

@@ -9,7 +9,7 @@ them on (also when there is no terminal and somebody sends them):
 
     SIGINT, SIGQUIT     to the guest's foreground process group; without a controlling terminal,
                         to the process group of every program the machine was asked to run
-    SIGHUP, SIGTERM     the same
+    SIGHUP, SIGTERM     to both
     SIGWINCH            to the foreground group
     SIGTSTP             to the foreground group. But when that is the group of the machine's own
                         program and this does nothing about SIGTSTP itself (there is no job
@@ -50,7 +50,6 @@ from dfvm.kern.kern_sig import (
     SIGHUP,
     SIGINT,
     SIGQUIT,
-    SIGSTOP,
     SIGTERM,
     SIGTSTP,
     SIGTTIN,
@@ -61,12 +60,14 @@ from dfvm.kern.kern_sig import (
 )  # fmt: skip
 from dfvm.kern.proc import P_CONTROLT
 from dfvm.kern.vfs.devfs import Cdev
+from dfvm.kern.vfs.vnode import KCRED
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dfvm.kern.proc import Lwp, Pgrp, Proc, Session
+    from dfvm.kern.tty_pty import PtsDir
     from dfvm.kern.vfs.devfs import DevMount
     from dfvm.kern.vfs.vnode import Cred, Vattr, Vnode
     from dfvm.vm.copyio import Uio
@@ -121,7 +122,8 @@ class Tty:
     __slots__ = ("t_pgrp", "t_session")
 
     t_session: Session | None  # whose controlling terminal it is; its s_ttyp is us
-    t_pgrp: Pgrp | None  # the foreground process group, of that session
+    t_pgrp: Pgrp | None  # the foreground process group, of that session; stays, and keeps others
+    #                      in the background, when its last member has gone
 
     def __init__(self) -> None:
         self.t_session = None
@@ -172,18 +174,18 @@ class Tty:
             for member in pgrp.pg_members.values():
                 member.p_flags &= ~P_CONTROLT
 
-    def leader_gone(self) -> None:
-        """The session leader exits or gives it up: the foreground group is told to go as well."""
+    def leader_gone(self, exits: bool = True) -> None:
+        """The session leader exits, or gives it up: the foreground group is told to go as well."""
         pgrp = self.t_pgrp
         self.disassociate()
         if pgrp is not None:
             pgsignal(pgrp, SIGHUP)
-            pgsignal(pgrp, SIGCONT)
+            if not exits:
+                pgsignal(pgrp, SIGCONT)
 
     def pgrp_gone(self, pgrp: Pgrp) -> None:
-        """A process group has lost its last member."""
-        if self.t_pgrp is pgrp:
-            self.t_pgrp = None
+        """A process group of the session has lost its last member. Even if it was in the
+        foreground it stays there: everybody else is told that they are not."""
 
     def signal(self, sig: int) -> None:
         """Send `sig` to the foreground group."""
@@ -230,7 +232,7 @@ class Tty:
         elif cmd == TIOCNOTTY:
             self._my_tty(p)
             if p.p_session.s_leader is p:
-                self.leader_gone()
+                self.leader_gone(exits=False)
             else:
                 p.p_flags &= ~P_CONTROLT
         else:
@@ -491,10 +493,38 @@ def console(table: FileTable) -> HostTty | None:
     return None
 
 
+class PtmxDev(Cdev):
+    """/dev/ptmx: opening it makes a pseudo terminal."""
+
+    __slots__ = ("d_dev", "d_pts", "d_ptsdir", "d_table")
+
+    d_table: FileTable
+    d_dev: DevMount
+    d_pts: Vnode  # /dev/pts
+    d_ptsdir: PtsDir | None  # the pairs; made with the first
+
+    def __init__(self, table: FileTable, dev: DevMount, pts: Vnode) -> None:
+        self.d_table = table
+        self.d_dev = dev
+        self.d_pts = pts
+        self.d_ptsdir = None
+
+    def d_open(self, vp: Vnode, fflag: int, cred: Cred) -> File:
+        ptsdir = self.d_ptsdir
+        if ptsdir is None:
+            from dfvm.kern.tty_pty import PtsDir
+
+            ptsdir = self.d_ptsdir = PtsDir(self.d_table, self.d_dev, vp, self.d_pts)
+        return ptsdir.new_pair(cred)
+
+
 def tty_attach(dev: DevMount, table: FileTable) -> None:
     """Boot: make the terminal devices in /dev."""
     dev.make_dev(b"tty", 5, 0, 0o666, CttyDev(table))
     table.console_vp = dev.make_dev(b"console", 5, 1, 0o600, ConsoleDev(table))
+    pts = dev.mnt_root.mkdir(b"pts", 0o755, KCRED)
+    pts.vref()
+    dev.make_dev(b"ptmx", 5, 2, 0o666, PtmxDev(table, dev, pts))
 
 
 class HostSignals:
@@ -540,10 +570,9 @@ class HostSignals:
         # Posted: runs at a safe point of the kernel, and must not sleep.
         tty = console(self._table)
         foreground = None if tty is None else tty.t_pgrp
-        if foreground is not None:
-            groups = [foreground]
-        else:
-            groups = list({p.p_pgrp: None for p in self._programs()})
+        groups = {} if foreground is None else {foreground: None}
+        if foreground is None or signo in (SIGHUP, SIGTERM):
+            groups |= {p.p_pgrp: None for p in self._programs()}
         if signo == SIGTSTP and self._stops_machine(groups):
             self._stop(tty)
             for pgrp in groups:
@@ -553,15 +582,19 @@ class HostSignals:
         for pgrp in groups:
             pgsignal(pgrp, signo)
 
-    def _stops_machine(self, groups: list[Pgrp]) -> bool:
+    def _stops_machine(self, groups: dict[Pgrp, None]) -> bool:
         return any(
             p.p_pgrp in groups and p.p_sigacts.ps_act[SIGTSTP][0] == SIG_DFL
             for p in self._programs()
         )
 
     def _stop(self, tty: HostTty | None) -> None:
+        import signal
+
         if tty is not None:
             tty.suspend()
-        os.kill(os.getpid(), SIGSTOP)
+        handler = signal.signal(SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), SIGTSTP)  # does nothing, as it should, when nobody could continue us
+        signal.signal(SIGTSTP, handler)
         if tty is not None:
             tty.resume()

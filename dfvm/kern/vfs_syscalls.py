@@ -152,8 +152,10 @@ def _path(lwp: Lwp, upath: int) -> bytes:
 def _start(p: Proc, dirfd: int, path: bytes) -> Vnode:
     """Where `path` begins.
 
-    :raises OSError: EBADF, ENOTDIR
+    :raises OSError: ENOENT for an empty path, before EBADF and ENOTDIR
     """
+    if not path:
+        raise err(ENOENT)
     if s32(dirfd) == AT_FDCWD or path[:1] == b"/":
         return p.p_fd.fd_cdir
     return getdvnode(p.p_fd.fget_path(dirfd))
@@ -248,7 +250,7 @@ def sys_openat(lwp: Lwp, dirfd: int, upath: int, flags: int, mode: int) -> int:
     cloexec = bool(flags & O_CLOEXEC)
     flags, mode = _open_flags(u32(flags), mode, p)
     path = _path(lwp, upath)
-    if not path:
+    if not path:  # before a number is looked for
         raise err(ENOENT)
     fdp = p.p_fd
     fd = fdp.fdalloc(0, nofile(p))
@@ -502,7 +504,7 @@ def sys_renameat2(
     old_path, new_path = _path(lwp, uold), _path(lwp, unew)
     old = _nameiat(lwp, olddirfd, old_path)
     new = _nameiat(lwp, newdirfd, new_path)
-    may_rename(old, new, flags == RENAME_EXCHANGE)
+    may_rename(old, new, flags)
     old.ni_dvp.rename(old.ni_name, new.ni_dvp, new.ni_name, flags, lwp.lwp_proc.p_ucred)
     return 0
 

@@ -11,8 +11,8 @@ argument or writing a result is an index into a memoryview. Another context's re
 in when it runs, and the old one's out, to kernel memory (the pcb at the top of a kernel stack).
 
 A context is loaded and run by the one kernel thread of the host. While the engine runs, a clock
-thread stops it every 10 ms: to end a slice, to let host signals through, and to flush the TLB,
-which only then grows to what the program needs (docs/engine.md).
+thread makes it come back every 10 ms: to end a slice, to let host signals through, and to flush the
+TLB, which only then grows to what the program needs (docs/engine.md).
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ X86_TRAP_UD: Final = 6  # an invalid opcode
 X86_TRAP_PF: Final = 14
 
 TICK_NS: Final = 10_000_000  # the clock's period while the engine runs
+KICK_NS: Final = 8_000_000  # CPU time after which a poisoned engine accesses no memory at all
 PCB_PAGES: Final = 2  # frames a saved context takes
 
 # What a program may change in the flags: the arithmetic flags, TF, DF, AC, ID. IF stays on.
@@ -226,7 +227,7 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_clock", "_failure", "_preempt", "_running", "_start", "_wake", "engine",
+    __slots__ = ("_clock", "_failure", "_poisoned", "_preempt", "_running", "_start", "_wake", "engine",
                  "exception", "exit", "fault_err", "fault_va", "loaded", "mmu", "on_fault",
                  "ram")  # fmt: skip
 
@@ -251,6 +252,7 @@ class Vcpu:
         self.on_fault = None
         self._failure: BaseException | None = None
         self._preempt = False
+        self._poisoned = False
         self._running = False
         self._start = self.engine.start
         self._clock: threading.Thread | None = None
@@ -272,48 +274,52 @@ class Vcpu:
         self._running = True
         self._start(engine.uch, engine.q[RIP], 0, 0, 0)
         self._running = False
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        if self.exit > 0:
-            return self.exit
-        return self._go_on(slice_ns)
+        if self._poisoned or self.exit <= 0 or self._failure is not None:
+            return self._go_on(slice_ns)
+        return self.exit
 
     def _go_on(self, slice_ns: int) -> int:
-        """The engine stopped without an exit: the clock ticked, or a fault was resolved that
-        needs a flush. Flush and go on until there is an exit or the slice is over."""
-        engine = self.engine
+        """The engine came back and there is more to it than an exit: the clock has ticked, or a
+        fault was resolved that needs a flush. Flush and go on until there is an exit or the slice
+        is over."""
+        engine, mmu = self.engine, self.mmu
         over = time.perf_counter_ns() + slice_ns - TICK_NS if slice_ns else 1 << 63
         while True:
-            if self.exit == EXIT_PREEMPTED:
-                if self._clock is None:
-                    raise RuntimeError("the engine stopped by itself")
-                if self._preempt or time.perf_counter_ns() >= over:
-                    self.mmu.need_flush = True
-                    self._preempt = False
-                    return EXIT_PREEMPTED
-            self._flush()
-            self.exit = EXIT_PREEMPTED
-            self._running = True
-            self._start(engine.uch, engine.q[RIP], 0, 0, 0)
-            self._running = False
+            if self._poisoned:
+                self._poisoned = False
+                engine.cure(mmu.cr3)
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
             if self.exit > 0:
                 return self.exit
+            engine.i[engine.i_old] = -1  # the clock may have hit while a fault was being raised
+            if self.exit == EXIT_PREEMPTED:
+                if self._clock is None:
+                    raise RuntimeError("the engine stopped by itself")
+                if self._preempt or time.perf_counter_ns() >= over:
+                    self._preempt = False
+                    return EXIT_PREEMPTED
+            if mmu.need_flush:
+                self._flush()
+            self.exit = EXIT_PREEMPTED
+            self._running = True
+            self._start(engine.uch, engine.q[RIP], 0, 0, 0)
+            self._running = False
 
     def preempt(self) -> None:
-        """End the current run soon. From any host thread, or a host signal handler."""
+        """End the current run at the next tick of the clock. From any host thread, or a host
+        signal handler."""
         self._preempt = True
-        if self._running:
-            self.engine.stop(self.engine.uch)
 
     def start_clock(self) -> None:
-        """Start the thread that ticks while the engine runs. Without it a run ends only by
-        itself."""
+        """Start the thread that ticks while the engine runs, which is done by this thread. Without
+        it a run ends only by itself."""
         if self._clock is None:
-            self._clock = threading.Thread(target=self._tick, name="dfvm clock", daemon=True)
+            cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+            self._clock = threading.Thread(
+                target=self._tick, args=(cpu_clock,), name="dfvm clock", daemon=True
+            )
             self._clock.start()
 
     def stop_clock(self) -> None:
@@ -323,11 +329,21 @@ class Vcpu:
             self._clock.join()
             self._clock = None
 
-    def _tick(self) -> None:
-        wait, stop, handle = self._wake.wait, self.engine.stop, self.engine.uch
+    def _tick(self, cpu_clock: int) -> None:
+        """The clock thread. A tick poisons the running engine, so that it comes back with its next
+        memory access. Code that makes none is kicked, once it has used so much CPU time since that
+        no access can still be under way: not even one for which the host first had to find
+        memory."""
+        wait, engine, since = self._wake.wait, self.engine, 0
         while not wait(TICK_NS / 1e9):
-            if self._running:
-                stop(handle)
+            if not self._running:
+                continue
+            if not self._poisoned:
+                since = time.clock_gettime_ns(cpu_clock)
+                self._poisoned = True
+                engine.poison()
+            elif time.clock_gettime_ns(cpu_clock) - since >= KICK_NS:
+                engine.kick()
 
     def _flush(self) -> None:
         """Pay the MMU's debt."""
@@ -350,7 +366,10 @@ class Vcpu:
 
         def on_exception(vector: int) -> None:
             i[i_old] = -1
-            if vector == X86_TRAP_PF:
+            if self._poisoned:
+                # Most likely no fault at all; a true one comes again when we go on.
+                stop(handle)
+            elif vector == X86_TRAP_PF:
                 va, error = q[q_cr2], i[i_error]
                 resolve = self.on_fault
                 if resolve is not None:

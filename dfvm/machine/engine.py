@@ -84,6 +84,14 @@ _INTR_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, cty
 _INSN_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 _INVALID_HOOK: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
+# QEMU's cpu-all.h and cpu-defs.h.
+_EXCP_HLT: Final = 0x10001  # the processor has halted
+_TLB_ENTRY_BYTES: Final = 64  # addr_read, addr_write, addr_code, then what an access adds
+_TLB_ENTRY_WORDS: Final = _TLB_ENTRY_BYTES // 8
+_TLB_DESC_BYTES: Final = 696  # CPUTLBDesc
+_TLB_DESC_VICTIMS: Final = 40  # where its victim TLB of 8 entries begins
+_U64: Final = (1 << 64) - 1
+
 _SEARCH_BYTES: Final = 0x10000  # how far behind a pointer of the engine's the registers may lie
 _POINTER_WORDS: Final = 512  # how many words of the engine's own structure are followed
 
@@ -98,8 +106,9 @@ class Engine:
     :raises EngineError: when the CPU state can't be found or doesn't behave as known.
     """
 
-    __slots__ = ("_hooks", "_keep", "b", "flush_code", "flush_tlb", "i", "i_error", "i_old",
-                 "image_bytes", "o_fpregs", "o_fpuc", "o_mxcsr", "o_xmm", "on_exception",
+    __slots__ = ("_countdown", "_exception", "_exit_request", "_hooks", "_keep", "_nothing",
+                 "_tlb", "_victims", "b", "cpu_state", "flush_code", "flush_tlb", "i", "i_error",
+                 "i_old", "image_bytes", "o_fpregs", "o_fpuc", "o_mxcsr", "o_xmm", "on_exception",
                  "on_invalid", "on_syscall", "q", "q_cr2", "q_cr3", "q_fs_base", "q_gs_base",
                  "start", "stop", "template", "uc", "uch", "xmm_stride")  # fmt: skip
 
@@ -107,6 +116,7 @@ class Engine:
     b: memoryview  # the live CPU state as bytes
     q: memoryview  # as 64-bit words
     i: memoryview  # as signed 32-bit words
+    cpu_state: memoryview  # what lies before the registers: the engine's own business
     image_bytes: int  # its size: what a saved context holds
     q_cr2: int  # index in q: the address of the last page fault
     q_cr3: int  # index in q: the loaded page table
@@ -132,6 +142,7 @@ class Engine:
         uc.ctl_set_exits([])
         uc.mem_map_ptr(0, ram.size, UC_PROT_ALL, ram.base)
         self.uch: Any = uc._uch
+        self._nothing = memoryview(b"").cast("B")
         self._bind()
         self._find_live_state()
         self._hook()
@@ -169,9 +180,13 @@ class Engine:
         image = saved[header:]
         self.image_bytes = len(image)
         # The copy just made lies in memory too, and so may others: the live one follows a write.
-        for address in _search(ctypes.cast(self.uch, ctypes.c_void_p).value or 0, pattern, image):
+        for pointer, address in _search(
+            ctypes.cast(self.uch, ctypes.c_void_p).value or 0, pattern, image
+        ):
             raw = (ctypes.c_char * len(image)).from_address(address)
             self.b = memoryview(raw).cast("B")
+            before = (ctypes.c_char * (address - pointer)).from_address(pointer)
+            self.cpu_state = memoryview(before).cast("B")
             whole = self.b[: len(image) & ~7]
             self.q, self.i = whole.cast("Q"), whole.cast("i")
             uc.reg_write(UC_X86_REG_RIP, magic + 9)
@@ -242,13 +257,16 @@ class Engine:
         # 1. A fetch from an absent page is a page fault, error 0x14. The engine is not told that
         #    it was delivered, so the next fault, inside it, arrives as a double fault.
         images: list[tuple[int, bytes]] = []
+        state: list[bytes] = []
 
         def first(vector: int) -> None:
             images.append((vector, bytes(self.b)))
+            state.append(bytes(self.cpu_state))
             if len(images) == 1:
                 pt[0x11] = base + 5 * 4096 | PG_V | PG_U
             else:
                 self.stop(self.uch)
+                state.append(bytes(self.cpu_state))
 
         q = self.q
         q[7], q[6], q[2], q[3] = 0x12000, 0x13000, 0x14000, 0x15000
@@ -274,6 +292,8 @@ class Engine:
         if one_q[self.q_cr2] != 0x11000 or two_q[self.q_cr2] != 0x12000:
             raise EngineError("CR2 is not where the control registers are")
 
+        self._find_brakes(*state)
+
         # 2. The same again with the pending exception reset each time: four faults of known kinds.
         seen: list[tuple[int, int, int]] = []
         data = base + 6 * 4096
@@ -297,6 +317,7 @@ class Engine:
         expected = [(14, 0x12000, 4), (14, 0x13000, 6), (14, 0x14000, 7), (14, 0x15000, 0x15)]
         if seen != expected:
             raise EngineError(f"page faults arrive as {seen}, expected {expected}")
+        self._check_tlb(0x13000)
 
         self.on_exception = lambda vector: None
         uc.reg_write(UC_X86_REG_EFLAGS, 0x202)
@@ -331,6 +352,86 @@ class Engine:
             raise EngineError("the x87 control word is not before the x87 registers")
         uc.reg_write(UC_X86_REG_FPCW, 0x037F)
 
+    def _find_brakes(self, one: bytes, two: bytes, stopped: bytes) -> None:
+        """Find what poison() and kick() need in the state before the registers, from how that
+        looked inside a page fault, inside the double fault after it, and after a stop.
+
+        Stopping sets two fields: exit_request, a bool, and the high half of the countdown that
+        every block of translated code tests when it begins. The TLBs of three modes, of which the
+        second is ring 3, lie before the countdown: three descriptors with a victim TLB each, then
+        three pairs of mask and table."""
+        changed = [n for n, (a, b) in enumerate(zip(two, stopped, strict=True)) if a != b]
+        if [(two[n], stopped[n]) for n in changed] != [(0, 1), (0, 0xFF), (0, 0xFF)]:
+            raise EngineError(f"stopping changes {len(changed)} bytes of the engine's CPU state")
+        request, low, high = changed
+        if low % 4 != 2 or high != low + 1:
+            raise EngineError("stopping does not set the engine's countdown")
+        first, second = memoryview(one).cast("i"), memoryview(two).cast("i")
+        index = _unique("current exception", [
+            n for n in range(len(first)) if first[n] == X86_TRAP_PF and second[n] == X86_TRAP_DF
+        ])  # fmt: skip
+        state = self.cpu_state
+        self._exit_request = state[request : request + 1]
+        self._countdown = state[low : low + 2].cast("H")
+        self._exception = state[4 * index : 4 * index + 4].cast("i")
+        tables = low - 2 - 3 * 16
+        victim = tables - 2 * _TLB_DESC_BYTES + _TLB_DESC_VICTIMS
+        self._tlb = state[tables + 16 : tables + 32].cast("Q")
+        self._victims = state[victim : victim + 8 * _TLB_ENTRY_BYTES].cast("Q")
+        self.flush_tlb()
+        if set(self._victims) != {_U64}:
+            raise EngineError("the engine's victim TLB is not where it was")
+
+    def _check_tlb(self, va: int) -> None:
+        """The TLB's layout is as known if the page `va`, just used in ring 3, is in its place."""
+        mask = self._tlb[0]
+        entries = mask // _TLB_ENTRY_BYTES + 1
+        if mask % _TLB_ENTRY_BYTES or entries & (entries - 1) or not 64 <= entries <= 1 << 22:
+            raise EngineError(f"{mask:#x} is no mask of a TLB")
+        entry = self._tlb_words()[(va >> 12 & (entries - 1)) * _TLB_ENTRY_WORDS :]
+        if entry[0] & ~0xFFF != va:
+            raise EngineError("a page in use is not in the engine's TLB")
+
+    def _tlb_words(self) -> memoryview:
+        """The entries of ring 3's TLB, _TLB_ENTRY_WORDS each."""
+        size = self._tlb[0] + _TLB_ENTRY_BYTES
+        return memoryview((ctypes.c_char * size).from_address(self._tlb[1])).cast("B").cast("Q")
+
+    def poison(self) -> None:
+        """Make the next memory access of the running guest a page fault, from any host thread that
+        has the GIL. Ended by cure().
+
+        This is how a running guest is stopped. uc_emu_stop from another thread is not for it: the
+        engine tests for a stop not only when a block of code begins but after each load and store,
+        and leaves RIP at the block's beginning all the same, so that what was done is done again
+        and a `lock cmpxchg` finds its own lock taken. A page fault is precise.
+
+        Only the addresses are overwritten: translated code that has just found its page goes on to
+        use the addend beside it."""
+        self.q[self.q_cr3] = 0  # frame 0 is never used: a table in which nothing is present
+        words = self._tlb_words()
+        entries = len(words) // _TLB_ENTRY_WORDS
+        if len(self._nothing) != entries:
+            self._nothing = memoryview(bytearray(b"\xff" * 8 * entries)).cast("Q")
+        for field in range(3):
+            words[field::_TLB_ENTRY_WORDS] = self._nothing
+            self._victims[field::_TLB_ENTRY_WORDS] = self._nothing[:8]
+
+    def cure(self, cr3: int) -> None:
+        """Undo poison(), on the thread that runs the engine. The TLB is empty afterwards."""
+        self.q[self.q_cr3] = cr3
+        self.flush_tlb()
+
+    def kick(self) -> None:
+        """Make a poisoned engine return that runs code without any memory access: at the beginning
+        of the next block. With a memory access under way this does the harm that poison() tells
+        of, so it must have been poisoned for long enough that none can be.
+
+        The exception put in place is the one that a halted processor returns with."""
+        self._exception[0] = _EXCP_HLT
+        self._exit_request[0] = 1
+        self._countdown[0] = 0xFFFF
+
     def _by_write(self, reg: int, value: int, size: int = 8) -> int:
         """The byte offset of a register, by writing a value nobody else has. Leaves it zero."""
         self.uc.reg_write(reg, value)
@@ -355,9 +456,9 @@ def _unique(what: str, found: list[int]) -> int:
     return found[0]
 
 
-def _search(engine: int, pattern: bytes, image: bytes) -> Iterator[int]:
-    """Host addresses behind one of the pointers in the engine's own structure at `engine` that
-    show `image`, which begins with `pattern`. Memory is read through the kernel, so a word that is
+def _search(engine: int, pattern: bytes, image: bytes) -> Iterator[tuple[int, int]]:
+    """Pointers in the engine's own structure at `engine`, each with a host address behind it that
+    shows `image`, which begins with `pattern`. Memory is read through the kernel, so a word that is
     no pointer is an error and not a crash."""
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:
@@ -371,7 +472,7 @@ def _search(engine: int, pattern: bytes, image: bytes) -> Iterator[int]:
             at = near.find(pattern)
             while at >= 0:
                 if near[at : at + len(image)] == image:
-                    yield pointer + at
+                    yield pointer, pointer + at
                 at = near.find(pattern, at + 1)
     finally:
         os.close(memory)

@@ -18,7 +18,7 @@ class Mmu:
     need_flush: bool  # the TLB may hold a stale translation of the loaded space
     need_flush_code: bool  # translated code of a frame that was overwritten may be alive
     code_frames: set[int]  # frames (pa >> 12) that have been mapped executable since they were
-    #                        last overwritten: only they can have translated code
+    #                        given out: only they can have translated code
     flushes: int  # how many TLB flushes were made, for the tools
     code_flushes: int  # how many times all translated code was dropped
 
@@ -37,8 +37,15 @@ class Mmu:
             self.need_flush = True
 
     def code_written(self, pfn: int) -> None:
-        """Python is about to overwrite frame `pfn` (given out again, or written by the kernel).
-        Stores by the guest itself need no such call: the engine notices them."""
+        """Python is about to write to frame `pfn`, which stays mapped where it is. Stores by the
+        guest itself need no such call: the engine notices them."""
+        if pfn in self.code_frames:
+            self.need_flush_code = True
+            self.need_flush = True
+
+    def code_reused(self, pfn: int) -> None:
+        """Frame `pfn`, mapped nowhere, is given out again. Until it is mapped executable once more
+        nothing can be translated from it."""
         if pfn in self.code_frames:
             self.code_frames.discard(pfn)
             self.need_flush_code = True

@@ -59,9 +59,7 @@ def user_page(space: Vmspace, uaddr: int, write: bool) -> int:
                     pa = pte & PG_FRAME
                     pmap.q[slot] = pte | PG_A | PG_M
                     if pa >> 12 in pmap.code_frames:
-                        # It stays mapped for execution, so it may be translated again.
                         pmap.vm.mmu.code_written(pa >> 12)
-                        pmap.code_frames.add(pa >> 12)
                     return pa | uaddr & PAGE_MASK
             elif pte & _READABLE == _READABLE:
                 pmap.q[slot] = pte | PG_A

@@ -76,7 +76,6 @@ from dfvm.vm.vm_page import (
     vm_page_zero_invalid,
     vm_wait_pfault,
 )
-from dfvm.vm.vm_page2 import vm_paging_severe
 from dfvm.vm.vm_pager import vm_pager_get_page
 
 if TYPE_CHECKING:
@@ -296,7 +295,7 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
         trypager = object.type != OBJT_DEFAULT
         if m is not None:
             fs.m = m
-            if m.queue - m.pc == PQ_CACHE and vm_paging_severe(vm):
+            if m.queue - m.pc == PQ_CACHE and _severe(vm):
                 # It counts as free memory: reviving it takes a page as allocating one does.
                 vm_page_activate(vm, m)
                 vm_page_wakeup(vm, m)
@@ -315,7 +314,7 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
             if pindex >= object.size:
                 _give_up(fs)
                 return KERN_FAILURE
-            if not vm_paging_severe(vm):
+            if not _severe(vm):
                 zero = 0  # it will be overwritten, unless it is the last resort
                 if ba.backing_ba is None and object.type == OBJT_DEFAULT:
                     zero = VM_ALLOC_ZERO
@@ -379,6 +378,13 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
         vm_object_pip_add(object)
         fs.ba = ba = below
         fs.depth += 1
+
+
+def _severe(vm: VmSystem) -> bool:
+    """Whether a fault has to wait for memory. Unlike vm_paging_severe this does not look at the
+    free queue alone: where that is short, the allocator takes from the cache queue."""
+    own = vm.gd.gd_vmstats
+    return own.v_free_count + own.v_cache_count < own.v_free_severe
 
 
 def _no_memory(fs: FaultState) -> int:

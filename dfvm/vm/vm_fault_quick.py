@@ -10,8 +10,9 @@ left to vm_fault: False is answered before anything has changed. Plain is
 
 in an entry that is not wired, needs no shadow, and has its object. What vm_fault would do in these
 cases is done here in the same order and with the same effect, only without holds and busies:
-nobody else runs between the first look and the PTE. If a thread sleeps with the map locked
-exclusively, the fault has to wait its turn.
+nobody else runs between the first look and the PTE. (A page that was copied keeps its place on its
+queue, though; vm_fault deactivates it.) If a thread sleeps with the map locked exclusively, the
+fault has to wait its turn.
 
 This is the code that decides how fast memory is touched for the first time; it is written out
 rather than composed.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dfvm.machine.ram import Ram
     from dfvm.vm.pmap import Pmap
     from dfvm.vm.vm_map import VmMap
-    from dfvm.vm.vm_object import VmObject
+    from dfvm.vm.vm_object import VmObject, VmObjectHash
     from dfvm.vm.vm_page import PageSystem
     from dfvm.vm.vm_proc import VmHooks, VmProc
 
@@ -51,7 +51,7 @@ class VmSystem:
     vmmeter: VmMeter  # event counters, rolled up from gd
     sysctl: VmSysctl
     pages: PageSystem  # vm_page_array, the queues, the page hash (vm_page.py)
-    object_hash: list[dict[VmObject, None]]  # 256 buckets of all objects
+    object_hash: VmObjectHash  # 256 buckets of all objects
     kernel_object: VmObject  # owns the pages of kernel_map; phys, never paged
     kernel_pmap: Pmap  # the upper half of every address space
     kernel_map: VmMap

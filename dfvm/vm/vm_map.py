@@ -12,6 +12,7 @@ this one gathers, as vm_map.h does in DragonFly.
     vm_map_madvise    advice, and writing back (msync)
     vm_map_wire       wiring by the user and by the kernel
     vm_map_stack      stacks that grow
+    vm_map_collapse   keeping chains short
     vm_map_check      is everything as it should be?
     vmspace           a map with its page tables: the address space of a process
 

@@ -8,7 +8,8 @@
                                                          [ object ]
 
 What is behind the first element is set in stone: its pages come and go with paging, but nobody
-writes to them any more. So a chain can be copied (fork, clip) by copying its elements.
+writes to them any more. So a chain can be copied (fork, clip) by copying its elements. How chains
+become shorter again is in vm_map_collapse.
 
 Source: DragonFly sys/vm/vm_map.c.
 """

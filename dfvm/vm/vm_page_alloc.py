@@ -123,7 +123,7 @@ def vm_page_alloc(
         m.pindex = pindex
         pa = m.phys_addr
         if pa >> PAGE_SHIFT in vm.mmu.code_frames:
-            vm.mmu.code_written(pa >> PAGE_SHIFT)
+            vm.mmu.code_reused(pa >> PAGE_SHIFT)
         if page_req & _ZERO:
             vm.ram.mem[pa : pa + PAGE_SIZE] = _ZEROS
     else:
@@ -170,7 +170,7 @@ def _alloc_slow(
     m.busy_count = PBUSY_LOCKED
     m.object = object
     m.pindex = pindex
-    vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
+    vm.mmu.code_reused(m.phys_addr >> PAGE_SHIFT)
     if page_req & _ZERO:
         vm.ram.zero(m.phys_addr)
     if object is not None:
@@ -257,7 +257,7 @@ def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> l
             m.pindex = i
             pa = m.phys_addr
             if pa >> PAGE_SHIFT in code_frames:
-                vm.mmu.code_written(pa >> PAGE_SHIFT)
+                vm.mmu.code_reused(pa >> PAGE_SHIFT)
             if zero:
                 mem[pa : pa + PAGE_SIZE] = _ZEROS
         else:

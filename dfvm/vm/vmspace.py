@@ -14,22 +14,27 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.lwkt_token import lwkt_gettoken, lwkt_reltoken
 from dfvm.lwkt.panic import panic
-from dfvm.vm.pmap import Pmap, pmap_copy, pmap_pinit, pmap_protect, pmap_release, pmap_remove
+from dfvm.vm.pmap import (
+    Pmap,
+    pmap_copy,
+    pmap_pinit,
+    pmap_protect,
+    pmap_release,
+    pmap_remove,
+)
 from dfvm.vm.vm import (
-    KERN_SUCCESS,
     VM_INHERIT_COPY,
     VM_INHERIT_NONE,
     VM_INHERIT_SHARE,
     VM_PROT_WRITE,
 )
-from dfvm.vm.vm_fault import vm_fault_collapse, vm_fault_copy_entry
+from dfvm.vm.vm_fault import vm_fault_copy_entry
 from dfvm.vm.vm_map_backing import (
-    vm_map_backing_dispose,
     vm_map_backing_replicate,
     vm_map_entry_allocate_object,
-    vm_map_entry_shadow,
 )
 from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_transition_wait
+from dfvm.vm.vm_map_collapse import vm_map_collapse_chain, vm_map_shorten_chain
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
@@ -44,7 +49,7 @@ from dfvm.vm.vm_map_entry import (
 )
 from dfvm.vm.vm_map_insert import vm_map_delete, vm_map_remove
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP
-from dfvm.vm.vm_param import PAGE_SHIFT, VM_MAX_USER_ADDRESS, VM_MIN_USER_ADDRESS
+from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS, VM_MIN_USER_ADDRESS
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
@@ -54,8 +59,9 @@ if TYPE_CHECKING:
 VMSPACE_EXIT1: Final = 0x0001  # the mappings are gone, or going
 VMSPACE_EXIT2: Final = 0x0002  # the page tables, too
 
-# A child of a process with at most so many resident pages starts with its mappings, which costs a
-# tenth of the faults it saves. The child of a larger one most often execs before it would use them.
+# What is shared with a child is mapped for it at once if the parent has at most so many pages
+# mapped. What is copied on write is not: the child writes to it, or execs, and the copied PTEs were
+# no use.
 FORK_COPY_PTES: Final = 512
 
 
@@ -230,20 +236,18 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     new_map = vm2.vm_map
     lwkt_gettoken(new_map.token)
     vm_map_lock(new_map)
-    limit = old_map.vm.sysctl.map_backing_limit
-    with_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES
+    few_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES
     last: VmMapEntry | None = None
     entry = old_map.first
     while entry is not None:
         if entry.inheritance != VM_INHERIT_NONE:
-            count = entry.ba.backing_count
-            if count and (count >= limit or _covers_chain(entry)):
-                _collapse(old_map, entry)
             if entry.wired_count and entry.inheritance == VM_INHERIT_COPY:
                 new = _fork_wired(old_map, new_map, entry)
             else:
+                if entry.ba.backing_count:
+                    vm_map_shorten_chain(old_map, entry)
                 new = _fork_entry(old_map, new_map, entry)
-                if with_ptes and new.ba.object is not None:
+                if few_ptes and entry.inheritance == VM_INHERIT_SHARE:
                     start, end = new.ba.start, new.ba.end
                     pmap_copy(new_map.pmap, old_map.pmap, start, end - start, start)
             vm_map_entry_link(new_map, last, new)
@@ -293,7 +297,7 @@ def _fork_entry(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
         if ba.object is None:
             vm_map_entry_allocate_object(entry)
         elif ba.backing_count or entry.eflags & MAP_ENTRY_NEEDS_COPY:
-            _collapse(old_map, entry)
+            vm_map_collapse_chain(old_map, entry)
             ba = entry.ba
     elif ba.object is not None and not entry.eflags & MAP_ENTRY_NEEDS_COPY:
         if entry.protection & VM_PROT_WRITE:
@@ -310,30 +314,6 @@ def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
     new = _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
     vm_fault_copy_entry(new_map, old_map, new, entry)
     return new
-
-
-def _covers_chain(entry: VmMapEntry) -> bool:
-    """Every page of the entry is resident in the front object, as far as counting can tell:
-    nothing shows through from behind."""
-    ba = entry.ba
-    obj = ba.object
-    return (
-        obj is not None
-        and obj.resident_page_count >= (ba.end - ba.start) >> PAGE_SHIFT
-        and obj.resident_page_count + (ba.offset >> PAGE_SHIFT) >= obj.size
-    )
-
-
-def _collapse(map: VmMap, entry: VmMapEntry) -> None:
-    """Bring everything that shows through from behind into the front object, and let go of the
-    chain: for the good of parent and child alike."""
-    if entry.eflags & MAP_ENTRY_NEEDS_COPY:
-        vm_map_entry_shadow(entry)
-    if entry.ba.backing_ba is not None and vm_fault_collapse(map, entry) == KERN_SUCCESS:
-        rest = entry.ba.backing_ba
-        entry.ba.backing_ba = None
-        entry.ba.backing_count = 0
-        vm_map_backing_dispose(rest)
 
 
 def vmspace_exec(p: VmProc) -> None:

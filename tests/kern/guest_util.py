@@ -43,18 +43,19 @@ PRELUDE = r"""
 """
 
 
-def build(source: str, *flags: str) -> Path:
-    """The static program that `source` compiles to."""
+def build(source: str, *flags: str, link: tuple[str, ...] = ("-static",)) -> Path:
+    """The program that `source` compiles to, a static one unless `link` says otherwise."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     text = PRELUDE + source
+    flags = (*link, *flags)
     key = hashlib.sha256(repr((text, flags)).encode()).hexdigest()[:20]
     program = _DIR / key
     if not program.exists():
         _DIR.mkdir(exist_ok=True)
         partial = _DIR / f"{key}.{os.getpid()}"
         subprocess.run(
-            ["cc", "-O1", "-w", "-static", *flags, "-x", "c", "-", "-o", partial],
+            ["cc", "-O1", "-w", *flags, "-x", "c", "-", "-o", partial],
             input=text.encode(), check=True,
         )  # fmt: skip
         partial.rename(program)
@@ -80,9 +81,11 @@ def by_guest(*argv: str | Path, stdin: bytes = b"", mem: str = "64M") -> tuple[i
         return p.exit_status, p.stdout
 
 
-def same(source: str, *args: str, flags: tuple[str, ...] = (), stdin: bytes = b"") -> bytes:
+def same(
+    source: str, *args: str, link: tuple[str, ...] = ("-static",), stdin: bytes = b""
+) -> bytes:
     """Run a program both ways; what it printed, when both agree."""
-    program = build(source, *flags)
+    program = build(source, link=link)
     expected = by_host(program, *args, stdin=stdin)
     ours = by_guest(program, *args, stdin=stdin)
     assert ours == expected, _difference(ours, expected)

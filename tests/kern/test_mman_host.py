@@ -17,9 +17,12 @@ from user_util import PAGE, User, verify
 
 from dfvm.kern import sys_mman
 from dfvm.kern.kernel import Kernel
+from dfvm.kern.sys_generic import sys_pread64, sys_pwrite64
+from dfvm.kern.vfs_syscalls import sys_open
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.uname().machine != "x86_64",
@@ -42,12 +45,18 @@ CALLS: dict[str, tuple[int, Callable[..., int]]] = {
 
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x10_0000
 PRIVATE_ANON, SHARED_ANON = 0x22, 0x21
+PRIVATE_FILE, SHARED_FILE = 0x02, 0x01
+FILE_PAGES = 9
+FILE_BYTES = FILE_PAGES * PAGE - 100
+CONTENTS = b"".join(bytes([n + 1]) * PAGE for n in range(FILE_PAGES))[:FILE_BYTES]
 
 
 class Host:
     """The Linux below, in a window of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(CONTENTS)
+        self.fd = os.open(path, os.O_RDWR)
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.libc.syscall.restype = ctypes.c_long
         self.mem = os.open("/proc/self/mem", os.O_RDWR)
@@ -55,10 +64,12 @@ class Host:
 
     def clear(self) -> None:
         self.call("munmap", WINDOW, PAGES * PAGE)
+        os.pwrite(self.fd, CONTENTS, 0)
 
     def close(self) -> None:
         self.clear()
         os.close(self.mem)
+        os.close(self.fd)
 
     def call(self, name: str, *args: int) -> int:
         result: int = self.libc.syscall(
@@ -67,19 +78,24 @@ class Host:
         return -ctypes.get_errno() if result == -1 else result
 
     def prots(self) -> dict[int, tuple[str, int]]:
-        """Page number in the window → (rights, which mapping it belongs to)."""
+        """Page number in the window → (rights, which mapping it belongs to). "f" is a file."""
         found = {}
         with open("/proc/self/maps") as maps:
             for n, line in enumerate(maps):
-                where, rights = line.split()[:2]
+                where, rights, _, dev, _ = line.split()[:5]
+                rights += "f" if dev != "00:00" and "/dev/zero" not in line else "-"
                 start, end = (int(x, 16) for x in where.split("-"))
                 if WINDOW <= start < WINDOW + PAGES * PAGE:
                     for va in range(start, end, PAGE):
                         found[(va - WINDOW) // PAGE] = (rights, n)
         return found
 
-    def read(self, page: int) -> bytes:
-        return os.pread(self.mem, PAGE, WINDOW + page * PAGE)
+    def read(self, page: int) -> bytes | None:
+        """None beyond the end of a file."""
+        try:
+            return os.pread(self.mem, PAGE, WINDOW + page * PAGE)
+        except OSError:
+            return None
 
     def write(self, page: int, data: bytes) -> None:
         os.pwrite(self.mem, data, WINDOW + page * PAGE)
@@ -91,8 +107,8 @@ prots = st.sampled_from([0, 1, 3, 3, 3, 5])
 
 STEP = st.one_of(
     st.tuples(st.just("mmap"), pages, sizes, prots,
-              st.sampled_from([PRIVATE_ANON, PRIVATE_ANON, SHARED_ANON]),
-              st.sampled_from([MAP_FIXED, MAP_FIXED_NOREPLACE])),
+              st.sampled_from([PRIVATE_ANON, PRIVATE_ANON, SHARED_ANON, PRIVATE_FILE, SHARED_FILE]),
+              st.sampled_from([MAP_FIXED, MAP_FIXED_NOREPLACE]), st.integers(0, 6)),
     st.tuples(st.just("munmap"), pages, sizes),
     st.tuples(st.just("mprotect"), pages, sizes, prots),
     st.tuples(st.just("write"), pages, st.integers(1, 255)),
@@ -106,7 +122,10 @@ STEP = st.one_of(
     st.tuples(st.just("munlock"), pages, sizes),
 )  # fmt: skip
 
-FILL = ("mmap", 0, PAGES - 4, 3, PRIVATE_ANON, MAP_FIXED)
+FILL = ("mmap", 0, PAGES - 4, 3, PRIVATE_ANON, MAP_FIXED, 0)
+
+
+FD = 1000  # stands for the file
 
 
 def arguments(step: tuple[int | str, ...]) -> tuple[int, ...] | None:
@@ -119,7 +138,7 @@ def arguments(step: tuple[int | str, ...]) -> tuple[int, ...] | None:
         if page + n[0] > PAGES:
             return None
     if name == "mmap":
-        return at, n[0] * PAGE, n[1], n[2] | n[3], -1, 0
+        return at, n[0] * PAGE, n[1], n[2] | n[3], -1 if n[2] & 0x20 else FD, n[4] * PAGE
     if name == "mremap":
         old, new, to, flags = n
         if to + new > PAGES:
@@ -138,25 +157,40 @@ def test_same_as_linux(
     kernel, host = machine
     host.clear()
     user = User(kernel)
+    fd = open_file(user)
     for step in [FILL, *steps] if fill else steps:
         name = str(step[0])
         rights = host.prots()
         if name == "write":
             page, value = step[1], step[2]
             assert isinstance(page, int) and isinstance(value, int)
-            if "w" in rights.get(page, ("", 0))[0]:
+            # Beyond the end of a file it is SIGBUS, here and there.
+            if "w" in rights.get(page, ("", 0))[0] and host.read(page) is not None:
                 host.write(page, bytes([value]) * 8)
                 user.write(WINDOW + page * PAGE, bytes([value]) * 8)
             continue
         args = arguments(step)
         if args is None or skip(name, args, rights):
             continue
-        want = host.call(name, *args)
-        got = user.call(CALLS[name][1], *args)
+        want = host.call(name, *[host.fd if a == FD else a for a in args])
+        got = user.call(CALLS[name][1], *[fd if a == FD else a for a in args])
         assert got == want, f"{name}{tuple(map(hex, args))}: {got} instead of {want}"
         compare(user, host, step)
     verify(kernel)
+    at = user.put(b"")
+    assert user.call(sys_pread64, fd, at, FILE_BYTES, 0) == FILE_BYTES
+    assert user.read(at, FILE_BYTES) == os.pread(host.fd, FILE_BYTES, 0)
     reap(user)
+
+
+def open_file(user: User) -> int:
+    """A file like the host's; returns its descriptor."""
+    at = user.put(CONTENTS)
+    user.write(at + FILE_BYTES, b"/tmp/dfvm-mman-test\0")
+    fd = user.call(sys_open, at + FILE_BYTES, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    assert fd >= 0
+    assert user.call(sys_pwrite64, fd, at, FILE_BYTES, 0) == FILE_BYTES
+    return fd
 
 
 def skip(name: str, args: tuple[int, ...], rights: dict[int, tuple[str, int]]) -> bool:
@@ -166,7 +200,11 @@ def skip(name: str, args: tuple[int, ...], rights: dict[int, tuple[str, int]]) -
         span = {rights.get(n, ("", -1)) for n in range(first, first + max(args[1] // PAGE, 1))}
         # Linux 6.17 moves several mappings at once; earlier ones answer EFAULT. What is shared
         # and grows has no memory there: reading it would be SIGBUS.
-        return len(span) > 1 or (args[2] > args[1] and any("s" in how for how, _ in span))
+        return len(span) > 1 or (args[2] > args[1] and any("s-" in how for how, _ in span))
+    if name == "mlock":
+        # Linux remembers that memory which can't be had was to be locked.
+        first, n = (args[0] - WINDOW) // PAGE, args[1] // PAGE
+        return any(rights.get(page, ("",))[0].startswith("---") for page in range(first, first + n))
     return False
 
 
@@ -174,15 +212,15 @@ def compare(user: User, host: Host, step: tuple[int | str, ...]) -> None:
     """Every page that may be read on the host reads the same here, and no other may be read."""
     rights = host.prots()
     for page in range(PAGES):
-        readable = rights.get(page, ("---",))[0] != "---p" and "r" in rights.get(page, ("-", 0))[0]
+        want = host.read(page) if "r" in rights.get(page, ("-", 0))[0] else None
         try:
             mine = user.read(WINDOW + page * PAGE, PAGE)
         except OSError as e:
             assert e.errno == EFAULT
-            assert not readable, f"page {page} can't be read after {step}"
+            assert want is None, f"page {page} can't be read after {step}"
             continue
-        assert readable, f"page {page} can be read after {step}"
-        assert mine[:8] == host.read(page)[:8], f"page {page} after {step}"
+        assert want is not None, f"page {page} can be read after {step}"
+        assert mine == want, f"page {page} after {step}"
 
 
 def reap(user: User) -> None:
@@ -200,8 +238,8 @@ def reap(user: User) -> None:
 
 
 @pytest.fixture(scope="module")
-def machine() -> object:
-    kernel, host = Kernel(64 << 20), Host()
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Kernel, Host]]:
+    kernel, host = Kernel(64 << 20), Host(tmp_path_factory.mktemp("mman") / "file")
     yield kernel, host
     host.close()
     kernel.sched.close()

@@ -23,8 +23,8 @@ DATA = 0x50_0000
 class Bench:
     """A VCPU, one address space made by hand, and a frame allocator that only counts up."""
 
-    def __init__(self) -> None:
-        self.ram = Ram(16 << 20)
+    def __init__(self, ram_bytes: int = 16 << 20) -> None:
+        self.ram = Ram(ram_bytes)
         self.mmu = Mmu()
         self.vcpu = Vcpu(self.ram, self.mmu)
         self.next = 0x1000
@@ -248,3 +248,53 @@ def test_breakpoint_on_the_stack_of_exceptions(bench: Bench) -> None:
 def test_bad_ram_size() -> None:
     with pytest.raises(ValueError, match="2 MiB"):
         Ram(12345)
+
+
+def test_clock_stops_between_instructions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the clock hits, everything before RIP has been executed once and nothing behind."""
+    monkeypatch.setattr(c, "TICK_NS", 100_000)
+    # l: inc rax; jmp 1f; 1: inc rbx; jmp 2f; 2: inc rcx; jmp l
+    bench.code("48ffc0 eb00 48ffc3 eb00 48ffc1 ebf1")
+    bench.vcpu.start_clock()
+    try:
+        seen = set()
+        for _ in range(300):
+            assert bench.run(slice_ns=1) == c.EXIT_PREEMPTED
+            q = bench.ctx.q
+            at = q[c.RIP] - CODE
+            seen.add(at)
+            assert q[c.RAX] - q[c.RBX] == (1 if at in (3, 5) else 0), f"at {at}"
+            assert q[c.RBX] - q[c.RCX] == (1 if at in (8, 10) else 0), f"at {at}"
+    finally:
+        bench.vcpu.stop_clock()
+
+
+@pytest.mark.parametrize("text", ["480117", "f0480117", "f0480fc117"])
+def test_clock_repeats_no_store(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """add [rdi],rdx and its kin run once each, though the clock hits while the host looks for
+    memory: every page is the first one touched in a large page of the host's."""
+    monkeypatch.setattr(c, "TICK_NS", 50_000)
+    bench = Bench(256 << 20)
+    body = bytes.fromhex(text) + bytes.fromhex("4881c700100000")  # …; add rdi,4096; jmp back
+    if text.endswith("c117"):
+        body = bytes.fromhex("ba01000000") + body  # xadd changes rdx: mov edx,1
+    bench.code((body + bytes([0xEB, 256 - len(body) - 2])).hex())
+    bench.ctx.q[c.RDI], bench.ctx.q[c.RDX] = DATA, 1
+    frames = list(range(4 << 20, 250 << 20, 2 << 20))
+    left = iter(frames)
+
+    def resolve(va: int, error: int) -> bool:
+        pa = next(left, None)
+        if pa is None or error & 0x10:
+            return False
+        bench.ram.q[bench.pte(va)] = pa | PG_V | PG_U | PG_RW
+        return True
+
+    bench.vcpu.on_fault = resolve
+    bench.vcpu.start_clock()
+    try:
+        assert bench.run() == c.EXIT_FAULT
+    finally:
+        bench.vcpu.stop_clock()
+    assert {bench.ram.q[pa >> 3] for pa in frames} == {1}
+    assert bench.mmu.flushes

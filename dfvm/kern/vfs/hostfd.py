@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from errno import EMFILE, ENFILE
+from itertools import islice
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,7 @@ _REG_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _MAX_FDS: Final = 1024
-_SPARE: Final = 32  # descriptors in use by somebody that are passed over before one is taken
+_SPARE: Final = 32  # of the oldest descriptors, those among which one without a user is looked for
 
 # Kinds of host file systems that are not files: their directories appear empty to the guest, which
 # has /proc and /dev of its own. Reading there may have effects on the host, sizes don't hold, and
@@ -224,17 +225,18 @@ class HostFds:
                     self._evict(parent)
 
     def _evict(self, but: HostRef) -> None:
+        # The oldest whose vnode nobody uses, if there is one among the oldest; else the oldest.
         lru = self.lru
-        for passed, ref in enumerate(list(lru)):
+        victim = None
+        for ref in islice(lru, _SPARE):
             if ref is but:
                 continue
-            vp = ref.hr_vp
-            if passed < _SPARE and vp is not None and vp.v_usecount:
-                del lru[ref]
-                lru[ref] = None
-                continue
-            ref.close()
-            return
+            if ref.hr_vp is None or not ref.hr_vp.v_usecount:
+                victim = ref
+                break
+            victim = victim or ref
+        if victim is not None:
+            victim.close()
 
     def keep(self, ref: HostRef) -> None:
         """The last name of `ref` is about to go while it is in use: keep its descriptor."""
@@ -243,6 +245,12 @@ class HostFds:
             self.lru.pop(ref, None)
             self.kept[ref] = None
             ref.hr_keep = True
+
+    def unkeep(self, ref: HostRef) -> None:
+        """`ref` has a good name again: its descriptor may be closed and reopened as any other."""
+        ref.hr_keep = False
+        del self.kept[ref]
+        self.lru[ref] = None
 
     def hidden(self, dev: int) -> bool:
         """Is `dev` a file system whose contents the guest does not see?"""

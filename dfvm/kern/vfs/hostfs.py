@@ -32,6 +32,7 @@ from dfvm.kern.vfs.vnode import (
     VREG,
     VSOCK,
     VTTODT,
+    VUNLINKED,
     Vattr,
     Vnode,
     vfs_timestamp,
@@ -55,7 +56,7 @@ class HostVnode(Vnode):
     __slots__ = ("h_dirty", "h_hidden", "h_lower_mtime", "h_ref", "h_st", "h_until", "h_wtime")
 
     v_mount: HostMount
-    h_ref: HostRef  # where it is
+    h_ref: HostRef  # where it is: by the name that v_parent and v_name say, too
     h_st: os.stat_result  # the host's attributes, as of the last look
     h_until: int  # monotonic ns to which they are believed
     h_lower_mtime: int  # of a directory: mtime when its cached names were last known to be so, -1
@@ -207,6 +208,7 @@ class HostVnode(Vnode):
             assert ref.hr_parent is not None
             src = ref.hr_parent.fd()
             os.link(ref.hr_name, name, src_dir_fd=src, dst_dir_fd=dst, follow_symlinks=False)
+        ref.hr_parent, ref.hr_name = self.h_ref, name
         vp.h_until = self.h_until = 0
 
     def vop_unlink(self, name: bytes, vp: Vnode) -> None:
@@ -361,12 +363,18 @@ class HostVnode(Vnode):
                 vnode_pager_setsize(self, 0)
                 self.v_mount.mnt_vfs.reclaim(self)
                 return
+            if not self.v_flag & VUNLINKED:
+                self.v_mount.mnt_vfs.fds.unkeep(ref)  # found again under another name
         try:
             clean = self._flush()
         except OSError:
             clean = False
         if clean:
             self.v_flag &= ~VKEEP
+            if self.v_flag & VUNLINKED:
+                # The name by which we would open it is gone. If there is another one, it leads to
+                # a new vnode.
+                self.v_mount.mnt_vfs.reclaim(self)
         else:
             # The host does not take it. The data stays here, for sync to try once more.
             self.v_flag |= VKEEP
@@ -397,13 +405,17 @@ class HostVnode(Vnode):
             self._refresh()
         return self.v_filesize
 
-    def vop_wrote(self, size: int) -> None:
+    def vop_modify(self) -> int:
+        size = self.vop_newsize()
         self.h_dirty = True
+        self.h_wtime = vfs_timestamp()
+        return size
+
+    def vop_wrote(self, size: int) -> None:
         self.h_wtime = vfs_timestamp()
 
     def vop_setsize(self, size: int) -> None:
         os.ftruncate(self.h_ref.fd(True), size)
-        self.h_dirty = True
         self.h_wtime = vfs_timestamp()
 
     def vop_fsync(self) -> None:
@@ -440,7 +452,7 @@ class HostMount(Mount):
         sf = super().statfs()
         root = self.mnt_root
         assert isinstance(root, HostVnode)
-        host = os.statvfs(f"/proc/self/fd/{root.h_ref.fd()}")
+        host = os.fstatvfs(root.h_ref.fd())
         sf.f_bsize, sf.f_frsize = host.f_bsize, host.f_frsize
         sf.f_blocks, sf.f_bfree, sf.f_bavail = host.f_blocks, host.f_bfree, host.f_bavail
         sf.f_files, sf.f_ffree = host.f_files, host.f_ffree

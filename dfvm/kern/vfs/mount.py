@@ -54,13 +54,14 @@ class Mount:
     """One mounted file system."""
 
     __slots__ = ("mnt_dvp", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_magic", "mnt_name",
-                 "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
+                 "mnt_private", "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
 
     mnt_vfs: Vfs  # the machine's file systems; never changes
     mnt_root: Vnode  # its root directory, with a reference of the mount's
     mnt_dvp: Vnode | None  # the directory it is mounted in, referenced; None: root of everything
     mnt_name: bytes  # the name it covers there
     mnt_rdonly: bool  # nothing on it may be changed
+    mnt_private: bool  # what is made on it exists in this machine only
     mnt_flags: int  # ST_NOSUID …
     mnt_fstype: str  # third column of /proc/mounts
     mnt_from: str  # first column
@@ -70,6 +71,7 @@ class Mount:
         self.mnt_vfs = vfs
         self.mnt_dvp = None
         self.mnt_name = b""
+        self.mnt_private = False
         self.mnt_rdonly = bool(flags & ST_RDONLY)
         self.mnt_flags = flags
         self.mnt_fstype = fstype
@@ -163,11 +165,13 @@ class Vfs:
             dvp.v_mounts = {}
         if name in dvp.v_mounts:
             raise err(EBUSY)
+        if dvp.v_mount.mnt_private and dvp.lookup(name) is None:
+            dvp.mkdir(name, 0o755, KCRED)  # so that it is counted as a subdirectory
         dvp.vref()
         mount.mnt_dvp = dvp
         mount.mnt_name = name
         dvp.v_mounts[name] = mount
-        dvp.v_names.pop(name, None)
+        dvp.v_names[name] = mount.mnt_root
         mount.mnt_root.set_parent(dvp, name)
         self.mounts.append(mount)
 

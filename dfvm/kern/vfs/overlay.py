@@ -215,7 +215,7 @@ class OvlVnode(Vnode):
             if ref.hr_parent is not None:
                 ref.hr_parent, ref.hr_name = lower, name
             return vp
-        vp = OvlVnode(mount, vtype, st.st_dev, st.st_ino)
+        vp = OvlVnode(mount, vtype, mount.o_devs.get(st.st_dev, st.st_dev), st.st_ino)
         if st.st_dev != lower.hr_dev and mount.mnt_vfs.fds.hidden(st.st_dev):
             # Not files but the host's kernel: a directory shows, and is empty. See hostfd.
             vp._from_host(st)
@@ -470,7 +470,10 @@ class OvlVnode(Vnode):
             lower.close()
             lower.hr_vp = None
         inodes = self.v_mount.o_inodes
-        key = (self.o_fsid, self.o_fileid)
+        if lower is None:
+            key = (self.o_fsid, self.o_fileid)
+        else:
+            key = (lower.hr_dev, lower.hr_ino)
         if inodes.get(key) is self:
             del inodes[key]
 
@@ -481,12 +484,17 @@ class OvlVnode(Vnode):
 
     def vop_putpage(self, off: int, mv: memoryview) -> None:
         if not self.o_own & _OWN_DATA:
-            self._own_data()  # written through a mapping
+            # Written through a mapping. The page is busy: no look at the host now, which might
+            # want to throw it away.
+            self.o_own = _OWN_ATTR | _OWN_DATA
+            self.o_until = FOREVER
+            self._keep()
             self.o_mtime = self.o_ctime = vfs_timestamp()
         self.o_store.write(off, mv)
 
-    def _own_data(self) -> None:
+    def vop_modify(self) -> int:
         self._own(_OWN_ATTR | _OWN_DATA)
+        return self.v_filesize
 
     def vop_newsize(self) -> int:
         if self.o_until < monotonic_ns():
@@ -497,28 +505,25 @@ class OvlVnode(Vnode):
         return self.o_store.reserve(off, end)
 
     def vop_wrote(self, size: int) -> None:
-        if self.o_own != _OWN_ATTR | _OWN_DATA:
-            self._own_data()
         self.o_mtime = self.o_ctime = vfs_timestamp()
 
     def vop_setsize(self, size: int) -> None:
-        self._own_data()
         self.o_store.setsize(size)
         self.o_bytes = min(self.o_bytes, (size + 4095) & -4096)
         self.o_mtime = self.o_ctime = vfs_timestamp()
 
     def vop_zero(self, off: int, end: int) -> None:
-        self._own_data()
         self.o_store.zero(off, end)
 
 
 class OvlMount(Mount):
     """A tree of files in memory, over a host directory or over nothing."""
 
-    __slots__ = ("o_inodes", "o_lastino", "o_quota", "o_top")
+    __slots__ = ("o_devs", "o_inodes", "o_lastino", "o_quota", "o_top")
 
     o_top: HostRef | None  # the host directory below the root; None: there is none
     o_inodes: dict[tuple[int, int], OvlVnode]  # vnodes over host files, by (st_dev, st_ino)
+    o_devs: dict[int, int]  # host st_dev → what the guest sees in its place; else they are the same
     o_lastino: int  # the last inode number given to a file of our own
     o_quota: Quota  # memory the files may take
 
@@ -526,7 +531,9 @@ class OvlMount(Mount):
                  flags: int = 0) -> None:  # fmt: skip
         """`top`: the host directory; `limit`: bytes of data the files may have altogether."""
         super().__init__(vfs, fstype, "dfvm" if fstype == "overlay" else fstype, magic, flags)
+        self.mnt_private = True
         self.o_inodes = {}
+        self.o_devs = {}
         self.o_lastino = _INO_BASE
         self.o_quota = Quota(limit // 4096)
         self.o_top = None
@@ -538,7 +545,10 @@ class OvlMount(Mount):
         else:
             ref = self.o_top = vfs.fds.top(top)
             st = ref.stat()
-            root = OvlVnode(self, VDIR, st.st_dev, st.st_ino)
+            if fstype != "overlay":
+                # A mount of its own, whatever it is on the host.
+                self.o_devs[st.st_dev] = vfs.anon_dev()
+            root = OvlVnode(self, VDIR, self.o_devs.get(st.st_dev, st.st_dev), st.st_ino)
             root._set_lower(ref, st)
             self.o_inodes[(st.st_dev, st.st_ino)] = root
         self.set_root(root)
@@ -552,7 +562,7 @@ class OvlMount(Mount):
         sf.f_ffree = sf.f_files - len(self.o_inodes)
         sf.f_fsid = self.mnt_root.vop_getattr().va_fsid
         if self.o_top is not None:
-            host = os.statvfs(f"/proc/self/fd/{self.o_top.fd()}")
+            host = os.fstatvfs(self.o_top.fd())
             sf.f_namelen = host.f_namemax
             if self.mnt_fstype == "overlay":
                 # What is there is the host's, what may be written is ours.

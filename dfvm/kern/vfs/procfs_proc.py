@@ -239,7 +239,8 @@ def _status_memory(p: Proc) -> list[str]:
     kinds = vm_kinds(space)
     size = space.vm_map.size >> 10
     high = max(rss, p.p_ru.ru_maxrss)
-    text = space.vm_tsize >> 10
+    start = space.vm_taddr & -4096
+    text = ((space.vm_taddr + space.vm_tsize + 4095) & -4096) - start >> 10
     numbers = (
         ("VmPeak", size),
         ("VmSize", size),
@@ -264,7 +265,7 @@ def limits(p: Proc) -> bytes:
     lines = [f"{'Limit':<25} {'Soft Limit':<20} {'Hard Limit':<20} {'Units':<10}\n"]
     for (name, unit), pair in zip(_LIMITS, p.p_limit, strict=True):
         soft, hard = ("unlimited" if n == RLIM_INFINITY else str(n) for n in pair)
-        lines.append(f"{name:<25} {soft:<20} {hard:<20} {unit:<10}\n")
+        lines.append(f"{name:<25} {soft:<20} {hard:<20} {unit and f'{unit:<10}'}\n")
     return "".join(lines).encode()
 
 

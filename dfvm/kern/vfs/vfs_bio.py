@@ -95,14 +95,14 @@ def vn_write(vp: Vnode, uio: Uio, off: int, ioflag: int, limit: int) -> int:
         raise err(EINVAL)
     lock = vn_lock(vp)
     try:
+        osize = vp.vop_modify()
         if ioflag & IO_APPEND:
-            off = vp.vop_newsize()
+            off = osize
         limit = min(limit, OFF_MAX)
         if off >= limit:
             raise err(EFBIG)
         start = off
         end = vp.vop_reserve(off, min(off + resid, limit))
-        osize = vp.v_filesize
         if end > osize:
             vnode_pager_setsize(vp, end)
         try:
@@ -161,8 +161,7 @@ def vn_setsize(vp: Vnode, length: int) -> None:
         raise err(EINVAL)
     lock = vn_lock(vp)
     try:
-        vp.vop_newsize()
-        if length != vp.v_filesize:
+        if length != vp.vop_modify():
             vnode_pager_setsize(vp, length)
         vp.vop_setsize(length)
         if vp.v_mode & (S_ISUID | S_ISGID):
@@ -203,7 +202,7 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
         raise err(EOPNOTSUPP)
     lock = vn_lock(vp)
     try:
-        vp.vop_newsize()
+        vp.vop_modify()
         if kind:
             _zero(vp, off, min(end, vp.v_filesize))
         if kind != _FALLOC_PUNCH_HOLE:

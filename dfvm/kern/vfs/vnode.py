@@ -434,7 +434,10 @@ class Vnode:
         self._may_write_dir(cred)
         if vp.v_type == VDIR:
             raise err(EPERM)
-        if vp.getattr().va_nlink >= LINK_MAX:
+        nlink = vp.getattr().va_nlink
+        if nlink == 0 and vp.v_parent is not None:
+            raise err(ENOENT)  # it had a name and lost it; what never had one may get one
+        if nlink >= LINK_MAX:
             raise err(EMLINK)
         self.vop_link(name, vp)
         self.cache_enter(name, vp)
@@ -833,6 +836,11 @@ class Vnode:
     def vop_putpage(self, off: int, mv: memoryview) -> None:
         """Bring mv to the file's storage at `off`."""
         raise err(EINVAL)
+
+    def vop_modify(self) -> int:
+        """The contents or the size are about to change, with v_lock held: from here on what we
+        know of them is the truth, and not what the host says. Returns the size. May block."""
+        return self.v_filesize
 
     def vop_reserve(self, off: int, end: int) -> int:
         """Bytes off … end are about to be written. Returns up to where there is room.

@@ -203,7 +203,7 @@ def _clear_tail(object: VmObject, cut: int) -> None:
             pa = m.phys_addr
             base = cut & PAGE_MASK
             vm.ram.mem[pa + base : pa + PAGE_SIZE] = bytes(PAGE_SIZE - base)
-            _code_written(vm, pa)
+            vm.mmu.code_written(pa >> PAGE_SHIFT)
             # Chunks that lie behind the cut as a whole have nothing to say any more.
             m.dirty &= (1 << ((base + _CHUNK_MASK) >> DEV_BSHIFT)) - 1
         vm_page_wakeup(vm, m)
@@ -389,17 +389,7 @@ def vnode_pager_wrote(m: VmPage, base: int, size: int) -> None:
         return
     m.dirty |= (1 << ((base + size + _CHUNK_MASK) >> DEV_BSHIFT)) - (1 << (base >> DEV_BSHIFT))
     object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
-    _code_written(object.vm, m.phys_addr)
-
-
-def _code_written(vm: VmSystem, pa: int) -> None:
-    """The frame at `pa`, which may be mapped and executed, holds other bytes now. Does not
-    block."""
-    pfn = pa >> PAGE_SHIFT
-    frames = vm.mmu.code_frames
-    if pfn in frames:
-        vm.mmu.code_written(pfn)
-        frames.add(pfn)  # it stays mapped: code_written takes it for one that is given out again
+    object.vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
 
 
 def _pageout(object: VmObject, vp: VmVnode, m: VmPage) -> int:
@@ -417,7 +407,7 @@ def _pageout(object: VmObject, vp: VmVnode, m: VmPage) -> int:
         # What a mapping has written behind the end never was the file's: a clean page ends in
         # zeros, as it would when it was read again.
         mem[pa + left : pa + PAGE_SIZE] = bytes(PAGE_SIZE - left)
-        _code_written(object.vm, pa)
+        object.vm.mmu.code_written(pa >> PAGE_SHIFT)
     try:
         base = 0
         while bits >> (base >> DEV_BSHIFT):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import stat
 import tempfile
@@ -18,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vfs_util import Open, Sys, check, make_vfs, make_vm, unmount
 
-from dfvm.kern.vfs.hostfs import HostMount
-from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
+from dfvm.kern.vfs.hostfs import HostMount, HostVnode
+from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount, OvlVnode
 from dfvm.kern.vfs.tmpfs import tmpfs
 from dfvm.kern.vfs.vnode import S_IFMT, VDIR, VFIFO, VLNK, VREG, VTTODT, VTTOIF
 
@@ -195,12 +196,20 @@ def tree_of_guest(guest: Sys) -> dict[bytes, Any]:
 NAMES = [b"a", b"b", b"c", b"d1", b"d2", b"e", b"x", b"s", b"up", b"hard", b"loop", b"gone",
          b"empty", b"new"]  # fmt: skip
 component = st.sampled_from([*NAMES, b".", b".."])
-path = st.tuples(
-    st.lists(component, min_size=1, max_size=4), st.sampled_from([b"", b"", b"", b"/"])
-).map(lambda t: b"/".join(t[0]) + t[1])
-simple = st.tuples(st.sampled_from([b"", b"", b"d1/", b"d2/", b"d1/e/", b"d2/up/"]),
-                   st.sampled_from(NAMES)).map(b"".join)  # fmt: skip
-anypath = st.one_of(simple, simple, path, st.just(b""), st.just(b"n" * 256))
+wild = st.one_of(
+    st.tuples(
+        st.lists(component, min_size=1, max_size=4), st.sampled_from([b"", b"", b"", b"/"])
+    ).map(lambda t: b"/".join(t[0]) + t[1]),
+    st.just(b""),
+    st.just(b"n" * 256),
+)
+# Most paths are of what is there, or new in a directory that is there; which, is decided when the
+# operation is run (see `resolve`).
+there = st.tuples(st.just("there"), st.integers(0, 99))
+thedir = st.tuples(st.just("dir"), st.integers(0, 99))
+new = st.tuples(st.just("new"), st.integers(0, 99), st.sampled_from(NAMES))
+old = st.one_of(there, there, there, there, new, wild)
+fresh = st.one_of(new, new, new, there, wild)
 openflags = st.tuples(
     st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR]),
     st.sampled_from([0, os.O_CREAT, os.O_CREAT, os.O_CREAT | os.O_EXCL]),
@@ -214,27 +223,59 @@ length = st.one_of(st.integers(0, 20), st.integers(4000, 4200), st.integers(0, 1
 mode = st.sampled_from([0o644, 0o755, 0o600, 0o777, 0o444, 0o1777, 0o4755])
 
 operation = st.one_of(
-    st.tuples(st.just("open"), anypath, openflags, mode),
-    st.tuples(st.just("open"), anypath, openflags, mode),
+    st.tuples(st.just("open"), old, openflags, mode),
+    st.tuples(st.just("open"), fresh, openflags.map(lambda f: f | os.O_CREAT), mode),
     st.tuples(st.just("write"), slot, offset, length),
     st.tuples(st.just("write"), slot, offset, length),
     st.tuples(st.just("read"), slot, offset, length),
     st.tuples(st.just("close"), slot),
     st.tuples(st.just("ftruncate"), slot, offset),
-    st.tuples(st.just("truncate"), anypath, offset),
-    st.tuples(st.just("mkdir"), anypath, mode),
-    st.tuples(st.just("rmdir"), anypath),
-    st.tuples(st.just("unlink"), anypath),
-    st.tuples(st.just("rename"), anypath, anypath, st.sampled_from([0, 0, 0, 1, 2])),
-    st.tuples(st.just("rename"), simple, simple, st.sampled_from([0, 0, 0, 1, 2])),
-    st.tuples(st.just("link"), anypath, anypath),
-    st.tuples(st.just("symlink"), path, anypath),
-    st.tuples(st.just("mkfifo"), anypath, mode),
-    st.tuples(st.just("chmod"), anypath, mode),
-    st.tuples(st.just("stat"), anypath, st.booleans()),
-    st.tuples(st.just("readlink"), anypath),
-    st.tuples(st.just("list"), anypath),
+    st.tuples(st.just("truncate"), old, offset),
+    st.tuples(st.just("mkdir"), fresh, mode),
+    st.tuples(st.just("rmdir"), st.one_of(thedir, thedir, old)),
+    st.tuples(st.just("unlink"), old),
+    st.tuples(st.just("rename"), old, fresh, st.sampled_from([0, 0, 0, 1, 2])),
+    st.tuples(st.just("rename"), old, old, st.sampled_from([0, 0, 0, 1, 2])),
+    st.tuples(st.just("rename"), thedir, fresh, st.sampled_from([0, 0, 0, 1, 2])),
+    st.tuples(st.just("rename"), thedir, thedir, st.sampled_from([0, 0, 0, 1, 2])),
+    st.tuples(st.just("link"), old, fresh),
+    st.tuples(st.just("symlink"), wild, fresh),
+    st.tuples(st.just("mkfifo"), fresh, mode),
+    st.tuples(st.just("chmod"), old, mode),
+    st.tuples(st.just("stat"), old, st.booleans()),
+    st.tuples(st.just("readlink"), old),
+    st.tuples(st.just("list"), st.one_of(thedir, old)),
+    st.just(("expire",)),
+    st.just(("recycle",)),
 )
+
+
+def resolve(w: World, op: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operation with paths in place of what stands for them."""
+    if not any(isinstance(arg, tuple) for arg in op):
+        return op
+    base = w.model.base
+    dirs, everything = [b"."], []
+    for path, subdirs, files in os.walk(base):
+        rel = path[len(base) + 1 :]
+        for name in subdirs + files:
+            everything.append(os.path.join(rel, name))
+            if name in subdirs and not os.path.islink(os.path.join(path, name)):
+                dirs.append(os.path.join(rel, name))
+    dirs.sort()
+    everything.sort()
+
+    def path_of(arg: Any) -> Any:
+        match arg:
+            case "there", i:
+                return everything[i % len(everything)] if everything else b"."
+            case "dir", i:
+                return dirs[i % len(dirs)]
+            case "new", i, name:
+                return os.path.join(dirs[i % len(dirs)], name)
+        return arg
+
+    return tuple(path_of(arg) for arg in op)
 
 
 def run_model(w: World, op: tuple[Any, ...]) -> Any:
@@ -339,12 +380,29 @@ def outcome(fn: Any, w: World, op: tuple[Any, ...]) -> tuple[int, Any]:
 
 
 def step(w: World, op: tuple[Any, ...]) -> None:
+    op = resolve(w, op)
     if op[0] in ("write", "read", "ftruncate", "close") and not w.files:
         return
     if op[0] == "close":
         fd, f = w.files.pop(op[1] % len(w.files))
         os.close(fd)
         w.guest.close(f)
+        return
+    if op[0] == "expire":
+        # As if all that was learnt from the host had been learnt long ago.
+        for mount in w.vfs.mounts:
+            for vp in mount.vnodes():
+                if isinstance(vp, HostVnode):
+                    vp.h_until = 0
+                elif isinstance(vp, OvlVnode) and vp.o_lower is not None:
+                    vp.o_until = min(vp.o_until, 0)
+                if vp.v_type == VDIR:
+                    vp.v_names_until = min(vp.v_names_until, 0)
+        return
+    if op[0] == "recycle":
+        # As if many other files had been looked at since.
+        for _ in range(2):
+            w.vfs._recycle()
         return
     if op[0] == "rename" and w.kind == "rw" and op[3] == 2:
         return  # the one thing it can't do
@@ -368,28 +426,94 @@ def step(w: World, op: tuple[Any, ...]) -> None:
     assert (got_err, got) == (want_err, want), (op, (got_err, got), (want_err, want))
 
 
+def random_op(r: random.Random) -> tuple[Any, ...]:
+    """Like `operation`, but most of it succeeds, so that long histories come about."""
+
+    def there() -> Any:
+        return ("there", r.randrange(100)) if r.random() < 0.97 else r.choice(NAMES) + b"/."
+
+    def adir() -> Any:
+        return ("dir", r.randrange(100))
+
+    def new() -> Any:
+        name = r.choice(NAMES) if r.random() < 0.5 else b"n%d" % r.randrange(30)
+        return ("new", r.randrange(100), name)
+
+    off = r.choice((0, 1, 100, 4095, 4096, 5000, r.randrange(20000)))
+    size = r.choice((0, 1, 17, 4096, 4097, r.randrange(13000)))
+    acc = r.choice((os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR))
+    flags = r.choice((0, 0, 0, 1, 2))
+    return r.choice((
+        ("open", there(), acc, 0o644),
+        ("open", there(), acc | r.choice((0, 0, os.O_TRUNC)), 0o644),
+        ("open", new(), acc | os.O_CREAT | r.choice((0, os.O_EXCL, os.O_TRUNC)), 0o644),
+        ("write", r.randrange(8), off, size),
+        ("write", r.randrange(8), off, size),
+        ("read", r.randrange(8), off, size),
+        ("close", r.randrange(8)),
+        ("ftruncate", r.randrange(8), off),
+        ("truncate", there(), off),
+        ("mkdir", new(), 0o755),
+        ("rmdir", adir()),
+        ("unlink", there()),
+        ("unlink", there()),
+        ("rename", there(), new(), flags),
+        ("rename", there(), there(), flags),
+        ("rename", adir(), new(), flags),
+        ("rename", adir(), adir(), flags),
+        ("link", there(), new()),
+        ("link", there(), new()),
+        ("symlink", r.choice((b"a", b"../d1", b"d2/hard", b".", b"..")), new()),
+        ("mkfifo", new(), 0o600),
+        ("chmod", there(), r.choice((0o600, 0o755, 0o444))),
+        ("stat", there(), r.random() < 0.5),
+        ("list", adir()),
+        ("expire",),
+        ("recycle",),
+    ))  # fmt: skip
+
+
+def compare(w: World) -> None:
+    """Everything there is, on both sides."""
+    want = tree_of_host(w.model.base)
+    assert tree_of_guest(w.guest) == want
+    if w.kind == "overlay":
+        assert tree_of_host(w.other) == w.before
+    elif w.kind == "rw":
+        for fd, f in w.files:
+            os.close(fd)
+            w.guest.close(f)
+        w.files = []
+        w.vfs.sync()
+        assert tree_of_host(w.other) == want
+
+
+@pytest.mark.parametrize("kind", ["overlay", "tmpfs", "rw"])
+@pytest.mark.parametrize("seed", range(int(os.environ.get("DFVM_SEEDS", "8"))))
+def test_long_histories(kind: str, seed: int) -> None:
+    r = random.Random(seed)
+    w = World(kind)
+    try:
+        for i in range(400):
+            step(w, random_op(r))
+            if i % 100 == 99:
+                compare(w)
+    finally:
+        w.close()
+
+
 @pytest.mark.parametrize("kind", ["overlay", "tmpfs", "rw"])
 @settings(
     max_examples=int(os.environ.get("DFVM_MODEL", "150")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(ops=st.lists(operation, min_size=1, max_size=40))
+@given(ops=st.lists(operation, min_size=5, max_size=60))
 def test_same_as_the_host(kind: str, ops: list[tuple[Any, ...]]) -> None:
     w = World(kind)
     try:
         for op in ops:
             step(w, op)
-        want = tree_of_host(w.model.base)
-        assert tree_of_guest(w.guest) == want
-        if kind == "overlay":
-            assert tree_of_host(w.other) == w.before
-        elif kind == "rw":
-            for fd, f in w.files:
-                os.close(fd)
-                w.guest.close(f)
-            w.files = []
-            w.vfs.sync()
-            assert tree_of_host(w.other) == want
+        compare(w)
     finally:
         w.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from dfvm.kern.kern_errno import ENOENT, err
 from dfvm.kern.vfs.mount import Mount, Vfs
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, may_rename, namei, nameiat
 from dfvm.kern.vfs.vfs_vnops import vn_open
@@ -90,6 +91,8 @@ class Sys:
         nd.ni_dvp.mknod(nd.ni_name, vtype, mode, rdev, self.cred)
 
     def symlink(self, target: bytes, path: bytes) -> None:
+        if not target:
+            raise err(ENOENT)
         nd = nameiat(self.root, self.cwd, path, self.cred)
         nd.may_create(False)
         nd.ni_dvp.symlink(nd.ni_name, target, self.cred)

@@ -51,6 +51,7 @@ from dfvm.vm.vm_map import (
     vm_map_simplify_entry,
     vm_map_transition_wait,
     vm_map_unlock,
+    vm_map_user_wiring,
 )
 from dfvm.vm.vm_object import (
     OBJ_ONEMAPPING,
@@ -137,8 +138,15 @@ def madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
 
 def _advise(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int, behavior: int) -> None:
     """Advice on [start, end), which lies in `entry`."""
-    if behavior in (LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED):
+    if behavior == LINUX_MADV_DONTNEED:
         _dontneed(map, start, end)
+    elif behavior == LINUX_MADV_DONTNEED_LOCKED:
+        locked = entry.eflags & MAP_ENTRY_USER_WIRED
+        if locked:
+            vm_map_user_wiring(map, start, end, True)
+        _dontneed(map, start, end)
+        if locked:
+            vm_map_user_wiring(map, start, end, False)
     elif behavior == LINUX_MADV_REMOVE:
         _remove(lp, map, entry, start, end)
     elif behavior == LINUX_MADV_DONTFORK:
@@ -167,7 +175,7 @@ def _dontneed(map: VmMap, start: int, end: int) -> None:
                 break
             vm_map_transition_wait(map, entry, relock=True)
         if entry.wired_count:
-            return  # DONTNEED_LOCKED: wired pages stay; this is advice
+            return  # the kernel's own: this is advice
         if entry.ba.object is None:
             return
         start, end = max(start, entry.ba.start), min(end, entry.ba.end)
@@ -245,7 +253,7 @@ def _remove(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int) -> Non
     obj = entry.ba.object
     if not is_shared(entry) or obj is None:
         raise err(EINVAL)
-    if not entry.protection & VM_PROT_WRITE:
+    if not entry.max_protection & VM_PROT_WRITE:
         raise err(EACCES)
     offset = entry.ba.offset + start - entry.ba.start
     if obj.type == OBJT_VNODE:

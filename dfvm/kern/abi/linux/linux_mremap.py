@@ -107,28 +107,27 @@ def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr:
 
 
 def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
-    """MREMAP_FIXED and MREMAP_DONTUNMAP."""
+    """MREMAP_FIXED and MREMAP_DONTUNMAP. What can be refused is refused before anything goes."""
     map = p.p_vmspace.vm_map
     if new_addr & PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
         raise err(EINVAL)
     if addr + old_len > new_addr and new_addr + new_len > addr:
         raise err(EINVAL)
-    if not vm_map_lookup_entry(map, addr)[0]:
-        raise err(EFAULT)
+    keep = min(old_len, new_len)
+    entry = _check_grow(p, addr, keep, new_len)
     if flags & MREMAP_FIXED:
         check_place(p, new_addr, new_len)
-        vm_map_remove(map, new_addr, new_addr + new_len)
-    if old_len > new_len:
-        if addr + old_len > TASK_SIZE:
-            raise err(EINVAL)
-        vm_map_remove(map, addr + new_len, addr + old_len)
-        old_len = new_len
-    entry = _check_grow(p, addr, old_len, new_len)
+    if addr + old_len > TASK_SIZE:
+        raise err(EINVAL)
     if flags & MREMAP_DONTUNMAP:
-        check_expand(p, old_len, is_anonymous(entry), False)
-    if not flags & MREMAP_FIXED:
+        check_expand(p, keep, is_anonymous(entry), False)
+    if flags & MREMAP_FIXED:
+        vm_map_remove(map, new_addr, new_addr + new_len)
+    else:
         new_addr = find_room(map, new_addr, new_len)
-    return _move(p, addr, old_len, new_addr, new_len, bool(flags & MREMAP_DONTUNMAP))
+    if old_len > new_len:
+        vm_map_remove(map, addr + new_len, addr + old_len)
+    return _move(p, addr, keep, new_addr, new_len, bool(flags & MREMAP_DONTUNMAP))
 
 
 def _check_grow(p: Proc, addr: int, old_len: int, new_len: int) -> VmMapEntry:

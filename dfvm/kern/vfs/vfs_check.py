@@ -1,0 +1,114 @@
+"""The checker's part of the file systems, for Machine.check().
+
+Who may hold a vnode: an open file (one reference, whether it was opened or only named with O_PATH),
+a process (working directory, root, text), a mount (its root, and the directory it is mounted in),
+and a VM object for each reference of its own. System calls hold more while they sleep, so counts
+are compared exactly only when no program is left; before that they must not be too low.
+
+The machine is at rest. Only reads; cost is in proportion to vnodes and open files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dfvm.kern.proc import SZOMB
+from dfvm.kern.vfs.vnode import FWRITE, VDIR, VKEEP, VRECLAIMED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dfvm.kern.kern_descrip import File, FileDesc
+    from dfvm.kern.kernel import Kernel
+    from dfvm.kern.vfs.mount import Vfs
+    from dfvm.kern.vfs.vnode import Vnode
+
+
+def vfs_check(kernel: Kernel) -> list[str]:
+    """What is wrong with the machine's file systems; empty when nothing is."""
+    vfs = kernel.vfs
+    bad: list[str] = []
+    for mount in vfs.mounts:
+        mount.check(bad)
+    holders: Counter[Vnode] = Counter({vfs.rootvnode: 1})
+    for mount in vfs.mounts:
+        holders[mount.mnt_root] += 1
+        if mount.mnt_dvp is not None:
+            holders[mount.mnt_dvp] += 1
+    writers: Counter[Vnode] = Counter()
+    texts: Counter[Vnode] = Counter()
+    programs = _holders(kernel, holders, writers, texts)
+    known = dict.fromkeys([*holders, *(vp for mount in vfs.mounts for vp in mount.vnodes())])
+    for vp in known:
+        count = holders[vp] + (vp.v_object.ref_count if vp.v_object is not None else 0)
+        exact = not programs
+        bad += [f"{vp!r}: {text}" for text in _check_vnode(vp, count, exact)]
+        for what, have, want in (
+            ("writers", vp.v_writecount, writers[vp]),
+            ("processes that execute it", vp.v_textcount, texts[vp]),
+        ):
+            if have < want or (exact and have != want):
+                bad.append(f"{vp!r}: {want} {what}, but {have} counted")
+    bad += _check_vfs(vfs)
+    return bad
+
+
+def _holders(
+    kernel: Kernel, holders: Counter[Vnode], writers: Counter[Vnode], texts: Counter[Vnode]
+) -> bool:
+    # Count what processes hold. True if there is a process with a thread.
+    programs = False
+    tables: dict[FileDesc, None] = {}
+    for p in kernel.procs.values():
+        if p.p_textvp is not None:
+            holders[p.p_textvp] += 1
+            texts[p.p_textvp] += 1
+        if p.p_stat != SZOMB:
+            programs |= bool(p.p_lwps)
+            tables[p.p_fd] = None
+    files: dict[File, None] = {}
+    for fdp in tables:
+        holders[fdp.fd_cdir] += 1
+        holders[fdp.fd_rdir] += 1
+        files.update(dict.fromkeys(fdp.fd_files.values()))
+    for fp in files:
+        vp = fp.f_vnode
+        if vp is not None:
+            holders[vp] += 1
+            if fp.f_mode & FWRITE:
+                writers[vp] += 1
+    return programs
+
+
+def _check_vnode(vp: Vnode, count: int, exact: bool) -> Iterator[str]:
+    if vp.v_usecount < count:
+        yield f"{count} references are held"
+    elif exact and vp.v_usecount != count:
+        yield f"only {count} of its references are explained"
+    if vp.v_flag & VRECLAIMED and count:
+        yield "recycled, but in use"
+    object = vp.v_object
+    if object is not None and object.handle is not vp:
+        yield f"its object {object!r} belongs to {object.handle!r}"
+    if vp.v_nchild < 0:
+        yield f"{vp.v_nchild} children"
+    parent = vp.v_parent
+    if parent is not None and not parent.v_nchild:
+        yield f"its parent {parent!r} does not count it"
+    if vp.v_type == VDIR:
+        for name, mount in (vp.v_mounts or {}).items():
+            if mount.mnt_dvp is not vp or mount.mnt_name != name:
+                yield f"{name!r} is covered by a mount that knows nothing of it"
+
+
+def _check_vfs(vfs: Vfs) -> Iterator[str]:
+    for vp in vfs.inactive:
+        if vp.v_usecount or vp.v_flag & (VKEEP | VRECLAIMED):
+            yield f"{vp!r} is in the queue for recycling"
+    fds = vfs.fds
+    if len(fds.lru) > fds.limit:
+        yield f"{len(fds.lru)} host descriptors, {fds.limit} allowed"
+    for ref in (*fds.lru, *fds.kept):
+        if ref.hr_fd < 0:
+            yield f"host file {ref.hr_name!r} counts as open and is not"

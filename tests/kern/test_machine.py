@@ -1,0 +1,285 @@
+"""Machine, as whoever embeds it sees it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfvm import PIPE, STDOUT, Machine
+from dfvm.kern.machine import parse_size
+from dfvm.lwkt.lwkt_thread import Deadlock
+from dfvm.lwkt.panic import Panic
+from tests.kern.guest_util import build
+
+CAT = r"""
+    int main(int argc, char **argv) {
+        char b[4096];
+        long n, sum = 0;
+        while ((n = read(0, b, sizeof b)) > 0) {
+            write(1, b, n);
+            sum += n;
+        }
+        dprintf(2, "%ld bytes\n", sum);
+        return argc;
+    }
+    """
+
+
+def test_streams() -> None:
+    program = str(build(CAT))
+    with Machine() as m:
+        p = m.spawn([program], stdin=b"x" * 100_000, stdout=PIPE, stderr=PIPE)
+        both = m.spawn([program, "a"], stdin=b"y", stdout=PIPE, stderr=STDOUT)
+        assert p.exit_status is None
+        m.run(timeout=30)
+        assert (p.exit_status, p.stdout, p.stderr) == (1, b"x" * 100_000, b"100000 bytes\n")
+        assert (both.exit_status, both.stdout, both.stderr) == (2, b"y1 bytes\n", b"y1 bytes\n")
+        assert p.pid != both.pid
+
+
+def test_host_descriptors(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"from a file")
+    with (tmp_path / "in").open() as i, (tmp_path / "out").open("w") as o, Machine() as m:
+        m.spawn([str(build(CAT))], stdin=i.fileno(), stdout=o.fileno(), stderr=PIPE)
+        m.run(timeout=30)
+    assert (tmp_path / "out").read_bytes() == b"from a file"
+
+
+def test_inherited_descriptors() -> None:
+    """Without arguments the guest has the host's own; a pipe is read as it fills."""
+    script = (
+        "from dfvm import Machine; m = Machine(); "
+        f"p = m.spawn([{str(build(CAT))!r}]); m.run(); print(p.exit_status)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=b"hello\n", capture_output=True,
+                          check=True, cwd=Path(__file__).parents[2], timeout=60)  # fmt: skip
+    assert done.stdout == b"hello\n1\n"
+    assert done.stderr == b"6 bytes\n"
+
+
+def test_environment_and_directory(tmp_path: Path) -> None:
+    program = str(build(r"""
+    int main(int argc, char **argv, char **envp) {
+        char d[4096];
+        puts(getcwd(d, sizeof d));
+        while (*envp) puts(*envp++);
+        return 0;
+    }
+    """))
+    with Machine(env={"A": "1", "B": "zwei"}) as m:
+        p = m.spawn([program], stdout=PIPE, cwd=str(tmp_path))
+        q = m.spawn([program], stdout=PIPE, env={}, cwd="/usr")
+        r = m.spawn([program], stdout=PIPE, env={})
+        m.run(timeout=30)
+        assert p.stdout == os.fsencode(tmp_path) + b"\nA=1\nB=zwei\n"
+        assert q.stdout == b"/usr\n"
+        assert r.stdout == os.getcwdb() + b"\n"
+        with pytest.raises(FileNotFoundError):
+            m.spawn([program], cwd="/no/such/directory")
+        with pytest.raises(ValueError):
+            m.spawn([])
+        assert m.check() == []
+
+
+def test_timeout_and_going_on() -> None:
+    """A machine whose time is over stays as it is, and can be run on."""
+    computes = str(build(r"""
+    int main(void) {
+        volatile long i;
+        for (i = 0; i < 400000000; i++);
+        return 5;
+    }
+    """))
+    sleeps = str(build("int main(void) { usleep(300000); return 6; }"))
+    with Machine() as m:
+        p, q = m.spawn([computes]), m.spawn([sleeps])
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.05)
+        assert (p.exit_status, q.exit_status) == (None, None)
+        assert m.check() == []
+        m.run(timeout=60, until=q)
+        assert q.exit_status == 6
+        m.run(timeout=60)
+        assert p.exit_status == 5
+
+
+def test_kill_from_outside() -> None:
+    with Machine() as m:
+        p = m.spawn([str(build("int main(void) { for (;;) pause(); }"))])
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.05)
+        p.kill(9)
+        m.run(timeout=10)
+        assert p.exit_status == 137
+
+
+def test_waiting_for_ever() -> None:
+    """Nothing can run and nobody can change that: the report says who waits for what."""
+    program = str(build("int main(void) { int p[2]; pipe(p); char c; return read(p[0], &c, 1); }"))
+    with Machine() as m:
+        m.spawn([program], stdin=b"")
+        with pytest.raises(Deadlock, match="sleeps on"):
+            m.run()
+
+
+def test_several_machines() -> None:
+    program = str(build(CAT))
+    with Machine(mem="16M") as a, Machine(mem="32M") as b:
+        p = a.spawn([program], stdin=b"a", stdout=PIPE)
+        q = b.spawn([program], stdin=b"b", stdout=PIPE)
+        b.run(timeout=20)
+        a.run(timeout=20)
+        assert (p.stdout, q.stdout) == (b"a", b"b")
+        assert a.vmstats.v_page_count < b.vmstats.v_page_count
+
+
+def test_counters() -> None:
+    program = str(build(r"""
+    int main(void) {
+        volatile char *m = malloc(1 << 20);
+        for (int i = 0; i < 1 << 20; i += 4096) m[i] = 1;
+        if (!fork()) {
+            m[0] = 2;
+            _exit(0);
+        }
+        wait(0);
+        return 0;
+    }
+    """))
+    with Machine() as m:
+        m.spawn([program])
+        before = m.vmmeter.v_zfod
+        m.run(timeout=20)
+        assert m.vmmeter.v_zfod - before >= 250
+        assert m.vmmeter.v_cow_faults >= 1
+        assert m.vmstats.v_free_count > 0
+
+
+def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    program = str(build(r"""
+    int main(void) {
+        for (long n = 0;; n++) {
+            volatile char *m = malloc(1 << 20);
+            if (!m) return 3;
+            for (int i = 0; i < 1 << 20; i += 4096) m[i] = 1;
+        }
+    }
+    """))
+    small = str(build("int main(void) { usleep(200000); return 4; }"))
+    with Machine(mem="16M", check=True) as m:
+        p, q = m.spawn([program]), m.spawn([small])
+        m.run(timeout=60)
+        assert (p.exit_status, q.exit_status) == (137, 4)
+        assert m.check() == []
+    assert "out of memory" in capfd.readouterr().err
+
+
+def test_nothing_is_left_behind() -> None:
+    """Exit gives back frames, page tables and kernel stacks; only the page cache stays."""
+    program = str(build(r"""
+    int main(void) {
+        for (int i = 0; i < 20; i++)
+            if (!fork()) {
+                volatile char *m = malloc(1 << 18);
+                for (int j = 0; j < 1 << 18; j += 4096) m[j] = 1;
+                _exit(0);
+            }
+        while (wait(0) > 0);
+        return 0;
+    }
+    """))
+    with Machine() as m:
+        m.spawn([program])
+        m.run(timeout=30)
+        wired = m.vmstats.v_wire_count
+        objects = sum(map(len, m.kernel.vm.object_hash))
+        for _ in range(3):
+            m.spawn([program])
+            m.run(timeout=30)
+        assert m.vmstats.v_wire_count == wired
+        assert sum(map(len, m.kernel.vm.object_hash)) == objects
+        assert len(m.kernel.procs) == 2
+        assert m.check() == []
+
+
+def _resident_kib() -> int:
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * 4
+
+
+def test_close_gives_the_memory_back() -> None:
+    program = str(build(r"""
+    int main(void) {
+        volatile char *m = malloc(40 << 20);
+        for (int i = 0; i < 40 << 20; i += 4096) m[i] = 1;
+        pause();
+        return 0;
+    }
+    """))
+
+    def once() -> None:
+        with Machine(mem="64M") as m:
+            m.spawn([program])
+            with pytest.raises((TimeoutError, Deadlock)):
+                m.run(timeout=1)
+
+    once()
+    gc.collect()
+    before = _resident_kib()
+    for _ in range(4):
+        once()
+    gc.collect()
+    assert _resident_kib() - before < 30 << 10
+
+
+def test_closed_machine() -> None:
+    m = Machine(mem="16M")
+    p = m.spawn([str(build("int main(void) { return 9; }"))])
+    m.run(timeout=10)
+    m.close()
+    m.close()
+    assert p.exit_status == 9
+
+
+def test_checker_sees_a_broken_machine() -> None:
+    with Machine() as m:
+        m.spawn([str(build("int main(void) { return 0; }"))])
+        m.run(timeout=10)
+        m.kernel.launcher.p_children[77] = m.kernel.initproc
+        assert m.check() != []
+        with pytest.raises(Panic, match="Machine"):
+            m.kernel.check()
+
+
+SIZES = [("64M", 64 << 20), ("1G", 1 << 30), ("8192k", 8 << 20), ("16777216", 16 << 20), (5, 5)]
+NO_SIZES = ["", "M", "x", "64X", "-64M", "6 4M", "1.5G", "64MM", "0x10", "9" * 30, "٣M"]
+
+
+@pytest.mark.parametrize(("text", "size"), SIZES)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", NO_SIZES)
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+def test_impossible_machines() -> None:
+    for mem in ("1M", "0", "64"):
+        with pytest.raises(ValueError):
+            Machine(mem=mem)
+    with pytest.raises(ValueError):
+        Machine(ncpu=0)
+    with pytest.raises(OSError):
+        Machine(mem="4000000T")
+    with pytest.raises(OSError):
+        Machine(root="/no/such/root")
+    with pytest.raises(OSError):
+        Machine(rw=["/no/such/directory"])

@@ -1,0 +1,198 @@
+"""Pipes and fifos. Each program runs on the host too."""
+
+from __future__ import annotations
+
+from file_util import T
+from guest_util import same
+
+
+def test_capacity_and_nonblocking() -> None:
+    same(T + r"""
+static long fill(int fd, long n) { long t = 0, r; while ((r = write(fd, buf, n)) > 0) t += r;
+return t; }
+static long drain(int fd) { long t = 0, r; while ((r = read(fd, buf, 5000)) > 0) t += r; return t;
+}
+int main() {
+    int p[2]; pipe2(p, O_NONBLOCK);
+    long sizes[] = {1, 3, 100, 4095, 4096, 4097, 5000, 10000, 65536, 100000};
+    for (int i = 0; i < 10; i++) {
+        printf("%ld: ", sizes[i]); T(fill(p[1], sizes[i])); T(write(p[1], buf, 1));
+        T(drain(p[0]));
+    }
+    T(read(p[0], buf, 1)); T(write(p[1], buf, 4096)); T(write(p[1], buf, 4096));
+    for (int i = 0; i < 14; i++) write(p[1], buf, 4000);
+    T(write(p[1], buf, 4096)); T(write(p[1], buf, 10)); T(write(p[1], buf, 100));
+    int n; ioctl(p[0], FIONREAD, &n); T(n); T(read(p[0], buf, 4000)); T(write(p[1], buf, 96));
+    T(write(p[1], buf, 97)); T(read(p[0], buf, 96)); T(write(p[1], buf, 5000));
+    T(fcntl(p[0], F_GETFL)); T(fcntl(p[1], F_GETFL)); T(lseek(p[0], 0, SEEK_CUR));
+    T(pread(p[0], buf, 1, 0));
+    T(write(p[0], "x", 1)); T(read(p[1], buf, 1)); T(fsync(p[1])); T(ftruncate(p[1], 0));
+    struct stat st; fstat(p[0], &st); T(st.st_mode); T(st.st_size); T(st.st_nlink);
+    T(st.st_blksize);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_data_survive_any_split() -> None:
+    same(T + r"""
+int main() {
+    int p[2]; pipe(p);
+    unsigned sum = 0, x = 12345; long total = 0;
+    if (!fork()) {
+        close(p[0]);
+        for (int i = 0; i < 400; i++) {
+            x = x * 1103515245 + 12345; long n = x % 20000;
+            for (long k = 0; k < n; k++) buf[k] = (k * 7 + i) & 255;
+            char *at = buf; while (n) { long r = write(p[1], at, n); at += r; n -= r; }
+        }
+        _exit(0);
+    }
+    close(p[1]);
+    for (;;) {
+        x = x * 1103515245 + 12345; long n = x % 9000 + 1, r = read(p[0], buf + x % 300, n);
+        if (r <= 0) break;
+        for (long k = 0; k < r; k++) sum = sum * 31 + (unsigned char)buf[x % 300 + k];
+        total += r;
+    }
+    printf("%ld %u\n", total, sum);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_writes_up_to_pipe_buf_are_atomic() -> None:
+    same(T + r"""
+int main() {
+    int p[2]; pipe(p);
+    for (int c = 0; c < 5; c++)
+        if (!fork()) {
+            memset(buf, 'a' + c, 4096);
+            for (int i = 0; i < 40; i++) write(p[1], buf, 4096 - 997 * (i % 4));
+            _exit(0);
+        }
+    close(p[1]);
+    long n = 0, r, runs = 0, mixed = 0; static char all[1 << 20];
+    while ((r = read(p[0], all + n, 3000)) > 0) n += r;
+    long counts[5] = {0}; for (long i = 0; i < n; i++) counts[all[i] - 'a']++;
+    for (int c = 0; c < 5; c++) T(counts[c]);
+    for (long i = 0; i < n; ) { /* runs of one letter are whole writes: sums of the four sizes */
+        long k = i; while (k < n && all[k] == all[i]) k++;
+        long len = k - i, ok = 0;
+        for (int a = 0; a <= 40 && !ok; a++) for (int b = 0; b <= 40 && !ok; b++)
+        for (int c = 0; c <= 40 && !ok; c++) {
+            long left = len - a * 4096 - b * 3099 - c * 2102;
+            if (left >= 0 && left % 1105 == 0) ok = 1;
+        }
+        mixed += !ok; i = k;
+    }
+    T(mixed);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_epipe_and_eof() -> None:
+    same(T + r"""
+static int got; static siginfo_t info;
+static void h(int s, siginfo_t *si, void *u) { got++; info = *si; }
+int main() {
+    struct sigaction sa = {.sa_sigaction = h, .sa_flags = SA_SIGINFO}; sigaction(SIGPIPE, &sa, 0);
+    int p[2]; pipe(p); T(write(p[1], "abc", 3)); close(p[1]); T(read(p[0], buf, 10));
+    T(read(p[0], buf, 10));
+    close(p[0]); pipe(p); close(p[0]); T(write(p[1], "x", 1)); T(got); T(info.si_code);
+    T(info.si_pid == getpid()); T(write(p[1], "", 0)); T(got);
+    pipe(p); int pid = fork();
+    if (!pid) { usleep(30000); close(p[1]); read(p[0], buf, 100); close(p[0]); _exit(0); }
+    close(p[0]); T(write(p[1], buf, 200000)); T(got); waitpid(pid, 0, 0);
+    signal(SIGPIPE, SIG_DFL);
+    if (!(pid = fork())) { write(p[1], "x", 1); _exit(0); }
+    int st; waitpid(pid, &st, 0); T(st);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_blocked_reader_and_writer_and_signals() -> None:
+    same(T + r"""
+static void h(int s) { }
+int main() {
+    struct sigaction sa = {.sa_handler = h}; sigaction(SIGALRM, &sa, 0);
+    int p[2]; pipe(p);
+    struct itimerval it = {{0, 0}, {0, 20000}};
+    setitimer(ITIMER_REAL, &it, 0); T(read(p[0], buf, 1));
+    setitimer(ITIMER_REAL, &it, 0); T(write(p[1], buf, 100000));
+    fcntl(p[0], F_SETFL, O_NONBLOCK); long n = 0, r;
+    while ((r = read(p[0], buf, 100000)) > 0) n += r; T(n);
+    fcntl(p[0], F_SETFL, 0);
+    sa.sa_flags = SA_RESTART; sigaction(SIGALRM, &sa, 0);
+    if (!fork()) { usleep(60000); write(p[1], "late", 4); _exit(0); }
+    setitimer(ITIMER_REAL, &it, 0); T(read(p[0], buf, 10));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_size_and_packets() -> None:
+    same(T + r"""
+int main() {
+    int p[2]; pipe2(p, O_NONBLOCK);
+    T(fcntl(p[0], F_GETPIPE_SZ)); T(fcntl(p[0], F_SETPIPE_SZ, 1)); T(fcntl(p[1], F_GETPIPE_SZ));
+    T(write(p[1], buf, 5000)); T(fcntl(p[1], F_SETPIPE_SZ, 10000)); T(write(p[1], buf, 20000));
+    T(fcntl(p[1], F_SETPIPE_SZ, 8192)); T(fcntl(p[1], F_SETPIPE_SZ, 0));
+    T(fcntl(p[1], F_SETPIPE_SZ, 1048576));
+    T(write(p[1], buf, 1 << 20)); T(fcntl(p[1], F_SETPIPE_SZ, 65536));
+    T(fcntl(p[1], F_SETPIPE_SZ, 1u << 31));
+    T(fcntl(p[1], F_SETPIPE_SZ, (1u << 31) + 1));
+    pipe2(p, O_DIRECT | O_NONBLOCK); T(write(p[1], "abc", 3)); T(write(p[1], "defg", 4));
+    T(write(p[1], buf, 5000));
+    T(read(p[0], buf, 2)); T(read(p[0], buf, 100)); T(read(p[0], buf, 10000));
+    T(read(p[0], buf, 10000));
+    T(read(p[0], buf, 1)); T(fcntl(p[1], F_GETFL));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_fifo() -> None:
+    same(T + r"""
+int main() {
+    T(mkfifo("p", 0644)); T(mkfifo("p", 0644));
+    struct stat st; stat("p", &st); T(st.st_mode);
+    T(open("p", O_WRONLY | O_NONBLOCK)); int r = open("p", O_RDONLY | O_NONBLOCK); T(r);
+    struct pollfd pf = {r, POLLIN}; T(poll(&pf, 1, 0)); T(pf.revents); T(read(r, buf, 10));
+    int w = open("p", O_WRONLY | O_NONBLOCK); T(w); T(read(r, buf, 10)); T(write(w, "hello", 5));
+    T(poll(&pf, 1, 0)); T(pf.revents); T(read(r, buf, 10)); T(close(w)); T(read(r, buf, 10));
+    T(poll(&pf, 1, 0)); T(pf.revents); T(close(r));
+    if (!fork()) { int f = open("p", O_WRONLY); write(f, "from child", 10); _exit(0); }
+    r = open("p", O_RDONLY); T(read(r, buf, 100)); buf[10] = 0; puts(buf); wait(0);
+    T(read(r, buf, 1)); close(r);
+    if (!fork()) { int f = open("p", O_RDONLY); _exit(read(f, buf, 3) != 3); }
+    w = open("p", O_WRONLY); T(write(w, "xyz", 3)); int st_; wait(&st_); T(st_); close(w);
+    int rw = open("p", O_RDWR); T(rw); T(write(rw, "self", 4)); T(read(rw, buf, 10));
+    T(lseek(rw, 0, 0));
+    T(open("p", O_RDONLY | O_TRUNC | O_CREAT, 0644)); T(unlink("p")); T(write(rw, "s", 1));
+    T(read(rw, buf, 10));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_fifo_open_is_interrupted() -> None:
+    same(T + r"""
+static void h(int s) { }
+int main() {
+    struct sigaction sa = {.sa_handler = h}; sigaction(SIGALRM, &sa, 0);
+    struct itimerval it = {{0, 0}, {0, 20000}};
+    mkfifo("p", 0600);
+    setitimer(ITIMER_REAL, &it, 0); T(open("p", O_RDONLY)); setitimer(ITIMER_REAL, &it, 0);
+    T(open("p", O_WRONLY));
+    T(open("p", O_RDWR));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_reopen_through_proc() -> None:
+    same(T + r"""
+int main() {
+    int p[2]; char name[64]; pipe(p);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", p[0]); int w = open(name, O_WRONLY); T(w);
+    T(write(w, "abc", 3)); T(read(p[0], buf, 10)); int r = open(name, O_RDONLY | O_NONBLOCK);
+    T(r);
+    T(read(r, buf, 1)); T(fcntl(p[0], F_GETFL)); long n = readlink(name, buf, 100); buf[n] = 0;
+    T(strncmp(buf, "pipe:[", 6));
+    return 0;
+}""")  # fmt: skip

@@ -1,0 +1,509 @@
+"""fork, vfork, clone, exit, wait, groups, sessions, identities, scheduling calls: on the host and
+in the machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kern.guest_util import build, by_guest, same
+
+
+def test_fork_returns_twice() -> None:
+    same(r"""
+    int main(void) {
+        int x = 1;
+        pid_t me = getpid(), p = fork();
+        if (!p) {
+            x = 2;
+            _exit(getppid() == me && getpid() != me ? x : 9);
+        }
+        int st;
+        printf("%d ", waitpid(p, &st, 0) == p);
+        printf("%d x %d\n", WEXITSTATUS(st), x);
+        return 0;
+    }
+    """)
+
+
+@pytest.mark.spec("SPACE-3")
+def test_vfork_shares_memory_until_exec_or_exit() -> None:
+    same(r"""
+    static volatile int n;
+    int main(int argc, char **argv) {
+        if (argc > 1) return 8;
+        pid_t p = vfork();
+        if (!p) {
+            n = 5;
+            _exit(3);
+        }
+        int st;
+        printf("n %d\n", n);
+        wait(&st);
+        printf("%d\n", WEXITSTATUS(st));
+        p = vfork();
+        if (!p) {
+            n = 6;
+            char *v[] = {argv[0], "x", 0};
+            execv("/proc/self/exe", v);
+            n = 7;
+            _exit(1);
+        }
+        printf("n %d\n", n);
+        wait(&st);
+        printf("%d\n", WEXITSTATUS(st));
+        p = vfork();
+        if (!p) {
+            char *v[] = {"x", 0};
+            execv("/nonexistent", v);
+            _exit(127);
+        }
+        wait(&st);
+        printf("%d\n", WEXITSTATUS(st));
+        return 0;
+    }
+    """)
+
+
+@pytest.mark.spec("SPACE-3")
+def test_clone_shares_what_it_says() -> None:
+    same(r"""
+    static volatile int n;
+    static char stack[65536];
+    static int child(void *a) {
+        n++;
+        close((long)a);
+        signal(SIGUSR1, SIG_IGN);
+        return 7;
+    }
+    #define RUN(flags)                                                               \
+        do {                                                                         \
+            int fd = dup(1), st;                                                     \
+            n = 0;                                                                   \
+            signal(SIGUSR1, SIG_DFL);                                                \
+            pid_t p = clone(child, stack + sizeof stack, flags, (void *)(long)fd);   \
+            if (p < 0) {                                                             \
+                printf("%s: %d\n", #flags, errno);                                   \
+                break;                                                               \
+            }                                                                        \
+            pid_t w = waitpid(p, &st, __WALL);                                       \
+            struct sigaction a;                                                      \
+            sigaction(SIGUSR1, 0, &a);                                               \
+            printf("%s: waited %d status %d n %d fd %d ign %d\n", #flags, w == p,    \
+                   WEXITSTATUS(st), n, fcntl(fd, F_GETFD), a.sa_handler == SIG_IGN); \
+            close(fd);                                                               \
+        } while (0)
+    int main(void) {
+        RUN(SIGCHLD);
+        RUN(CLONE_VM | SIGCHLD);
+        RUN(CLONE_VM | CLONE_VFORK | SIGCHLD);
+        RUN(CLONE_FILES | SIGCHLD);
+        RUN(CLONE_VM | CLONE_SIGHAND | SIGCHLD);
+        RUN(CLONE_SIGHAND | SIGCHLD);
+        RUN(0);
+        RUN(SIGUSR2 & 0);
+        RUN(CLONE_THREAD | SIGCHLD);
+        pid_t tid = 0,
+              p = syscall(SYS_clone, CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | SIGCHLD, 0,
+                          &tid, &tid, 0);
+        if (!p) _exit(tid == getpid());
+        int st;
+        wait(&st);
+        printf("settid %d %d\n", tid == p, WEXITSTATUS(st));
+        return 0;
+    }
+    """)
+
+
+def test_posix_spawn_and_system() -> None:
+    same(r"""
+    #include <spawn.h>
+    extern char **environ;
+    int main(int argc, char **argv) {
+        if (argc > 1) {
+            printf("spawned %s\n", argv[1]);
+            return 4;
+        }
+        char path[300];
+        int n = readlink("/proc/self/exe", path, 299);
+        path[n] = 0;
+        char *v[] = {argv[0], "yes", 0};
+        pid_t p;
+        int st;
+        printf("%d\n", posix_spawn(&p, path, 0, 0, v, environ));
+        waitpid(p, &st, 0);
+        printf("%d\n", WEXITSTATUS(st));
+        printf("%d\n", posix_spawn(&p, "/nonexistent", 0, 0, v, environ));
+        fflush(stdout);
+        return 0;
+    }
+    """)
+
+
+def test_wait_variants() -> None:
+    same(r"""
+    #define T(x)                                                          \
+        do {                                                              \
+            errno = 0;                                                    \
+            int r = (x);                                                  \
+            printf("%s = %d %d\n", #x, r > 1 ? 1 : r, r < 0 ? errno : 0); \
+        } while (0)
+    int main(void) {
+        int st;
+        siginfo_t i;
+        struct rusage ru;
+        T(wait(&st));
+        T(waitpid(-1, &st, WNOHANG));
+        T(waitpid(1234567, &st, 0));
+        T(waitpid(-1, &st, 0x100));
+        T(waitid(P_ALL, 0, &i, 0));
+        T(waitid(7, 0, &i, WEXITED));
+        int p[2];
+        pipe(p);
+        pid_t a = fork();
+        if (!a) {
+            char c;
+            close(p[1]);
+            read(p[0], &c, 1);
+            _exit(1);
+        }
+        pid_t b = fork();
+        if (!b) {
+            setpgid(0, 0);
+            _exit(2);
+        }
+        setpgid(b, b);
+        T(waitpid(a, &st, WNOHANG));
+        memset(&i, 9, sizeof i);
+        T(waitid(P_PID, a, &i, WEXITED | WNOHANG));
+        printf("pid %d\n", i.si_pid);
+        T(waitid(P_PID, b, &i, WEXITED | WNOWAIT));
+        printf("%d %d %d %d\n", i.si_signo, i.si_code, i.si_status, i.si_pid == b);
+        T(waitpid(-b, &st, 0));
+        printf("%d\n", WEXITSTATUS(st));
+        T(waitpid(-b, &st, 0));
+        close(p[1]);
+        T(wait4(a, &st, 0, &ru));
+        printf("%d\n", st);
+        T(waitpid(0, &st, 0));
+        T(wait4(-1, (int *)8, 0, 0));
+        a = fork();
+        if (!a) _exit(0);
+        T(wait4(a, (int *)8, 0, 0));
+        return 0;
+    }
+    """)
+
+
+def test_many_children_and_orphans() -> None:
+    same(r"""
+    int main(void) {
+        for (int i = 0; i < 60; i++)
+            if (!fork()) {
+                if (!fork()) {
+                    usleep(1000);
+                    _exit(0);
+                }
+                _exit(i);
+            }
+        int sum = 0, st, n = 0;
+        while (wait(&st) > 0) {
+            sum += WEXITSTATUS(st);
+            n++;
+        }
+        printf("%d %d %d\n", n, sum, errno);
+        return 0;
+    }
+    """)
+
+
+def test_orphans_go_to_init_or_the_subreaper() -> None:
+    same(r"""
+    int main(void) {
+        int p[2];
+        pipe(p);
+        prctl(PR_SET_CHILD_SUBREAPER, 1);
+        if (!fork()) {
+            if (!fork()) {
+                char c;
+                close(p[1]);
+                read(p[0], &c, 1);
+                _exit(getppid() == 1 ? 1 : 2);
+            }
+            _exit(9);
+        }
+        int st;
+        wait(&st);
+        printf("%d\n", WEXITSTATUS(st));
+        close(p[1]);
+        wait(&st);
+        printf("%d\n", WEXITSTATUS(st));
+        prctl(PR_SET_PDEATHSIG, 0);
+        pipe(p);
+        if (!fork()) {
+            pid_t me = getpid();
+            if (!fork()) {
+                prctl(PR_SET_PDEATHSIG, SIGTERM);
+                if (getppid() != me) raise(SIGTERM);
+                write(p[1], "x", 1);
+                pause();
+                _exit(0);
+            }
+            char c;
+            read(p[0], &c, 1);
+            _exit(3);
+        }
+        for (int i = 0; i < 2; i++) {
+            wait(&st);
+            printf("%d\n", WIFSIGNALED(st) ? WTERMSIG(st) : WEXITSTATUS(st));
+        }
+        return 0;
+    }
+    """)
+
+
+def test_groups_and_sessions() -> None:
+    same(r"""
+    #define T(x)                                                               \
+        do {                                                                   \
+            errno = 0;                                                         \
+            long r = (x);                                                      \
+            printf("%s = %d %d\n", #x, r > 1 ? 1 : (int)r, r < 0 ? errno : 0); \
+        } while (0)
+    int main(int argc, char **argv) {
+        if (argc > 1) {
+            pause();
+            return 0;
+        }
+        pid_t c = fork();
+        if (c) {
+            int st;
+            wait(&st);
+            return WEXITSTATUS(st);
+        }
+        T(getpgrp() == getpgid(0));
+        T(getsid(0) == getsid(getppid()));
+        T(getpgid(1234567));
+        T(getsid(1234567));
+        T(setpgid(0, -1));
+        T(setpgid(1234567, 0));
+        T(setpgid(0, 1234567));
+        T(setpgid(getppid(), 0));
+        T(setpgid(0, 0));
+        T(getpgrp() == getpid());
+        T(setsid());
+        pid_t g = fork();
+        if (!g) {
+            T(setsid() == getpid());
+            T(getsid(0) == getpid());
+            T(setsid());
+            T(setpgid(0, 0));
+            fflush(stdout);
+            _exit(0);
+        }
+        waitpid(g, 0, 0);
+        int p[2];
+        pipe2(p, O_CLOEXEC);
+        g = fork();
+        if (!g) {
+            char *v[] = {"x", "y", 0};
+            execv("/proc/self/exe", v);
+            _exit(1);
+        }
+        char ch;
+        close(p[1]);
+        read(p[0], &ch, 1);
+        T(setpgid(g, g));
+        kill(g, SIGKILL);
+        waitpid(g, 0, 0);
+        T(setpgid(g, g));
+        return 0;
+    }
+    """)
+
+
+def test_identities() -> None:
+    same(r"""
+    #define T(x)                                               \
+        do {                                                   \
+            errno = 0;                                         \
+            long r = (x);                                      \
+            printf("%s = %ld %d\n", #x, r, r < 0 ? errno : 0); \
+        } while (0)
+    static void ids(void) {
+        uid_t r, e, s;
+        getresuid(&r, &e, &s);
+        printf("uid %d %d %d ", r, e, s);
+        gid_t a, b, c;
+        getresgid(&a, &b, &c);
+        printf("gid %d %d %d\n", a, b, c);
+    }
+    int main(void) {
+        if (getuid() != 0) {
+            puts("not root");
+            return 0;
+        }
+        ids();
+        gid_t g[3] = {5, 6, 7};
+        T(setgroups(3, g));
+        T(getgroups(0, 0));
+        T(getgroups(2, g));
+        T(getgroups(3, g));
+        printf("%d\n", g[2]);
+        T(setregid(10, 11));
+        ids();
+        T(setresgid(-1, 12, 13));
+        ids();
+        T(setgid(14));
+        ids();
+        T(setreuid(-1, 20));
+        ids();
+        T(setuid(21));
+        T(setuid(0));
+        ids();
+        T(setresuid(22, 23, 24));
+        ids();
+        T(setuid(0));
+        T(seteuid(22));
+        T(seteuid(24));
+        ids();
+        T(setresuid(0, -1, -1));
+        T(setreuid(24, 22));
+        ids();
+        T(setgroups(0, g));
+        T(setgid(0));
+        T(setfsuid(22));
+        T(setfsuid(-1));
+        T(setfsgid(0));
+        T(setfsgid(-1));
+        T(prctl(PR_GET_DUMPABLE));
+        T(kill(1, 0));
+        T(setpriority(PRIO_PROCESS, 0, -5));
+        T(nice(1));
+        return 0;
+    }
+    """)
+
+
+def test_scheduling_calls() -> None:
+    same(r"""
+    #define T(x)                                               \
+        do {                                                   \
+            errno = 0;                                         \
+            long r = (x);                                      \
+            printf("%s = %ld %d\n", #x, r, r < 0 ? errno : 0); \
+        } while (0)
+    int main(void) {
+        struct sched_param p = {0}, q = {50};
+        cpu_set_t s;
+        CPU_ZERO(&s);
+        CPU_SET(0, &s);
+        T(sched_yield());
+        T(sched_getscheduler(0));
+        T(sched_setscheduler(0, SCHED_OTHER, &p));
+        T(sched_setscheduler(0, SCHED_OTHER, &q));
+        T(sched_setscheduler(0, 77, &p));
+        T(sched_getparam(0, &p));
+        T(sched_get_priority_max(SCHED_FIFO));
+        T(sched_get_priority_min(SCHED_RR));
+        T(sched_get_priority_max(SCHED_OTHER));
+        T(sched_get_priority_max(99));
+        T(sched_getscheduler(-1));
+        T(sched_getscheduler(1234567));
+        T(sched_setaffinity(0, sizeof s, &s));
+        CPU_ZERO(&s);
+        T(sched_setaffinity(0, sizeof s, &s));
+        T(sched_getaffinity(0, 1, &s));
+        CPU_ZERO(&s);
+        T(sched_getaffinity(0, sizeof s, &s));
+        T(CPU_ISSET(0, &s));
+        T(sched_setscheduler(0, SCHED_FIFO, &p));
+        return 0;
+    }
+    """)
+
+
+def test_nice_shares_the_cpu() -> None:
+    """Two that compute: the nicer one gets clearly less done."""
+    status, out = by_guest(build(r"""
+    int main(void) {
+        long *n = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        pid_t p[2];
+        for (int i = 0; i < 2; i++)
+            if (!(p[i] = fork())) {
+                if (i) nice(10);
+                volatile long *m = &n[8 * i];
+                for (;;) ++*m;
+            }
+        usleep(600000);
+        for (int i = 0; i < 2; i++) kill(p[i], SIGKILL);
+        printf("%d\n", n[0] > 2 * n[8] && n[8] > 0);
+        return 0;
+    }
+    """))
+    assert (status, out) == (0, b"1\n")
+
+
+def test_usage_of_children() -> None:
+    same(r"""
+    int main(void) {
+        struct rusage a, b;
+        if (!fork()) {
+            volatile char *m = malloc(4 << 20);
+            for (int i = 0; i < 4 << 20; i += 4096) m[i] = 1;
+            volatile long i;
+            for (i = 0; i < 100000000; i++);
+            _exit(0);
+        }
+        wait4(-1, 0, 0, &a);
+        getrusage(RUSAGE_CHILDREN, &b);
+        printf("time %d faults %d rss %d same %d\n",
+               a.ru_utime.tv_sec * 1000000 + a.ru_utime.tv_usec > 10000, a.ru_minflt > 50,
+               a.ru_maxrss > 3000, a.ru_minflt == b.ru_minflt);
+        return 0;
+    }
+    """)
+
+
+def test_exit_codes() -> None:
+    for code, expected in ((0, 0), (255, 255), (256, 0), (-1, 255)):
+        assert by_guest(build(f"int main(void) {{ _exit({code}); }}"))[0] == expected
+
+
+def test_exit_flushes_and_atexit() -> None:
+    same(r"""
+    static void bye(void) { printf("bye\n"); }
+    int main(void) {
+        atexit(bye);
+        printf("no newline");
+        exit(6);
+    }
+    """)
+
+
+def test_fork_bomb_is_bounded() -> None:
+    """RLIMIT_NPROC; root is not bound by it, so with another identity."""
+    status, out = by_guest(build(r"""
+    int main(void) {
+        setuid(1000);
+        struct rlimit r = {20, 20};
+        setrlimit(RLIMIT_NPROC, &r);
+        int n = 0, p[2];
+        pipe(p);
+        for (;;) {
+            pid_t q = fork();
+            if (q < 0) break;
+            if (!q) {
+                char c;
+                close(p[1]);
+                read(p[0], &c, 1);
+                _exit(0);
+            }
+            n++;
+        }
+        printf("%d %d\n", n < 25, errno == EAGAIN);
+        close(p[1]);
+        while (wait(0) > 0);
+        return 0;
+    }
+    """))
+    assert (status, out) == (0, b"1 1\n")

@@ -1,0 +1,184 @@
+"""Pseudo terminals made by the guest, and the line discipline. Each program runs on the host too,
+where the terminal is Linux's own.
+"""
+
+from __future__ import annotations
+
+from file_util import T
+from guest_util import same
+
+P = T + r"""
+#include <termios.h>
+static int m, s;
+static void open_(void) {
+    m = posix_openpt(O_RDWR | O_NOCTTY); if (m < 0 || grantpt(m) || unlockpt(m)) { T(-1); exit(1);
+    }
+    s = open(ptsname(m), O_RDWR | O_NOCTTY); if (s < 0) { T(-1); exit(1); }
+}
+static void show(const char *what, int fd) {
+    fcntl(fd, F_SETFL, O_NONBLOCK); usleep(3000);
+    printf("%s:", what); long n = read(fd, buf, 2000); printf(" %ld [", n < 0 ? -errno : n);
+    for (long i = 0; i < n; i++) if (buf[i] >= 32 && buf[i] < 127) putchar(buf[i]);
+    else printf("\\%03o", buf[i] & 255);
+    puts("]"); fflush(stdout); fcntl(fd, F_SETFL, 0);
+}
+static void type(const char *t) { write(m, t, strlen(t)); show("  shown", m); show("  read", s); }
+static void lflag(int off, int on) { struct termios t; tcgetattr(s, &t);
+t.c_lflag = (t.c_lflag & ~off) | on; tcsetattr(s, TCSANOW, &t); }
+static void iflag(int off, int on) { struct termios t; tcgetattr(s, &t);
+t.c_iflag = (t.c_iflag & ~off) | on; tcsetattr(s, TCSANOW, &t); }
+static void oflag(int off, int on) { struct termios t; tcgetattr(s, &t);
+t.c_oflag = (t.c_oflag & ~off) | on; tcsetattr(s, TCSANOW, &t); }
+static void cc(int i, int v) { struct termios t; tcgetattr(s, &t); t.c_cc[i] = v;
+tcsetattr(s, TCSANOW, &t); }
+"""
+
+
+def test_a_pair() -> None:
+    same(P + r"""
+int main() {
+    m = open("/dev/ptmx", O_RDWR | O_NOCTTY); char *n = ptsname(m); T(strncmp(n, "/dev/pts/", 9));
+    int lk; T(ioctl(m, TIOCGPTLCK, &lk)); T(lk); T(open(n, O_RDWR)); T(unlockpt(m));
+    s = open(n, O_RDWR | O_NOCTTY); T(s); T(isatty(s)); T(isatty(m)); struct stat st;
+    T(fstat(s, &st)); T(st.st_mode & S_IFMT); T(major(st.st_rdev)); T(strcmp(ttyname(s), n));
+    struct termios t; T(tcgetattr(s, &t)); T(t.c_iflag); T(t.c_oflag); T(t.c_cflag); T(t.c_lflag);
+    for (int i = 0; i < 17; i++) printf("%d ", t.c_cc[i]); puts("");
+    struct winsize w = {25, 81, 3, 4}, v; T(ioctl(s, TIOCSWINSZ, &w));
+    T(ioctl(m, TIOCGWINSZ, &v));
+    T(v.ws_row * 1000 + v.ws_col); T(lseek(s, 0, SEEK_CUR)); T(pread(s, buf, 1, 0));
+    T(write(m, "hello\n", 6)); T(read(s, buf, 100)); T(read(m, buf, 100));
+    T(write(s, "out\n", 4)); usleep(3000);
+    T(read(m, buf, 100)); T(tcgetpgrp(s)); T(tcgetpgrp(m)); T(tcgetsid(m));
+    struct pollfd p[2] = {{m, POLLIN | POLLOUT}, {s, POLLIN | POLLOUT}}; T(poll(p, 2, 0));
+    T(p[0].revents); T(p[1].revents); write(m, "x", 1); usleep(3000); T(poll(p, 2, 0));
+    T(p[0].revents);
+    T(p[1].revents); write(m, "\n", 1); usleep(3000); T(poll(p, 2, 0)); T(p[1].revents);
+    T(ioctl(s, FIONREAD, &lk));
+    T(lk); T(tcflush(s, TCIFLUSH)); T(ioctl(s, FIONREAD, &lk)); T(lk); close(s);
+    read(m, buf, 100); T(poll(p, 1, 0)); T(p[0].revents); T(read(m, buf, 1));
+    s = open(n, O_RDWR | O_NOCTTY);
+    T(poll(p, 1, 0)); T(p[0].revents); close(m); p[1].fd = s; T(poll(p + 1, 1, 0));
+    T(p[1].revents);
+    T(read(s, buf, 1)); T(write(s, "x", 1)); T(tcgetattr(s, &t)); T(open(n, O_RDWR));
+    T(access(n, 0));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_line_editing() -> None:
+    same(P + r"""
+int main() {
+    open_();
+    type("hello\n"); type("helo\177lo\n"); type("abc\025def\n");
+    type("one two  three\027\027X\n");
+    type("\t\ta\177\177\n"); type("a\tb\177\177\177c\n"); type("x\001y\177\177z\n");
+    type("abc\004"); type("\004");
+    type("part"); type("ial\n"); type("two\nlines\n"); show("  more", s);
+    type("lit\026\003\026\177eral\n");
+    type("rep\022rint\n"); type("\177\177\n"); type("cr\r"); type("a.b-c_d \027!\n");
+    type("12345\n");
+    write(m, "long line to be read in parts\n", 30); usleep(3000); T(read(s, buf, 5));
+    T(read(s, buf, 5)); show("rest", s);
+    lflag(ECHO, 0); show("m", m); type("quiet\n"); lflag(0, ECHONL); type("nl\n");
+    lflag(ECHONL, ECHO); lflag(ECHOCTL, 0); type("a\001b\n");
+    lflag(ECHOKE, ECHOCTL); type("kill\025all\n"); lflag(ECHOE, 0); type("era\177se\n");
+    lflag(IEXTEN, ECHOE); type("x\026\027y\n");
+    cc(VEOL, '!'); type("stop!go\n"); show("  more", s); cc(VERASE, '#'); type("ab#c\177\n");
+    iflag(0, INLCR); type("x\n"); type("\r"); iflag(ICRNL | INLCR, IGNCR); type("a\rb\n");
+    iflag(IGNCR, ISTRIP); type("\341\n");
+    iflag(ISTRIP, IUTF8); type("\303\251x\177\177e\n");
+    return 0;
+}""")  # fmt: skip
+
+
+def test_output() -> None:
+    same(P + r"""
+static void print(const char *t) { write(s, t, strlen(t)); show("shown", m); }
+int main() {
+    open_();
+    print("a\nb\r\tc\b\n"); oflag(0, XTABS); print("a\tbc\td\n\t|\b\t|\n"); oflag(ONLCR, 0);
+    print("x\ny\tz\r\n");
+    oflag(0, OCRNL); print("a\rb\n"); oflag(OCRNL, ONOCR); print("\r\ra\r"); oflag(ONOCR, OLCUC);
+    print("abC\n");
+    oflag(OPOST, 0); print("raw\n\t\001\n"); oflag(0, OPOST | ONLCR | ONLRET); print("\n\r");
+    return 0;
+}""")  # fmt: skip
+
+
+def test_raw_mode() -> None:
+    same(P + r"""
+static long ms(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t);
+return t.tv_sec * 1000 + t.tv_nsec / 1000000; }
+int main() {
+    open_(); write(m, "typed ahead\nand", 15);
+    struct termios t, o; tcgetattr(s, &o); t = o; cfmakeraw(&t); T(tcsetattr(s, TCSANOW, &t));
+    show("m", m); show("s", s); type("a\rb\nc\003\004\177"); cc(VMIN, 0); T(read(s, buf, 10));
+    write(m, "xyz", 3); usleep(3000); T(read(s, buf, 2)); T(read(s, buf, 10)); cc(VTIME, 1);
+    long a = ms(); T(read(s, buf, 10));
+    long d = ms() - a; T(d >= 90 && d < 400);
+    if (!fork()) { usleep(20000); write(m, "q", 1); _exit(0); } T(read(s, buf, 10)); wait(0);
+    cc(VMIN, 3); if (!fork()) { usleep(20000); write(m, "ab", 2); _exit(0); } T(read(s, buf, 10));
+    wait(0);
+    if (!fork()) { write(m, "abcd", 4); _exit(0); } wait(0); usleep(3000); T(read(s, buf, 2));
+    T(read(s, buf, 10));
+    cc(VTIME, 0); cc(VMIN, 5); write(m, "1234", 4); usleep(3000); struct pollfd p = {s, POLLIN};
+    T(poll(&p, 1, 0)); write(m, "5", 1);
+    T(poll(&p, 1, 100)); T(read(s, buf, 100)); write(m, "ahead", 5); usleep(3000);
+    T(tcsetattr(s, TCSANOW, &o)); show("canon", s);
+    write(m, "gone", 4); usleep(3000); T(tcsetattr(s, TCSAFLUSH, &o)); type("new\n");
+    return 0;
+}""")  # fmt: skip
+
+
+def test_signals_and_flow() -> None:
+    same(P + r"""
+int main() {
+    open_(); lflag(0, NOFLSH); int p[2]; pipe(p);
+    int pid = fork();
+    if (!pid) {
+        setsid(); ioctl(s, TIOCSCTTY, 0); T(tcgetpgrp(s) == getpid()); signal(SIGHUP, SIG_IGN);
+        for (int i = 0; i < 4; i++) {
+            int c = fork(), st;
+            if (!c) { setpgid(0, 0); signal(SIGTTOU, SIG_IGN); tcsetpgrp(s, getpid());
+            write(p[1], "x", 1); pause(); _exit(0); }
+            waitpid(c, &st, WUNTRACED); printf("child %x\n", st); fflush(stdout);
+            if (WIFSTOPPED(st)) kill(c, SIGKILL), waitpid(c, &st, 0);
+        }
+        write(p[1], "y", 1); pause(); _exit(0);
+    }
+    close(s); char c; const char *keys[] = {"\003", "\034", "\032"};
+    for (int i = 0; i < 3; i++) { read(p[0], &c, 1); usleep(20000); write(m, "typed", 5);
+    write(m, keys[i], 1); }
+    read(p[0], &c, 1); usleep(20000); struct winsize w = {1, 2}; T(ioctl(m, TIOCSWINSZ, &w));
+    T(ioctl(m, TIOCSIG, SIGTERM));
+    ioctl(m, TIOCSIG, SIGINT); read(p[0], &c, 1);
+    show("echo", m); s = open(ptsname(m), O_RDWR | O_NOCTTY); fcntl(s, F_SETFL, O_NONBLOCK);
+    write(m, "\023", 1); usleep(3000); T(write(s, "held", 4)); show("m", m); write(m, "\021", 1);
+    fcntl(s, F_SETFL, O_NONBLOCK); usleep(3000); T(write(s, "ok", 2)); show("m", m);
+    fcntl(s, F_SETFL, 0); T(tcflow(s, TCOOFF)); fcntl(s, F_SETFL, O_NONBLOCK);
+    T(write(s, "x", 1)); T(tcflow(s, TCOON)); T(write(s, "x", 1)); T(tcflow(s, TCIOFF));
+    show("m", m);
+    kill(pid, SIGKILL); waitpid(pid, 0, 0);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_a_session_on_it() -> None:
+    same(P + r"""
+static void h(int n) { write(2, n == SIGHUP ? "H" : "C", 1); }
+int main() {
+    m = posix_openpt(O_RDWR); unlockpt(m); int p[2]; pipe(p); char *n = ptsname(m);
+    int pid = fork();
+    if (!pid) {
+        close(m); dup2(p[1], 2); setsid(); T(open("/dev/tty", O_RDWR)); s = open(n, O_RDWR);
+        int t = open("/dev/tty", O_RDWR);
+        T(t > 0); T(tcgetsid(t) == getpid()); T(tcgetpgrp(t) == getpid()); signal(SIGHUP, h);
+        signal(SIGCONT, h);
+        fflush(stdout); dup2(s, 0); char l[20]; T(read(0, l, 20)); T(read(0, l, 20));
+        T(read(t, l, 20)); T(tcgetpgrp(0)); T(open("/dev/tty", O_RDWR)); _exit(0);
+    }
+    usleep(50000); write(m, "line\n", 5); usleep(50000); close(m); waitpid(pid, 0, 0);
+    fcntl(p[0], F_SETFL, O_NONBLOCK); long k = read(p[0], buf, 10); T(k); buf[k] = 0; puts(buf);
+    T(access(n, 0));
+    return 0;
+}""")  # fmt: skip

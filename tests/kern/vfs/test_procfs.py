@@ -1,0 +1,252 @@
+"""/proc, read by busybox in a running machine; formats compared with the host's own /proc."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from dfvm.kern.kern_errno import EIO
+from dfvm.kern.machine import PIPE, Machine
+from dfvm.kern.proc import Ucred
+from dfvm.kern.vfs.namei import namei
+from dfvm.kern.vfs.procfs import ProcMount
+from dfvm.kern.vfs.vnode import FREAD, FWRITE, KCRED
+from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio
+
+BUSYBOX = "/usr/bin/busybox"
+BASH = "/usr/bin/bash-static"
+
+pytestmark = pytest.mark.skipif(not os.path.exists(BUSYBOX), reason="no static busybox")
+
+
+def run(script: str, shell: tuple[str, ...] = (BUSYBOX, "sh"), quiet: bool = True) -> bytes:
+    with Machine(mem="64M", check=True) as m:
+        vfs = m.kernel.vfs
+        if not any(mount.mnt_fstype == "proc" for mount in vfs.mounts):
+            vfs.mount(b"/proc", ProcMount(vfs, m.kernel))
+        p = m.spawn([*shell, "-c", script], stdin=b"", stdout=PIPE, stderr=PIPE)
+        m.run()
+        assert p.stdout is not None and p.stderr is not None
+        assert p.stderr == b"" or not quiet, p.stderr
+        return p.stdout
+
+
+def keys(text: str) -> list[str]:
+    return [m.group(1) for m in re.finditer(r"^(\w[\w()]*):", text, re.M)]
+
+
+def is_subsequence(part: list[str], whole: list[str]) -> bool:
+    it = iter(whole)
+    return all(k in it for k in part)
+
+
+def host(name: str) -> str:
+    return Path(f"/proc/self/{name}").read_text()
+
+
+def test_maps() -> None:
+    out = run("cat /proc/self/maps").decode()
+    line = re.compile(
+        r"^[0-9a-f]{8,}-[0-9a-f]{8,} [r-][w-][x-][ps] [0-9a-f]{8} [0-9a-f]{2}:[0-9a-f]{2} \d+ "
+        r"( *\S.*)?$"
+    )
+    lines = out.splitlines()
+    assert all(line.match(text) for text in lines), out
+    assert all(text.index("/") == 73 for text in lines if "/" in text)
+    exe = [text for text in lines if text.endswith(BUSYBOX)]
+    st = os.stat(BUSYBOX)
+    assert exe and f"{os.major(st.st_dev):02x}:{os.minor(st.st_dev):02x} {st.st_ino} " in exe[0]
+    assert any(text.endswith("[heap]") for text in lines)
+    assert lines[-1].endswith("[stack]")
+    starts = [int(text.split("-")[0], 16) for text in lines]
+    assert starts == sorted(starts)
+
+
+def test_status_and_friends_have_linux_keys_in_order() -> None:
+    assert is_subsequence(keys(run("cat /proc/self/status").decode()), keys(host("status")))
+    with open("/proc/meminfo") as f:
+        assert is_subsequence(keys(run("cat /proc/meminfo").decode()), keys(f.read()))
+    smaps = run("cat /proc/self/smaps").decode()
+    one = re.split(r"^[0-9a-f]+-", smaps, flags=re.M)[1]
+    want = re.split(r"^[0-9a-f]+-", host("smaps"), flags=re.M)[1]
+    assert is_subsequence(keys(one), keys(want))
+    assert [len(line) for line in one.splitlines() if line.endswith("kB")] == [27] * one.count("kB")
+    assert "VmFlags: rd " in smaps
+
+
+def test_stat_columns() -> None:
+    out = run("cat /proc/self/stat; cat /proc/self/statm; echo $$")
+    stat, statm, pid = out.decode().splitlines()
+    fields = stat.rpartition(") ")[2].split()
+    assert stat.split()[1] == "(cat)" and len(fields) + 2 == 52
+    assert len(host("stat").rpartition(") ")[2].split()) == len(fields)
+    assert fields[0] == "R" and fields[1] == pid
+    assert len(statm.split()) == 7
+    assert int(fields[20]) == int(statm.split()[0]) * 4096
+
+
+def test_limits_and_system_files_look_the_same() -> None:
+    mine = run("cat /proc/self/limits").decode().splitlines()
+    theirs = host("limits").splitlines()
+    assert [line[:26] for line in mine] == [line[:26] for line in theirs]
+    assert mine[0] == theirs[0] and [len(line) for line in mine] == [len(line) for line in theirs]
+    out = run(
+        "cat /proc/uptime /proc/loadavg /proc/sys/kernel/ostype; uname -r;"
+        "cat /proc/sys/kernel/osrelease; hostname; cat /proc/sys/kernel/hostname"
+    )
+    up, load, ostype, rel, osrelease, name, hostname = out.decode().splitlines()
+    assert re.fullmatch(r"\d+\.\d\d \d+\.\d\d", up)
+    assert re.fullmatch(r"\d\.\d\d \d\.\d\d \d\.\d\d \d+/\d+ \d+", load)
+    assert (ostype, rel, name) == ("Linux", osrelease, hostname)
+    assert run("grep -c ^processor /proc/cpuinfo") == b"1\n"
+    assert run("head -n 1 /proc/stat").split()[0] == b"cpu"
+
+
+def test_files_can_be_read_in_pieces_and_again() -> None:
+    out = run("dd if=/proc/self/limits bs=7 2>/dev/null | sha1sum; sha1sum < /proc/self/limits")
+    first, second = out.splitlines()
+    assert first == second
+    assert run("{ head -c 4; tail -c +3; } < /proc/version").startswith(b"Linuversion 6")
+
+
+def test_memory_through_proc() -> None:
+    out = run(
+        "dd if=/proc/self/mem bs=4096 skip=1024 count=1 2>/dev/null | head -c 4;"
+        "dd if=/proc/self/mem bs=4096 skip=0 count=1 2>&1 | head -n 1;"
+        "dd if=/proc/self/pagemap bs=8 skip=1024 count=1 2>/dev/null"
+    )
+    assert out.startswith(b"\x7fELF")
+    assert b"Input/output error" in out
+    (word,) = struct.unpack("<Q", out[-8:])
+    assert word >> 63 and word >> 61 & 1 and 0 < word & (1 << 55) - 1 < 64 << 8
+
+
+def test_writing_memory() -> None:
+    """What is written to mem at an address is what the program finds there: its first argument,
+    before it runs."""
+    with Machine(mem="64M") as m:
+        vfs = m.kernel.vfs
+        if not any(mount.mnt_fstype == "proc" for mount in vfs.mounts):
+            vfs.mount(b"/proc", ProcMount(vfs, m.kernel))
+        p = m.spawn([BUSYBOX, "echo", "XYZZY"], stdout=PIPE)
+        root = vfs.rootvnode
+        vp = namei(root, root, b"/proc/%d/mem" % p.pid, KCRED)
+        assert vp.open(FREAD | FWRITE, KCRED) is None
+        top = p.proc.p_vmspace.vm_minsaddr
+        buf = bytearray(8192)
+        uio = Uio(None, [memoryview(buf)], UIO_READ)
+        vp.read(uio, top - 8192, 0)
+        at = buf.rindex(b"XYZZY\0") + top - 8192
+        data = memoryview(bytearray(b"PLUGH"))
+        assert vp.write(Uio(None, [data], UIO_WRITE), at, 0) == at + 5
+        # Half of it can be reached: that half is what is read.
+        uio = Uio(None, [memoryview(buf)], UIO_READ)
+        vp.read(uio, top - 100, 0)
+        assert uio.uio_resid == 8192 - 100
+        with pytest.raises(OSError) as e:
+            vp.read(uio, 0, 0)
+        assert e.value.errno == EIO
+        vp.close(FREAD | FWRITE)
+        m.run()
+        assert p.stdout == b"PLUGH\n"
+
+
+def test_other_processes() -> None:
+    out = run(
+        "exec 2>/dev/null; sleep 5 & P=$!;"
+        "until grep -q ^sleep /proc/$P/cmdline; do :; done; tr '\\0' ' ' < /proc/$P/cmdline; echo;"
+        "cat /proc/$P/comm; grep ^PPid /proc/$P/status; echo $$; ls /proc | grep -x $P | wc -l;"
+        "readlink /proc/$P/exe; readlink /proc/$P/cwd; kill $P; wait $P; ls -d /proc/$P 2>&1"
+    )
+    lines = out.decode().splitlines()
+    assert lines[0].strip() == "sleep 5" and lines[1] in ("sleep", "busybox")
+    assert lines[2] == f"PPid:\t{lines[3]}" and lines[4] == "1"
+    assert lines[5] == BUSYBOX and lines[6] == os.getcwd()
+    assert "No such file" in lines[7]
+
+
+def test_reaped_process_has_no_files() -> None:
+    out = run(
+        "sleep 5 & P=$!; exec 3< /proc/$P/status; kill $P; wait $P; cat <&3 2>&1", quiet=False
+    )
+    assert b"No such process" in out
+
+
+def test_zombie() -> None:
+    out = run(
+        "sh -c 'sh -c \"exit 3\" & exec sleep 5' & P=$!;"
+        'while ! Z=$(cat /proc/$P/task/$P/children) || [ -z "$Z" ] ||'
+        " ! grep -q Z.*zombie /proc/${Z% }/status 2>/dev/null; do :; done;"
+        "cat /proc/${Z% }/maps /proc/${Z% }/cmdline; cut -d' ' -f3 /proc/${Z% }/stat; kill $P"
+    )
+    assert out == b"Z\n"
+
+
+def test_comm_can_be_set() -> None:
+    assert run("echo a-long-name-of-a-shell > /proc/$$/comm; cat /proc/$$/comm; :") == (
+        b"a-long-name-of-\n"
+    )
+
+
+def test_descriptors() -> None:
+    out = run(
+        "exec 5< /etc/passwd; readlink /proc/$$/fd/5; echo hi > /tmp/f; exec 6< /tmp/f;"
+        "rm /tmp/f; readlink /proc/$$/fd/6; cat /proc/$$/fd/6; stat -L -c %F /dev/fd/6;"
+        "cat /proc/$$/fdinfo/5 | head -n 2; echo x | readlink /dev/stdin;"
+        "echo piped | cat /dev/stdin; echo out > /dev/stdout | cat; stat -c %a /proc/$$/fd/5"
+    )
+    lines = out.decode().splitlines()
+    assert lines[:4] == ["/etc/passwd", "/tmp/f (deleted)", "hi", "regular file"]
+    assert lines[4] == "pos:\t0" and lines[5].startswith("flags:\t0")
+    assert lines[6] == "/proc/self/fd/0"
+    assert lines[7:] == ["piped", "out", "500"]
+
+
+@pytest.mark.skipif(not os.path.exists(BASH), reason="no static bash")
+def test_process_substitution() -> None:
+    assert run("cat <(echo one) <(echo two)", (BASH,)) == b"one\ntwo\n"
+
+
+def test_mounts() -> None:
+    out = run("cat /proc/mounts; cat /proc/self/mountinfo").decode()
+    assert "proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0\n" in out
+    assert re.search(r"^1 0 \d+:\d+ / / rw,relatime - overlay dfvm rw$", out, re.M)
+    assert run("mount | head -n 1").startswith(b"dfvm on / type overlay (rw")
+
+
+def test_every_file_can_be_read() -> None:
+    """find, cat and ls over all of /proc, the tasks and descriptors included: no errors but those
+    of files that are meant to refuse."""
+    out = run(
+        "find /proc -type f ! -name mem ! -name pagemap ! -path '/proc/*/fdinfo/*'"
+        " ! -path '*/task/*' -exec cat {} + > /dev/null && find /proc -type d | wc -l"
+    )
+    assert int(out) > 10
+
+
+def test_memory_is_private_to_owner_and_root() -> None:
+    with Machine(mem="64M") as m:
+        vfs = m.kernel.vfs
+        if not any(mount.mnt_fstype == "proc" for mount in vfs.mounts):
+            vfs.mount(b"/proc", ProcMount(vfs, m.kernel))
+        p = m.spawn([BUSYBOX, "true"])
+        root, here = vfs.rootvnode, b"/proc/%d/" % p.pid
+        p.proc.p_ucred = Ucred(1000, 1000)
+        for name in (b"maps", b"smaps", b"environ", b"mem", b"pagemap"):
+            vp = namei(root, root, here + name, KCRED)
+            assert vp.getattr().va_uid == 1000
+            for cred, allowed in ((KCRED, True), (p.proc.p_ucred, True), (Ucred(7, 7), False)):
+                try:
+                    assert vp.open(FREAD, cred) is None
+                    vp.close(FREAD)
+                    assert allowed
+                except PermissionError:
+                    assert not allowed
+        with pytest.raises(PermissionError):
+            namei(root, root, here + b"exe", Ucred(7, 7))
+        assert namei(root, root, here + b"exe", p.proc.p_ucred) is p.proc.p_textvp
+        m.run()

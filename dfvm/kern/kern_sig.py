@@ -30,6 +30,7 @@ from dfvm.kern.kern_errno import (
     ESRCH,
     err,
 )
+from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.proc import (
     P_SYSTEM,
     P_WEXIT,
@@ -325,6 +326,8 @@ def _send(p: Proc, lp: Lwp | None, sig: int, info: Siginfo | None) -> None:
         return
     queue = p.p_sigqueue if lp is None else lp.lwp_sigqueue
     queue.add(info if info is not None else Siginfo(sig, SI_KERNEL))
+    if p.p_sigkq is not None:
+        p.p_sigkq.knote(POLLIN)
     for target in targets:
         if bit & (~target.lwp_sigmask | target.lwp_sigwait):
             signotify(target)
@@ -693,7 +696,7 @@ def sys_rt_sigtimedwait(lp: Lwp, uthese: int, uinfo: int, uts: int, sigsetsize: 
         if seconds < 0 or not 0 <= ns < 1_000_000_000:
             raise err(EINVAL)
         timeout = min(seconds * 1_000_000_000 + ns, 1 << 61)
-    info = _take_these(lp, these)
+    info = take_pending(lp, these)
     if info is None and timeout:
         lp.lwp_sigwait = these
         try:
@@ -701,7 +704,7 @@ def sys_rt_sigtimedwait(lp: Lwp, uthese: int, uinfo: int, uts: int, sigsetsize: 
             error = sched.tsleep_ns(lp.lwp_sigqueue, PCATCH, "sigwait", max(timeout, 0))
         finally:
             lp.lwp_sigwait = 0
-        info = _take_these(lp, these)
+        info = take_pending(lp, these)
         if info is None and error == ERESTART:
             raise err(EINTR)
     if info is None:
@@ -711,7 +714,7 @@ def sys_rt_sigtimedwait(lp: Lwp, uthese: int, uinfo: int, uts: int, sigsetsize: 
     return info.si_signo
 
 
-def _take_these(lp: Lwp, these: int) -> Siginfo | None:
+def take_pending(lp: Lwp, these: int) -> Siginfo | None:
     """Take the lowest pending signal of a set, blocked or not."""
     for queue in (lp.lwp_sigqueue, lp.lwp_proc.p_sigqueue):
         ready = queue.pending & these

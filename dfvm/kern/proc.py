@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfvm.kern.kern_descrip import FileDesc
+    from dfvm.kern.kern_event import Kqinfo
     from dfvm.kern.kern_sig import SigActs, SigQueue
     from dfvm.kern.kern_time import ProcTimers
     from dfvm.kern.kernel import Kernel, KernelStack
@@ -241,7 +242,7 @@ class Proc:
                  "p_contsig", "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitsig", "p_fd",
                  "p_flags", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_minflt", "p_nice",
                  "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid", "p_pptr",
-                 "p_ru", "p_sigacts", "p_sigqueue", "p_start_ns", "p_stat", "p_stopsig",
+                 "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat", "p_stopsig",
                  "p_subreaper", "p_sysent", "p_textvp", "p_timers", "p_ucred", "p_vmspace",
                  "p_xstat", "p_zombies")  # fmt: skip
 
@@ -259,6 +260,7 @@ class Proc:
     p_fd: FileDesc  # descriptors, current and root directory, umask
     p_sigacts: SigActs  # what each signal does
     p_sigqueue: SigQueue  # pending signals sent to the process
+    p_sigkq: Kqinfo | None  # who polls a signalfd; None until somebody does
     p_ucred: Ucred  # replaced as a whole
     p_limit: list[tuple[int, int]]  # (soft, hard) by RLIMIT_*
     p_nice: int  # -20 … 19
@@ -290,6 +292,7 @@ class Proc:
         self.p_pid = pid
         self.p_stat = SIDL
         self.p_flags = 0
+        self.p_sigkq = None
         self.p_children = {}
         self.p_zombies = {}
         self.p_changed = {}

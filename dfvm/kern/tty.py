@@ -7,18 +7,16 @@ What is ours is *whose* terminal it is: sessions, the foreground process group, 
 Signals of the host terminal reach the dfvm process, as the host's foreground job. HostSignals hands
 them on (also when there is no terminal and somebody sends them):
 
-    SIGINT, SIGQUIT     to the guest's foreground process group; without a controlling terminal,
+    SIGINT, SIGQUIT, SIGTSTP
+                        to the guest's foreground process group; without a controlling terminal,
                         to the process group of every program the machine was asked to run
     SIGHUP, SIGTERM     to both
     SIGWINCH            to the foreground group
-    SIGTSTP             to the foreground group. But when that is the group of the machine's own
-                        program and this does nothing about SIGTSTP itself (there is no job
-                        control in the guest), the whole machine stops, as the program would if it
-                        ran on the host, with the terminal as it was found; on SIGCONT it gets the
-                        guest's settings again and the group gets SIGCONT and SIGWINCH
 
-so `sh -i` and `bash -i` in the guest stop and continue their own jobs, and `dfvm run program` can
-be stopped from the host's shell like any other program.
+so `sh -i` and `bash -i` in the guest stop and continue their own jobs. When the programs themselves
+stop, by ^Z or by SIGTTIN, nobody in the guest could continue them: then the dfvm process stops,
+with the terminal as it was found, and the host's shell takes over as it would from the program. On
+SIGCONT the programs are continued and, in the host's foreground, get their terminal settings back.
 
 Source: rules of Linux drivers/tty/tty_jobctrl.c; structure of DragonFly sys/kern/tty.c.
 """
@@ -44,7 +42,6 @@ from dfvm.kern.kern_errno import (
 )  # fmt: skip
 from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_sig import (
-    SIG_DFL,
     SIG_IGN,
     SIGCONT,
     SIGHUP,
@@ -58,7 +55,7 @@ from dfvm.kern.kern_sig import (
     pgsignal,
     sigbit,
 )  # fmt: skip
-from dfvm.kern.proc import P_CONTROLT
+from dfvm.kern.proc import P_CONTROLT, P_SYSTEM, SSTOP
 from dfvm.kern.vfs.devfs import Cdev
 from dfvm.kern.vfs.vnode import KCRED
 from dfvm.vm.copyio import copyin, copyout
@@ -208,10 +205,14 @@ class Tty:
             if sig == SIGTTIN:
                 raise err(EIO)
             return
-        if pgrp.pg_jobc == 0:
+        if self.orphaned(pgrp):
             raise err(EIO)
         pgsignal(pgrp, sig)
         raise err(ERESTART)
+
+    def orphaned(self, pgrp: Pgrp) -> bool:
+        """Nobody could continue `pgrp` if it stopped."""
+        return pgrp.pg_jobc == 0
 
     def jobctl_ioctl(self, lwp: Lwp, cmd: int, arg: int, mode: int) -> int | None:
         """The ioctls about sessions and process groups; None when `cmd` is none of them."""
@@ -344,10 +345,25 @@ class HostTty(Tty):
             self.set(self.t_saved)
 
     def resume(self) -> None:
-        """And goes on."""
-        if self.t_suspended is not None:
+        """It goes on. In the host's background the terminal is somebody else's for now."""
+        if self.t_suspended is not None and not self.in_background():
             guest, self.t_suspended = self.t_suspended, None
             self.set(guest)
+
+    def in_background(self) -> bool:
+        """Whether dfvm is a background job of the host's."""
+        try:
+            return os.tcgetpgrp(self.t_fd) != os.getpgrp()
+        except OSError:  # a terminal, but not the one that controls us
+            return False
+
+    def orphaned(self, pgrp: Pgrp) -> bool:
+        # The launcher can continue its programs only if somebody on the host continues dfvm.
+        return super().orphaned(pgrp) or (
+            all(p.p_pptr.p_flags & P_SYSTEM or p.p_pptr.p_pgrp is pgrp
+                for p in pgrp.pg_members.values())
+            and not host_job_control()
+        )  # fmt: skip
 
     def read_timeout(self) -> tuple[int, int] | None:
         """(VMIN, VTIME in ns) when reads are not by line and may end without data."""
@@ -356,6 +372,27 @@ class HostTty(Tty):
         if lflag & ICANON or termios[_CC + _VMIN]:
             return None
         return 0, termios[_CC + _VTIME] * 100_000_000
+
+
+def host_job_control() -> bool:
+    """Whether somebody on the host could continue the dfvm process if it stopped: a shell with
+    job control above it in its session."""
+    pid, pgid, sid = os.getpid(), os.getpgrp(), os.getsid(0)
+    try:
+        while True:
+            parent = os.getppid() if pid == os.getpid() else _host_ppid(pid)
+            if not parent or os.getsid(parent) != sid:
+                return False
+            if os.getpgid(parent) != pgid:
+                return True
+            pid = parent
+    except (OSError, ValueError):
+        return False
+
+
+def _host_ppid(pid: int) -> int:
+    with open(f"/proc/{pid}/stat") as f:
+        return int(f.read().rpartition(")")[2].split()[1])
 
 
 def host_tty(table: FileTable, fd: int) -> HostTty:
@@ -388,6 +425,10 @@ class HostTtyFile(HostFile):
             return
         fd = self.f_hostfd
         while True:
+            while tty.in_background():
+                if not host_job_control():
+                    raise err(EIO)
+                os.kill(os.getpid(), SIGTTIN)  # stops us here, as the read would in the end
             limits = tty.read_timeout()
             if limits is None:
                 self.wait(POLLIN)
@@ -528,69 +569,83 @@ def tty_attach(dev: DevMount, table: FileTable) -> None:
 
 
 class HostSignals:
-    """Signals that the host sends to the dfvm process while a machine runs."""
+    """Job control between the host and the machine: the signals that the host sends to the dfvm
+    process, and the stops of its programs."""
 
-    __slots__ = ("_old", "_programs", "_table")
+    __slots__ = ("_launcher", "_old", "_programs", "_table")
 
     _table: FileTable
     _programs: Callable[[], Iterable[Proc]]  # those the machine was asked to run, alive
-    _old: dict[int, Any]  # what the signals did before
+    _old: dict[int, Any]  # what the signals did before; empty while not installed
+    _launcher: Proc | None  # the programs' parent, whose thread waits for them to stop
 
     def __init__(self, table: FileTable, programs: Callable[[], Iterable[Proc]]) -> None:
         self._table = table
         self._programs = programs
         self._old = {}
+        self._launcher = None
 
     def install(self) -> None:
-        """Catch them from now on. In a host thread that is not Python's main one there is nothing
-        to catch. SIGINT and the like that the host ignores (nohup) stay ignored."""
+        """From now on until remove(). In a host thread that is not Python's main one there is
+        nothing to catch. What the host ignores (nohup) stays ignored."""
         import signal
 
         def handler(signo: int, frame: object) -> None:
             self._table.sched.post(self._deliver, signo)
 
-        for signo in _FORWARDED:
+        for signo in (*_FORWARDED, SIGCONT):
             try:
                 if signal.getsignal(signo) != signal.SIG_IGN:
                     self._old[signo] = signal.signal(signo, handler)
             except ValueError:
                 return
+        for p in self._programs():
+            self._launcher = p.p_pptr
+            self._table.sched.create(self._watch, p.p_pptr, name="launcher", daemon=True)
+            return
 
     def remove(self) -> None:
-        """Back to how it was, the terminals included. When the machine ends."""
+        """Back to how it was, the terminals included."""
         import signal
 
         for signo, old in self._old.items():
             signal.signal(signo, old)
         self._old.clear()
+        if self._launcher is not None:
+            self._table.sched.wakeup(self._launcher)
         for tty in self._table.host_ttys.values():
             tty.restore()
 
     def _deliver(self, signo: int) -> None:
         # Posted: runs at a safe point of the kernel, and must not sleep.
         tty = console(self._table)
+        if signo == SIGCONT:
+            if tty is not None:
+                tty.resume()
+            return
         foreground = None if tty is None else tty.t_pgrp
         groups = {} if foreground is None else {foreground: None}
         if foreground is None or signo in (SIGHUP, SIGTERM):
             groups |= {p.p_pgrp: None for p in self._programs()}
-        if signo == SIGTSTP and self._stops_machine(groups):
-            self._stop(tty)
-            for pgrp in groups:
-                pgsignal(pgrp, SIGCONT)
-                pgsignal(pgrp, SIGWINCH)
-            return
         for pgrp in groups:
             pgsignal(pgrp, signo)
 
-    def _stops_machine(self, groups: dict[Pgrp, None]) -> bool:
-        return any(
-            p.p_pgrp in groups and p.p_sigacts.ps_act[SIGTSTP][0] == SIG_DFL
-            for p in self._programs()
-        )
+    def _watch(self, launcher: Proc) -> None:
+        """The launcher's thread, for as long as this is installed: when the last of its programs
+        has stopped, the machine does."""
+        sched = self._table.sched
+        while self._old:
+            programs = list(self._programs())
+            if programs and all(p.p_stat == SSTOP for p in programs):
+                self._stop()
+                for p in programs:
+                    pgsignal(p.p_pgrp, SIGCONT)
+            sched.tsleep(launcher, 0, "launch")
 
-    def _stop(self, tty: HostTty | None) -> None:
+    def _stop(self) -> None:
         import signal
 
+        tty = console(self._table)
         if tty is not None:
             tty.suspend()
         handler = signal.signal(SIGTSTP, signal.SIG_DFL)
@@ -598,3 +653,4 @@ class HostSignals:
         signal.signal(SIGTSTP, handler)
         if tty is not None:
             tty.resume()
+            tty.signal(SIGWINCH)

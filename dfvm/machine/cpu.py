@@ -227,9 +227,9 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_clock", "_failure", "_poisoned", "_preempt", "_running", "_start", "_wake", "engine",
-                 "exception", "exit", "fault_err", "fault_va", "loaded", "mmu", "on_fault",
-                 "ram")  # fmt: skip
+    __slots__ = ("_clock", "_failure", "_poisoned", "_preempt", "_running", "_start", "_wake",
+                 "engine", "exception", "exit", "fault_err", "fault_va", "loaded", "mmu",
+                 "on_fault", "ram")  # fmt: skip
 
     ram: Ram
     mmu: Mmu

@@ -26,10 +26,9 @@ from unicorn import (
     UC_HOOK_INTR,
     UC_MODE_64,
     UC_PROT_ALL,
-    Uc,
 )
 from unicorn.unicorn_const import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_TLB_CPU
-from unicorn.unicorn_py3.unicorn import uclib
+from unicorn.unicorn_py3.unicorn import Uc, uclib
 from unicorn.x86_const import (
     UC_X86_INS_SYSCALL,
     UC_X86_REG_CR0,
@@ -112,7 +111,7 @@ class Engine:
                  "on_invalid", "on_syscall", "q", "q_cr2", "q_cr3", "q_fs_base", "q_gs_base",
                  "start", "stop", "template", "uc", "uch", "xmm_stride")  # fmt: skip
 
-    uc: Uc
+    uc: Any  # the unicorn.Uc, whose methods are mostly made at run time
     b: memoryview  # the live CPU state as bytes
     q: memoryview  # as 64-bit words
     i: memoryview  # as signed 32-bit words
@@ -136,7 +135,8 @@ class Engine:
     on_invalid: Callable[[], None]  # at an invalid opcode
 
     def __init__(self, ram: Ram) -> None:
-        uc = self.uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        uc: Any = Uc(UC_ARCH_X86, UC_MODE_64)
+        self.uc = uc
         uc.ctl_set_tlb_mode(UC_TLB_CPU)
         uc.ctl_exits_enabled(True)  # with the default, address 0 would be an exit
         uc.ctl_set_exits([])

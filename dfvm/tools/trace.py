@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfvm.kern.machine import Machine
-
     from dfvm.trace.fault_trace import FaultTrace
 
 

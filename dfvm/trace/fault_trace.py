@@ -30,7 +30,6 @@ from dfvm.vm.vm import (
 
 if TYPE_CHECKING:
     from dfvm.kern.machine import Machine
-
     from dfvm.vm.probe import FaultRecord
     from dfvm.vm.vm_map_entry import VmMapEntry
 

@@ -98,6 +98,8 @@ class VmMapIndex:
         starts[bisect_right(starts, old) - 1] = new
         if new < self.heads[i]:
             self.heads[i] = new
+        elif i + 1 < len(self.heads) and new >= self.heads[i + 1]:
+            self.heads[i + 1] = self.starts[i + 1][0]  # what it was made for has gone since
 
     def hole(self, before: VmMapEntry, gap: int) -> None:
         """There is a hole of `gap` bytes behind the entry `before` now."""

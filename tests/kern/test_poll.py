@@ -58,8 +58,8 @@ static fd_set r, w, e;
 static void sets(int a, int b, int c) { FD_ZERO(&r); FD_ZERO(&w); FD_ZERO(&e); FD_SET(a, &r);
 FD_SET(b, &w); FD_SET(c, &e); }
 #define S(n, tv) do { T(select(n, &r, &w, &e, tv)); for (int i = 0; i < 12; i++) \
-    printf("%d%d%d ", !!FD_ISSET(i, &r), !!FD_ISSET(i, &w), !!FD_ISSET(i, &e)); puts(""); }
-    while (0)
+    printf("%d%d%d ", !!FD_ISSET(i, &r), !!FD_ISSET(i, &w), !!FD_ISSET(i, &e)); \
+    puts(""); } while (0)
 int main() {
     int p[2]; pipe(p); struct timeval z = {0, 0}, t = {0, 30000};
     sets(p[0], p[1], p[0]); S(12, &z); write(p[1], "x", 1); sets(p[0], p[1], p[0]); S(12, 0);

@@ -15,22 +15,25 @@ static void open_(void) {
     }
     s = open(ptsname(m), O_RDWR | O_NOCTTY); if (s < 0) { T(-1); exit(1); }
 }
+/* What can be read now. Linux brings it there in the background: give it time. */
 static void show(const char *what, int fd) {
-    fcntl(fd, F_SETFL, O_NONBLOCK); usleep(3000);
-    printf("%s:", what); long n = read(fd, buf, 2000); printf(" %ld [", n < 0 ? -errno : n);
-    for (long i = 0; i < n; i++) if (buf[i] >= 32 && buf[i] < 127) putchar(buf[i]);
-    else printf("\\%03o", buf[i] & 255);
+    struct pollfd p = {fd, POLLIN};
+    poll(&p, 1, 60); usleep(8000); fcntl(fd, F_SETFL, O_NONBLOCK);
+    long n = read(fd, buf, 2000);
+    printf("%s: %ld [", what, n < 0 ? -errno : n);
+    for (long i = 0; i < n; i++)
+        if (buf[i] >= 32 && buf[i] < 127) putchar(buf[i]); else printf("\\%03o", buf[i] & 255);
     puts("]"); fflush(stdout); fcntl(fd, F_SETFL, 0);
 }
-static void type(const char *t) { write(m, t, strlen(t)); show("  shown", m); show("  read", s); }
-static void lflag(int off, int on) { struct termios t; tcgetattr(s, &t);
-t.c_lflag = (t.c_lflag & ~off) | on; tcsetattr(s, TCSANOW, &t); }
-static void iflag(int off, int on) { struct termios t; tcgetattr(s, &t);
-t.c_iflag = (t.c_iflag & ~off) | on; tcsetattr(s, TCSANOW, &t); }
-static void oflag(int off, int on) { struct termios t; tcgetattr(s, &t);
-t.c_oflag = (t.c_oflag & ~off) | on; tcsetattr(s, TCSANOW, &t); }
-static void cc(int i, int v) { struct termios t; tcgetattr(s, &t); t.c_cc[i] = v;
-tcsetattr(s, TCSANOW, &t); }
+static void type(const char *t) {
+    write(m, t, strlen(t)); show("  shown", m); show("  read", s);
+}
+static struct termios t_;
+#define CHANGE(field) static void field(int off, int on) { \
+    tcgetattr(s, &t_); t_.c_##field = (t_.c_##field & ~off) | on; tcsetattr(s, TCSANOW, &t_); }
+CHANGE(iflag) CHANGE(oflag) CHANGE(lflag)
+static void cc(int i, int v) { tcgetattr(s, &t_); t_.c_cc[i] = v; tcsetattr(s, TCSANOW, &t_); }
+static void settle(void) { usleep(20000); }
 """
 
 
@@ -47,12 +50,12 @@ int main() {
     T(ioctl(m, TIOCGWINSZ, &v));
     T(v.ws_row * 1000 + v.ws_col); T(lseek(s, 0, SEEK_CUR)); T(pread(s, buf, 1, 0));
     T(write(m, "hello\n", 6)); T(read(s, buf, 100)); T(read(m, buf, 100));
-    T(write(s, "out\n", 4)); usleep(3000);
+    T(write(s, "out\n", 4)); settle();
     T(read(m, buf, 100)); T(tcgetpgrp(s)); T(tcgetpgrp(m)); T(tcgetsid(m));
     struct pollfd p[2] = {{m, POLLIN | POLLOUT}, {s, POLLIN | POLLOUT}}; T(poll(p, 2, 0));
-    T(p[0].revents); T(p[1].revents); write(m, "x", 1); usleep(3000); T(poll(p, 2, 0));
+    T(p[0].revents); T(p[1].revents); write(m, "x", 1); settle(); T(poll(p, 2, 0));
     T(p[0].revents);
-    T(p[1].revents); write(m, "\n", 1); usleep(3000); T(poll(p, 2, 0)); T(p[1].revents);
+    T(p[1].revents); write(m, "\n", 1); settle(); T(poll(p, 2, 0)); T(p[1].revents);
     T(ioctl(s, FIONREAD, &lk));
     T(lk); T(tcflush(s, TCIFLUSH)); T(ioctl(s, FIONREAD, &lk)); T(lk); close(s);
     read(m, buf, 100); T(poll(p, 1, 0)); T(p[0].revents); T(read(m, buf, 1));
@@ -77,7 +80,7 @@ int main() {
     type("lit\026\003\026\177eral\n");
     type("rep\022rint\n"); type("\177\177\n"); type("cr\r"); type("a.b-c_d \027!\n");
     type("12345\n");
-    write(m, "long line to be read in parts\n", 30); usleep(3000); T(read(s, buf, 5));
+    write(m, "long line to be read in parts\n", 30); settle(); T(read(s, buf, 5));
     T(read(s, buf, 5)); show("rest", s);
     lflag(ECHO, 0); show("m", m); type("quiet\n"); lflag(0, ECHONL); type("nl\n");
     lflag(ECHONL, ECHO); lflag(ECHOCTL, 0); type("a\001b\n");
@@ -110,22 +113,22 @@ def test_raw_mode() -> None:
 static long ms(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t);
 return t.tv_sec * 1000 + t.tv_nsec / 1000000; }
 int main() {
-    open_(); write(m, "typed ahead\nand", 15);
+    open_(); write(m, "typed ahead\nand", 15); settle();
     struct termios t, o; tcgetattr(s, &o); t = o; cfmakeraw(&t); T(tcsetattr(s, TCSANOW, &t));
     show("m", m); show("s", s); type("a\rb\nc\003\004\177"); cc(VMIN, 0); T(read(s, buf, 10));
-    write(m, "xyz", 3); usleep(3000); T(read(s, buf, 2)); T(read(s, buf, 10)); cc(VTIME, 1);
+    write(m, "xyz", 3); settle(); T(read(s, buf, 2)); T(read(s, buf, 10)); cc(VTIME, 1);
     long a = ms(); T(read(s, buf, 10));
     long d = ms() - a; T(d >= 90 && d < 400);
     if (!fork()) { usleep(20000); write(m, "q", 1); _exit(0); } T(read(s, buf, 10)); wait(0);
     cc(VMIN, 3); if (!fork()) { usleep(20000); write(m, "ab", 2); _exit(0); } T(read(s, buf, 10));
     wait(0);
-    if (!fork()) { write(m, "abcd", 4); _exit(0); } wait(0); usleep(3000); T(read(s, buf, 2));
+    if (!fork()) { write(m, "abcd", 4); _exit(0); } wait(0); settle(); T(read(s, buf, 2));
     T(read(s, buf, 10));
-    cc(VTIME, 0); cc(VMIN, 5); write(m, "1234", 4); usleep(3000); struct pollfd p = {s, POLLIN};
+    cc(VTIME, 0); cc(VMIN, 5); write(m, "1234", 4); settle(); struct pollfd p = {s, POLLIN};
     T(poll(&p, 1, 0)); write(m, "5", 1);
-    T(poll(&p, 1, 100)); T(read(s, buf, 100)); write(m, "ahead", 5); usleep(3000);
+    T(poll(&p, 1, 100)); T(read(s, buf, 100)); write(m, "ahead", 5); settle();
     T(tcsetattr(s, TCSANOW, &o)); show("canon", s);
-    write(m, "gone", 4); usleep(3000); T(tcsetattr(s, TCSAFLUSH, &o)); type("new\n");
+    write(m, "gone", 4); settle(); T(tcsetattr(s, TCSAFLUSH, &o)); type("new\n");
     return 0;
 }""")  # fmt: skip
 
@@ -153,8 +156,8 @@ int main() {
     T(ioctl(m, TIOCSIG, SIGTERM));
     ioctl(m, TIOCSIG, SIGINT); read(p[0], &c, 1);
     show("echo", m); s = open(ptsname(m), O_RDWR | O_NOCTTY); fcntl(s, F_SETFL, O_NONBLOCK);
-    write(m, "\023", 1); usleep(3000); T(write(s, "held", 4)); show("m", m); write(m, "\021", 1);
-    fcntl(s, F_SETFL, O_NONBLOCK); usleep(3000); T(write(s, "ok", 2)); show("m", m);
+    write(m, "\023", 1); settle(); T(write(s, "held", 4)); show("m", m); write(m, "\021", 1);
+    fcntl(s, F_SETFL, O_NONBLOCK); settle(); T(write(s, "ok", 2)); show("m", m);
     fcntl(s, F_SETFL, 0); T(tcflow(s, TCOOFF)); fcntl(s, F_SETFL, O_NONBLOCK);
     T(write(s, "x", 1)); T(tcflow(s, TCOON)); T(write(s, "x", 1)); T(tcflow(s, TCIOFF));
     show("m", m);

@@ -111,7 +111,7 @@ def files(directory: Path) -> Path:
 
 def numberless(text: bytes) -> bytes:
     """Messages without the process ids in them, and wherever they were written."""
-    return re.sub(rb"[0-9]+", b"N", text.replace(b"/ours", b"/host"))
+    return re.sub(rb" *[0-9]+", b" N", text.replace(b"/ours", b"/host"))
 
 
 def same(argv: list[str], tmp_path: Path) -> None:

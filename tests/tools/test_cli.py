@@ -114,7 +114,7 @@ def test_trace_shows_every_fault(guest_bin: Path, tmp_path: Path) -> None:
 
 
 def test_memory_too_small_is_a_message_and_no_traceback(guest_bin: Path) -> None:
-    done = dfvm("run", "--mem", "16M", guest_bin / "random_touch", "16384")
+    done = dfvm("run", "--mem", "16M", guest_bin / "random_touch", "4096")
     assert done.returncode == 128 + signal.SIGKILL
     assert b"Traceback" not in done.stderr
     assert b"memory" in done.stderr and done.stderr.count(b"\n") == 1

@@ -112,9 +112,9 @@ def _open_create(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
     follow = not oflags & (O_EXCL | O_NOFOLLOW)
     nd = nameiat(root, start, path, cred, follow)
     vp = nd.ni_vp
-    if nd.ni_slash or nd.ni_name in (b"", b".", b".."):
-        if oflags & O_EXCL and vp is not None and not nd.ni_slash:
-            raise err(EEXIST)
+    if nd.ni_name in (b"", b".", b".."):
+        raise err(EEXIST if oflags & O_EXCL else EISDIR)
+    if nd.ni_slash:
         raise err(EISDIR)
     if vp is None:
         return True, nd.ni_dvp.create(nd.ni_name, mode, cred)

@@ -23,7 +23,7 @@ from dfvm.kern.kern_descrip import (
     FileTable,
     nofile,
 )
-from dfvm.kern.kern_errno import EAGAIN, EINVAL, EIO, ENOSPC, ENOTTY, EWOULDBLOCK, err
+from dfvm.kern.kern_errno import EAGAIN, EINVAL, EIO, ENOSPC, ENOTTY, ENXIO, EWOULDBLOCK, err
 from dfvm.kern.kern_event import (
     POLL_READABLE,
     POLL_WRITABLE,
@@ -68,7 +68,7 @@ from dfvm.kern.tty import (
 )
 from dfvm.kern.tty_ldisc import ICANON, TOSTOP, VMIN, VTIME, LineDiscipline
 from dfvm.kern.vfs.devfs import Cdev
-from dfvm.kern.vfs.vnode import KCRED, VCHR
+from dfvm.kern.vfs.vnode import KCRED, VCHR, VUNLINKED
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout, uiomove, uioread
 
@@ -504,17 +504,20 @@ class PtsDir:
 
     def new_pair(self, cred: Cred) -> File:
         """The master of a new pair; the slave's name belongs to `cred`."""
+        pts = self.pd_dir
+        if pts.v_flag & VUNLINKED:
+            raise err(ENXIO)  # somebody has removed /dev/pts
         index = 0
-        while index in self.pd_ttys:
+        while index in self.pd_ttys or pts.lookup(b"%d" % index) is not None:
             index += 1
         if index >= _NPTS:
             raise err(ENOSPC)
         tty = PtyTty(self.pd_table, self, index)
         rdev = _PTS_MAJOR << 8 | index
         name = b"%d" % index
-        tty.t_vp = self.pd_dir.vop_create(name, VCHR, 0o620, cred.cr_fsuid, cred.cr_fsgid, rdev)
+        tty.t_vp = pts.vop_create(name, VCHR, 0o620, cred.cr_fsuid, cred.cr_fsgid, rdev)
         tty.t_vp.vref()
-        self.pd_dir.cache_enter(name, tty.t_vp)
+        pts.cache_enter(name, tty.t_vp)
         self.pd_mount.mnt_vfs.devices[rdev] = PtsDev(tty)
         self.pd_ttys[index] = tty
         return PtmFile(tty, O_RDWR)
@@ -522,7 +525,10 @@ class PtsDir:
     def remove(self, tty: PtyTty) -> None:
         """The pair's master is closed: its name goes, and the number is free. May block."""
         index = tty.t_index
-        self.pd_dir.unlink(b"%d" % index, KCRED)
+        name = b"%d" % index
+        pts = self.pd_dir
+        if not pts.v_flag & VUNLINKED and pts.lookup(name) is tty.t_vp:  # nobody has moved it
+            pts.unlink(name, KCRED)
         del self.pd_ttys[index]
         del self.pd_mount.mnt_vfs.devices[_PTS_MAJOR << 8 | index]
         tty.t_vp.vrele()

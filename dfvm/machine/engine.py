@@ -276,17 +276,17 @@ class Engine:
         uc.emu_start(0x10000, 0)
         if [vector for vector, _ in images] != [X86_TRAP_PF, X86_TRAP_DF]:
             raise EngineError(f"unexpected exceptions {[v for v, _ in images]} at start")
-        one, two = (memoryview(image)[: len(image) & ~7] for _, image in images)
-        one_q, two_q, one_i, two_i = one.cast("Q"), two.cast("Q"), one.cast("i"), two.cast("i")
+        one, two = (image[: len(image) & ~7] for _, image in images)
+        one_q, two_q = memoryview(one).cast("Q"), memoryview(two).cast("Q")
         # A double fault has no address, so CR2 stays: find it by the value and by not being a
         # register that was given the value.
         self.i_old = _unique(
             "pending exception",
-            [n for n in range(len(one_i)) if one_i[n] == X86_TRAP_PF and two_i[n] == X86_TRAP_DF],
+            _words(one, X86_TRAP_PF) & _words(two, X86_TRAP_DF),
         )
         self.i_error = _unique(
             "page-fault error code",
-            [n for n in range(len(one_i)) if one_i[n] == 0x14 and two_i[n] == 0],
+            _words(one, 0x14) & _words(two, 0),
         )
         self.q_cr2 = self.q_cr3 - 1  # cr[] is an array
         if one_q[self.q_cr2] != 0x11000 or two_q[self.q_cr2] != 0x12000:
@@ -360,16 +360,13 @@ class Engine:
         every block of translated code tests when it begins. The TLBs of three modes, of which the
         second is ring 3, lie before the countdown: three descriptors with a victim TLB each, then
         three pairs of mask and table."""
-        changed = [n for n, (a, b) in enumerate(zip(two, stopped, strict=True)) if a != b]
+        changed = _changes(two, stopped)
         if [(two[n], stopped[n]) for n in changed] != [(0, 1), (0, 0xFF), (0, 0xFF)]:
             raise EngineError(f"stopping changes {len(changed)} bytes of the engine's CPU state")
         request, low, high = changed
         if low % 4 != 2 or high != low + 1:
             raise EngineError("stopping does not set the engine's countdown")
-        first, second = memoryview(one).cast("i"), memoryview(two).cast("i")
-        index = _unique("current exception", [
-            n for n in range(len(first)) if first[n] == X86_TRAP_PF and second[n] == X86_TRAP_DF
-        ])  # fmt: skip
+        index = _unique("current exception", _words(one, X86_TRAP_PF) & _words(two, X86_TRAP_DF))
         state = self.cpu_state
         self._exit_request = state[request : request + 1]
         self._countdown = state[low : low + 2].cast("H")
@@ -447,22 +444,52 @@ class Engine:
         return found
 
     def _unique_word(self, value: int, what: str) -> int:
-        return _unique(what, [n for n in range(len(self.q)) if self.q[n] == value])
+        return _unique(what, {n for n, word in enumerate(self.q.tolist()) if word == value})
 
 
-def _unique(what: str, found: list[int]) -> int:
+def _unique(what: str, found: set[int]) -> int:
     if len(found) != 1:
         raise EngineError(f"{what} found {len(found)} times in the engine's CPU state")
-    return found[0]
+    return found.pop()
+
+
+# The state is some 50 KiB, and every start of dfvm looks through it several times: what follows
+# does so at the speed of C.
+
+
+def _words(image: bytes, value: int) -> set[int]:
+    """Indices of the 32-bit words of `image` that are `value`."""
+    pattern = value.to_bytes(4, "little")
+    found = set()
+    at = image.find(pattern)
+    while at >= 0:
+        if at % 4 == 0:
+            found.add(at // 4)
+        at = image.find(pattern, (at | 3) + 1)
+    return found
+
+
+def _changes(one: bytes, two: bytes) -> list[int]:
+    """Offsets at which two images of the same size differ."""
+    block = 256
+    return [
+        n
+        for start in range(0, len(one), block)
+        if one[start : start + block] != two[start : start + block]
+        for n in range(start, min(start + block, len(one)))
+        if one[n] != two[n]
+    ]
 
 
 def _search(engine: int, pattern: bytes, image: bytes) -> Iterator[tuple[int, int]]:
-    """Pointers in the engine's own structure at `engine`, each with a host address behind it that
-    shows `image`, which begins with `pattern`. Memory is read through the kernel, so a word that is
-    no pointer is an error and not a crash."""
+    """Host addresses that show `image`, which begins with `pattern`, behind one of the pointers in
+    the engine's own structure at `engine`; each after the pointer that comes nearest to it: the
+    object that it is part of. Memory is read through the kernel, so a word that is no pointer is an
+    error and not a crash."""
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        for pointer in memoryview(os.pread(memory, 8 * _POINTER_WORDS, engine)).cast("Q"):
+        words = memoryview(os.pread(memory, 8 * _POINTER_WORDS, engine)).cast("Q").tolist()
+        for pointer in words:
             if pointer < 0x1000 or pointer & 7 or pointer >> 47:
                 continue
             try:
@@ -472,7 +499,8 @@ def _search(engine: int, pattern: bytes, image: bytes) -> Iterator[tuple[int, in
             at = near.find(pattern)
             while at >= 0:
                 if near[at : at + len(image)] == image:
-                    yield pointer, pointer + at
+                    address = pointer + at
+                    yield max(p for p in words if p <= address), address
                 at = near.find(pattern, at + 1)
     finally:
         os.close(memory)

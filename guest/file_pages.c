@@ -11,7 +11,7 @@ int main(void)
 	look3(1, s, v, fd);
 	CHECK(msync(s, 4 * PAGE, MS_SYNC) == 0);
 	look3(2, s, v, fd);
-	unsigned sum = read_all(s, 0, 4) + read_all(v, 0, 4);
+	volatile unsigned sum = read_all(s, 0, 4) + read_all(v, 0, 4);
 	look3(3, s, v, fd);
 	s[PAGE] = 'S';
 	look3(4, s, v, fd);
@@ -24,12 +24,12 @@ int main(void)
 	char c = 0;
 	CHECK(pread(fd, &c, 1, PAGE) == 1);
 	printf("%u %c%c%c tail %d\n", sum, c, v[1000], s[2 * PAGE], s[3 * PAGE + 100]);
-	int past = SIGNAL_OF(s[4 * PAGE] = 1);
+	volatile int past = SIGNAL_OF(s[4 * PAGE] = 1);
 	printf("past the end: %d %d at %ld\n", past, guest_info.si_code == BUS_ADRERR,
 	       (long)((char *)guest_info.si_addr - s));
 	CHECK(ftruncate(fd, PAGE + 10) == 0);
 	look3(8, s, v, fd);
-	int cut = SIGNAL_OF((void)*(volatile char *)(s + 2 * PAGE));
+	volatile int cut = SIGNAL_OF((void)*(volatile char *)(s + 2 * PAGE));
 	int ours = SIGNAL_OF((void)*(volatile char *)(v + 2 * PAGE));
 	printf("cut off: %d %d, %d %d\n", cut, ours, s[PAGE], s[PAGE + 11]);
 	errno = 0;

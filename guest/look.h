@@ -40,7 +40,7 @@ static inline void touch(char *p, size_t first, size_t end, size_t step)
 		((volatile char *)p)[i * PAGE] = (char)('A' + i % 26);
 }
 
-static inline unsigned read_all(const char *p, size_t first, size_t end)
+__attribute__((noinline, unused)) static unsigned read_all(const char *p, size_t first, size_t end)
 {
 	unsigned sum = 0;
 	for (size_t i = first; i < end; i++)

@@ -30,7 +30,7 @@ int main(void)
 	sig = SIGNAL_OF((void)v[2 * PAGE]);
 	printf("read: %s\n", name(sig));
 	CHECK(mprotect(p, N * PAGE, PROT_READ | PROT_EXEC) == 0);
-	unsigned sum = read_all(p, 0, N);
+	volatile unsigned sum = read_all(p, 0, N);
 	look(6, p, N);
 	CHECK(mprotect(p, N * PAGE, PROT_READ) == 0);
 	look(7, p, N);

@@ -22,8 +22,6 @@ POLLRDNORM: Final = 0x040
 POLLRDBAND: Final = 0x080
 POLLWRNORM: Final = 0x100
 POLLWRBAND: Final = 0x200
-POLLMSG: Final = 0x400
-POLLRDHUP: Final = 0x2000
 
 POLL_READABLE: Final = POLLIN | POLLRDNORM  # what a file with data reports
 POLL_WRITABLE: Final = POLLOUT | POLLWRNORM  # what a file with room reports

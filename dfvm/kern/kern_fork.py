@@ -26,6 +26,7 @@ from dfvm.kern.proc import (
     P_CONTROLT,
     P_PPWAIT,
     PID_MAX,
+    RLIMIT_CPU,
     RLIMIT_NPROC,
     SACTIVE,
     SS_DISABLE,
@@ -36,6 +37,7 @@ from dfvm.kern.proc import (
 from dfvm.kern.trap import user_mode
 from dfvm.machine.cpu import RAX, RSP
 from dfvm.vm.copyio import copyin, copyout
+from dfvm.vm.vm_proc import RLIM_INFINITY
 from dfvm.vm.vmspace import vmspace_fork, vmspace_ref
 
 if TYPE_CHECKING:
@@ -186,6 +188,10 @@ def fork1(
         clp.lwp_clear_tid = child_tid
     joinpgrp(child, p.p_pgrp)
     start_lwp(child, clp)
+    if child.p_limit[RLIMIT_CPU][0] != RLIM_INFINITY:
+        from dfvm.kern.kern_time import timers_fork
+
+        timers_fork(child)
 
     if flags & CLONE_PARENT_SETTID:
         _store_tid(p.p_vmspace, pid, parent_tid)

@@ -366,13 +366,14 @@ def trapsignal(lp: Lwp, info: Siginfo) -> None:
 
 def cursig(lp: Lwp) -> int:
     """Asked by tsleep before it sleeps with PCATCH (Thread.td_cursig): what a pending signal makes
-    of the sleep. An ignored one counts too; the call is then simply made again."""
-    if not lp.lwp_pending:
-        return 0
-    p = lp.lwp_proc
-    pending = lp.lwp_sigqueue.pending | p.p_sigqueue.pending
-    if pending & (~lp.lwp_sigmask | lp.lwp_sigwait) or p.p_stat == SSTOP:
-        return ERESTART
+    of the sleep. An ignored one counts too; the call is then simply made again. Without one the
+    thread gives the CPU away, which is counted here."""
+    if lp.lwp_pending:
+        p = lp.lwp_proc
+        pending = lp.lwp_sigqueue.pending | p.p_sigqueue.pending
+        if pending & (~lp.lwp_sigmask | lp.lwp_sigwait) or p.p_stat == SSTOP:
+            return ERESTART
+    lp.lwp_nvcsw += 1
     return 0
 
 

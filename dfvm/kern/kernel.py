@@ -101,8 +101,7 @@ class Kernel:
     domainname: bytes
     checking: bool  # verify the machine along the way (--check)
     faults: int  # the guests' page faults so far, counted while checking
-    _kstacks: list[KernelStack]  # stacks nobody uses
-    _cred: Ucred  # who init is
+    kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
 
     def __init__(
         self,
@@ -126,7 +125,7 @@ class Kernel:
         self.ncpu = ncpu
         self.checking = check
         self.faults = 0
-        self._kstacks = []
+        self.kstacks = []
         self.exec_map = kmem_suballoc(self.vm.kernel_map, EXEC_MAP_BYTES)
         self.files = FileTable(self.vm, self.sched)
         self.sysent = SysentTable()
@@ -203,14 +202,14 @@ class Kernel:
 
     def kstack_alloc(self) -> KernelStack:
         """A kernel stack. May block for memory."""
-        if self._kstacks:
-            return self._kstacks.pop()
+        if self.kstacks:
+            return self.kstacks.pop()
         return KernelStack(self.vm, self.vcpu)
 
     def kstack_free(self, stack: KernelStack) -> None:
         """Nobody runs on `stack` any more, and its context is not loaded."""
-        if len(self._kstacks) < _KSTACK_CACHE:
-            self._kstacks.append(stack)
+        if len(self.kstacks) < _KSTACK_CACHE:
+            self.kstacks.append(stack)
         else:
             kmem_free(self.vm.kernel_map, stack.ks_kva, _KSTACK_BYTES)
 

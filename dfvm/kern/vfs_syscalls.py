@@ -948,8 +948,9 @@ def _copy(
     lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, int], None]
 ) -> int:
     """Copy `count` bytes, or as many as there are, from the regular file `src` at `src_off` to
-    wherever put(uio, bytes done so far) puts them. Returns how many were put; raises only when
-    none were. May block."""
+    wherever put(uio, bytes done so far) puts them, until a signal comes. Returns how many were
+    put; raises only when none were. May block."""
+    td = lwp.lwp_thread
     buffer = memoryview(bytearray(min(count, _COPY_CHUNK)))
     done = 0
     while done < count:
@@ -967,8 +968,9 @@ def _copy(
                 raise
             break
         done += n - uio.uio_resid
-        if uio.uio_resid:
+        if uio.uio_resid or td.td_cursig():
             break
+        td.td_sched.yield_()  # it may be gigabytes
     return done
 
 

@@ -48,9 +48,15 @@ class HostEvents:
         self._poller = None
         self._eventfd = -1
 
+    def close(self) -> None:
+        """Give the host its descriptor back. Nobody waits any more; post() is harmless."""
+        fd, self._eventfd = self._eventfd, -1
+        self._poller = None
+        if fd >= 0:
+            close(fd)
+
     def __del__(self) -> None:
-        if self._eventfd >= 0:
-            close(self._eventfd)
+        self.close()
 
     # -- posted calls ---------------------------------------------------------------------------
 

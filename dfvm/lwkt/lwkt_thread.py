@@ -498,6 +498,9 @@ class Scheduler(Synch):
                 self.curthread = td
                 td.td_greenlet.throw(GreenletExit)
                 self._threads.pop(td, None)
+        # A greenlet that stands somewhere is never collected, nor is what its frames refer to.
+        self._idle.td_greenlet.throw(GreenletExit)
+        self._events.close()
         self._runq.clear()
         self.curthread = self.thread0
 

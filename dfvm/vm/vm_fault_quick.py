@@ -66,7 +66,9 @@ from dfvm.vm.vm_page import (
     vm_page_alloc,
     vm_page_alloc_run,
     vm_page_hash_enter,
+    vm_page_hash_get,
     vm_page_queue_run,
+    vm_page_sbusy_drop,
 )
 
 if TYPE_CHECKING:
@@ -156,13 +158,17 @@ def _resident(
         or m.queue >= PQ_CACHE
     ):
         return 0
+    object = m.object
+    assert object is not None
+    how = probe.HOW_QUICK
+    if flags & PG_MAPPEDMULTI and object is entry.ba.object and _in_hash(object, m, prot):
+        vm.gd.gd_cnt.v_fault_bypass += 1
+        how |= probe.HOW_BYPASS
     if m.queue < PQ_ACTIVE:
         vm_page_activate(vm, m)
     elif m.act_count < ACT_INIT:
         m.act_count = ACT_INIT
     if prot & VM_PROT_WRITE:
-        object = m.object
-        assert object is not None
         object.flags |= _DIRTY_OBJECT
         if write:
             m.dirty = VM_PAGE_BITS_ALL
@@ -172,9 +178,22 @@ def _resident(
     if m.flags & PG_MAPPEDMULTI:
         vm_page_hash_enter(m)
     if old:
-        return probe.HOW_QUICK | probe.HOW_WPTE
+        return how | probe.HOW_WPTE
     vm_prefault_quick(pmap, va, entry, prot, VM_FAULT_DIRTY if write else 0)
-    return probe.HOW_QUICK | probe.HOW_RESIDENT
+    return how if how & probe.HOW_BYPASS else how | probe.HOW_RESIDENT
+
+
+def _in_hash(object: VmObject, m: VmPage, prot: int) -> bool:
+    """Whether vm_fault_bypass would have found `m`, which is idle, valid and plain, in the page
+    hash, with nothing left to be done about it."""
+    found = vm_page_hash_get(object, m.pindex)
+    if found is None:
+        return False
+    vm_page_sbusy_drop(object.vm, found)
+    return m.queue >= PQ_ACTIVE and (
+        not prot & VM_PROT_WRITE
+        or (object.flags & _DIRTY_OBJECT == _DIRTY_OBJECT and m.dirty == VM_PAGE_BITS_ALL)
+    )
 
 
 def _behind(

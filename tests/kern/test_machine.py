@@ -14,7 +14,14 @@ from dfvm import PIPE, STDOUT, Machine
 from dfvm.kern.machine import parse_size
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic
+from dfvm.machine.cpu import PCB_PAGES, RIP
+from dfvm.vm.pmap import pmap_extract
+from dfvm.vm.vm_kern import kcopyin
+from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK
+from dfvm.vm.vm_param import PAGE_SIZE, UPAGES
 from tests.kern.guest_util import build
+
+_PCB_OFFSET = (UPAGES + 1 - PCB_PAGES) * PAGE_SIZE
 
 CAT = r"""
     int main(int argc, char **argv) {
@@ -196,12 +203,12 @@ def test_nothing_is_left_behind() -> None:
     with Machine() as m:
         m.spawn([program])
         m.run(timeout=30)
-        wired = m.vmstats.v_wire_count
+        wired = m.vmstats.v_wire_count - UPAGES * len(m.kernel.kstacks)
         objects = sum(map(len, m.kernel.vm.object_hash))
         for _ in range(3):
             m.spawn([program])
             m.run(timeout=30)
-        assert m.vmstats.v_wire_count == wired
+        assert m.vmstats.v_wire_count - UPAGES * len(m.kernel.kstacks) == wired
         assert sum(map(len, m.kernel.vm.object_hash)) == objects
         assert len(m.kernel.procs) == 2
         assert m.check() == []
@@ -283,3 +290,56 @@ def test_impossible_machines() -> None:
         Machine(root="/no/such/root")
     with pytest.raises(OSError):
         Machine(rw=["/no/such/directory"])
+
+
+@pytest.mark.spec("KERN-1", "MAP-15")
+def test_kernel_memory_of_a_process() -> None:
+    """A process's kernel stack is wired kernel memory above a guard page; its registers lie in
+    the top of it while another runs. Exec arguments pass through the exec submap."""
+    program = str(build("int main(int c, char **v) { pause(); return strlen(v[1]); }"))
+    with Machine() as m:
+        kernel = m.kernel
+        p, q = m.spawn([program, "x" * 70_000]), m.spawn([program, "y"])
+        assert list(kernel.exec_map) == []
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.2)
+        stacks = [e for e in kernel.vm.kernel_map if e.eflags & MAP_ENTRY_KSTACK]
+        for proc in (p.proc, q.proc):
+            kva = proc.p_mainlwp.lwp_stack.ks_kva
+            entry = next(e for e in stacks if e.ba.start <= kva < e.ba.end)
+            assert entry.wired_count
+            assert pmap_extract(kernel.vm.kernel_pmap, kva) is None
+            top = kva + UPAGES * PAGE_SIZE
+            assert pmap_extract(kernel.vm.kernel_pmap, top) is not None
+        saved = q.proc.p_mainlwp if kernel.vcpu.loaded is p.proc.p_mainlwp.ctx else p.proc.p_mainlwp
+        pcb = saved.lwp_stack.ks_kva + _PCB_OFFSET
+        assert int.from_bytes(kcopyin(kernel.vm, pcb + 8 * RIP, 8), "little") == saved.ctx.q[RIP]
+        assert m.check() == []
+
+
+@pytest.mark.spec("SPACE-1")
+def test_exit_and_reap_are_two_steps() -> None:
+    """A zombie has no mappings and no pages, but still its page tables; they go when it is waited
+    for."""
+    program = str(build(r"""
+    int main(void) {
+        if (!fork()) _exit(0);
+        usleep(300000);
+        wait(0);
+        pause();
+    }
+    """))
+    with Machine() as m:
+        p = m.spawn([program])
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.15)
+        (zombie,) = p.proc.p_zombies.values()
+        space = zombie.p_vmspace
+        assert (space.vm_refcnt, space.vm_holdcnt, list(space.vm_map)) == (-1, 1, [])
+        assert space.vm_pmap.pm_stats.resident_count == 0
+        assert space.vm_pmap.pm_pml4_m is not None
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.4)
+        assert space.vm_holdcnt == 0
+        assert space.vm_pmap.pm_pml4_m is None
+        assert m.check() == []

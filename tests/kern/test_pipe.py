@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import struct
+from errno import EFAULT
+from typing import TYPE_CHECKING
+
+import pytest
 from file_util import T
 from guest_util import same
+from user_util import PAGE, SCRATCH, User
+
+from dfvm.kern.kern_descrip import O_NONBLOCK, sys_close
+from dfvm.kern.sys_generic import sys_read, sys_write
+from dfvm.kern.sys_pipe import sys_pipe2
+from dfvm.vm.vm_kern import kva_to_pa
+
+if TYPE_CHECKING:
+    from dfvm.kern.kernel import Kernel
 
 
 def test_capacity_and_nonblocking() -> None:
@@ -196,3 +210,44 @@ int main() {
     T(strncmp(buf, "pipe:[", 6));
     return 0;
 }""")  # fmt: skip
+
+
+@pytest.mark.spec("KERN-1")
+def test_buffers_are_kernel_memory_and_come_back(kernel: Kernel) -> None:
+    user = User(kernel)
+    pipes = []
+    for _ in range(12):
+        assert user.call(sys_pipe2, SCRATCH, O_NONBLOCK) == 0
+        pipes.append(struct.unpack("<ii", user.read(SCRATCH, 8)))
+    assert kernel.files.pipe_pages is not None
+    stock = kernel.files.pipe_pages
+    assert not stock.pp_chunks  # an empty pipe has no memory
+    for _, w in pipes:
+        assert user.call(sys_write, w, SCRATCH, 65536) == 65536
+    assert len(stock.pp_chunks) == 12
+    submap = stock.pp_map
+    assert kernel.vm.kernel_map.min_addr <= submap.min_addr < submap.max_addr
+    for kva, pages in stock.pp_chunks.items():
+        assert submap.min_addr <= kva < submap.max_addr
+        assert pages == [kva_to_pa(kernel.vm, kva + 4096 * i) for i in range(16)]
+    wired = kernel.vm.gd.gd_vmstats.v_wire_count
+    for r, w in pipes:
+        assert user.call(sys_close, r) == user.call(sys_close, w) == 0
+    assert len(stock.pp_chunks) * 16 == len(stock.pp_free) <= 128
+    assert kernel.vm.gd.gd_vmstats.v_wire_count <= wired - 64
+
+
+def test_a_fault_takes_nothing(kernel: Kernel) -> None:
+    """A read that can't be delivered leaves the data; a write that can't be read adds none, but
+    what went in before it counts."""
+    user = User(kernel)
+    assert user.call(sys_pipe2, SCRATCH, O_NONBLOCK) == 0
+    r, w = struct.unpack("<ii", user.read(SCRATCH, 8))
+    end = SCRATCH + 16 * PAGE
+    user.write(end - 100, bytes(range(100)))
+    assert user.call(sys_write, w, end - 100, 200) == -EFAULT
+    assert user.call(sys_write, w, end - 100, 100) == 100
+    assert user.call(sys_read, r, end - 50, 100) == -EFAULT
+    assert user.call(sys_read, r, SCRATCH, 100) == 100
+    assert user.read(SCRATCH, 100) == bytes(range(100))
+    assert user.call(sys_write, w, end - 2 * PAGE, 4 * PAGE) == 2 * PAGE

@@ -730,3 +730,59 @@ def test_signals_reach_a_computing_process() -> None:
 def test_killed_status() -> None:
     assert by_guest(build("int main(void){ raise(SIGTERM); return 0; }"))[0] == 128 + 15
     assert by_guest(build("int main(void){ *(volatile int *)0 = 1; return 0; }"))[0] == 128 + 11
+
+
+def test_signalfd() -> None:
+    """Reading takes pending signals, several at once; poll sees them; a child sees its own."""
+    same(
+        r"""
+    #include <poll.h>
+    #include <sys/signalfd.h>
+    int main(void) {
+        sigset_t s;
+        sigemptyset(&s);
+        sigaddset(&s, SIGUSR1);
+        sigaddset(&s, SIGRTMIN);
+        sigaddset(&s, SIGCHLD);
+        sigprocmask(SIG_BLOCK, &s, 0);
+        int fd = signalfd(-1, &s, SFD_NONBLOCK | SFD_CLOEXEC);
+        struct signalfd_siginfo i[4];
+        struct pollfd p = {fd, POLLIN};
+        printf("%d %d\n", (int)read(fd, i, sizeof i), errno);
+        printf("%d %d\n", (int)read(fd, i, 10), errno);
+        printf("poll %d\n", poll(&p, 1, 0));
+        kill(getpid(), SIGUSR1);
+        sigqueue(getpid(), SIGRTMIN, (union sigval){.sival_int = 5});
+        printf("poll %d\n", poll(&p, 1, 0));
+        int n = read(fd, i, sizeof i) / sizeof *i;
+        for (int k = 0; k < n; k++)
+            printf("%d code %d mine %d value %d\n", i[k].ssi_signo, i[k].ssi_code,
+                   i[k].ssi_pid == getpid(), i[k].ssi_int);
+        pid_t c = fork();
+        if (!c) {
+            printf("child %d\n", poll(&p, 1, 0));
+            fflush(stdout);
+            usleep(20000);
+            _exit(6);
+        }
+        printf("poll %d\n", poll(&p, 1, 2000));
+        read(fd, i, sizeof *i);
+        printf("%d status %d child %d\n", i->ssi_signo, i->ssi_status, i->ssi_pid == c);
+        wait(0);
+        fcntl(fd, F_SETFL, 0);
+        if (!fork()) {
+            usleep(20000);
+            kill(getppid(), SIGUSR1);
+            _exit(0);
+        }
+        read(fd, i, sizeof *i);
+        printf("blocking %d\n", i->ssi_signo);
+        wait(0);
+        sigdelset(&s, SIGUSR1);
+        printf("same %d\n", signalfd(fd, &s, 0) == fd);
+        printf("%d %d\n", signalfd(0, &s, 0), errno);
+        printf("%d %d\n", (int)syscall(SYS_signalfd4, -1, &s, 4, 0), errno);
+        return 0;
+    }
+    """
+    )

@@ -12,7 +12,7 @@ Source: DragonFly sys/kern/vfs_init.c, and what init(8) mounts.
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENOTDIR
+from errno import ENOTDIR
 from typing import TYPE_CHECKING
 
 from dfvm.kern.tty import tty_attach
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def guest_path(root: bytes, path: bytes) -> bytes:
     """Where the host's directory `path` is in the guest, whose root is the host's `root`.
 
-    :raises OSError: EINVAL when it lies outside, ENOTDIR when it is no directory.
+    :raises ValueError: it lies outside.
+    :raises OSError: ENOTDIR: it is no directory.
     """
     real, top = os.path.realpath(path), os.path.realpath(root)
     if not os.path.isdir(real):
@@ -40,7 +41,7 @@ def guest_path(root: bytes, path: bytes) -> bytes:
         return b"/"
     prefix = top if top.endswith(b"/") else top + b"/"
     if not real.startswith(prefix):
-        raise OSError(EINVAL, "not below the root directory", os.fsdecode(path))
+        raise ValueError(f"{os.fsdecode(path)} is not below the root directory")
     return b"/" + real[len(prefix) :]
 
 
@@ -48,7 +49,8 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     """The file systems of a machine: `root` is a host directory, `rw` are those that are written
     through. kernel.vm, kernel.files and kernel.procs are there.
 
-    :raises OSError: a directory is not there, or not below the root.
+    :raises ValueError: one of `rw` is not below the root.
+    :raises OSError: a directory is not there.
     """
     through = {guest_path(root, path): path for path in rw}
     vfs = Vfs(kernel.vm)

@@ -251,9 +251,9 @@ def _forget_chain(map: VmMap, entry: VmMapEntry, start: int, end: int) -> None:
 def _remove(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int) -> None:
     """Free the pages of shared memory, or make a hole in the file that is mapped."""
     obj = entry.ba.object
-    if not is_shared(entry) or obj is None:
+    if is_anonymous(entry) or obj is None:
         raise err(EINVAL)
-    if not entry.max_protection & VM_PROT_WRITE:
+    if not is_shared(entry) or not entry.max_protection & VM_PROT_WRITE:
         raise err(EACCES)
     offset = entry.ba.offset + start - entry.ba.start
     if obj.type == OBJT_VNODE:

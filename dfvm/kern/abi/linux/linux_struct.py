@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 NS: Final = 1_000_000_000
 
 TIMESPEC: Final = Struct("<qq")
-TIMEVAL: Final = TIMESPEC  # seconds, then microseconds
-POLLFD: Final = Struct("<ihh")
-IOVEC: Final = Struct("<QQ")
 EPOLL_EVENT: Final = Struct("<IQ")  # packed on x86-64: 12 bytes
-UTIMBUF: Final = Struct("<qq")
 
 # struct stat: dev ino nlink mode uid gid pad rdev size blksize blocks, three timespecs, unused
 _STAT: Final = Struct("<QQQIIIIQqqqqQqQqQ24x")

@@ -1,7 +1,7 @@
 /* Advice about pages that are there. */
 #include "look.h"
 
-#define N 64
+#define N 512
 
 int main(void)
 {
@@ -25,6 +25,13 @@ int main(void)
 	CHECK(madvise(p + 8 * PAGE, 8 * PAGE, MADV_RANDOM) == 0);
 	CHECK(madvise(p + 8 * PAGE, 8 * PAGE, MADV_DONTDUMP) == 0);
 	look(9, p, N);
-	printf("%u\n", sum);
+	pid_t pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0)
+		_exit(0);
+	look(10, p, N);
+	CHECK(madvise(p, 8 * PAGE, MADV_FREE) == 0);
+	look(11, p, N);
+	printf("%u %d\n", sum, reap(pid));
 	return 0;
 }

@@ -40,6 +40,7 @@ from dfvm.vm.vm_fault_object import VM_FAULT_DIRTY
 from dfvm.vm.vm_fault_rss import RSS_SLACK, vm_fault_rss_surplus
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_BEHAV_RANDOM,
     MAP_ENTRY_KSTACK,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_NOFAULT,
@@ -274,7 +275,29 @@ def _zero_fill(
     q = pmap.q
     if own.v_free_count <= own.v_paging_start + _PLENTY or q[slot]:
         return 0
-    back, ahead = prefault_extent(pmap, entry, va) if vm.sysctl.fast_fault else (0, 0)
+    back = ahead = 0
+    if vm.sysctl.fast_fault and not entry.eflags & MAP_ENTRY_BEHAV_RANDOM:
+        back, ahead = prefault_extent(pmap, entry, va)
+    if not (back or ahead):
+        # A run of one takes half as long again as what it consists of.
+        m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_ZERO)
+        if m is None:
+            return 0
+        object.flags |= _DIRTY_OBJECT
+        bits = pmap.pm_prot[entry.protection & 7]
+        m.valid = VM_PAGE_BITS_ALL
+        m.flags = PG_MAPPED | PG_WRITEABLE | PG_REFERENCED
+        if write:
+            m.dirty = VM_PAGE_BITS_ALL
+        q[slot] = m.phys_addr | bits
+        if not bits & PG_NX:
+            pmap.code_frames.add(m.phys_addr >> 12)
+        pmap.pm_pt_m[va >> 21].wire_count += 1
+        pmap.pm_stats.resident_count += 1
+        vm_page_activate(vm, m)
+        m.busy_count = 0
+        vm.gd.gd_cnt.v_zfod += 1
+        return probe.HOW_QUICK | probe.HOW_ZFOD
     ba = entry.ba
     memq = object.rb_memq
     first = pindex

@@ -51,6 +51,8 @@ from dfvm.vm.vm_page import (
 from dfvm.vm.vm_param import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMap, VmMapBacking, VmMapEntry
     from dfvm.vm.vm_page import VmPage
@@ -169,10 +171,10 @@ def _front_page(ba: VmMapBacking | None, va: int) -> VmPage | None:
     return None
 
 
-def vm_fault_collapse(map: VmMap, entry: VmMapEntry) -> int:
-    """Bring everything that shows in `entry` into its front object, so that the caller can drop
-    what is behind it. Pages that are nowhere are zero-filled. Afterwards no PTE of the range maps
-    a page from behind.
+def vm_fault_collapse(map: VmMap, entry: VmMapEntry, addresses: Sequence[int]) -> int:
+    """Bring what shows in `entry` at the pages of `addresses` into its front object, so that the
+    caller can drop what is behind it. Pages that are nowhere are zero-filled. Afterwards no PTE of
+    theirs maps a page from behind.
 
     :return: KERN_SUCCESS, or what vm_fault_object answered (an unreadable page): then the chain
         has to stay.
@@ -189,7 +191,7 @@ def vm_fault_collapse(map: VmMap, entry: VmMapEntry) -> int:
     fs.first_shared = fs.shared = False
     vm_object_hold(object)
     rv = KERN_SUCCESS
-    for va in range(ba.start, ba.end, PAGE_SIZE):
+    for va in addresses:
         m = _page_at(ba, va)
         while m is None or m.valid != VM_PAGE_BITS_ALL:
             fs.ba = ba

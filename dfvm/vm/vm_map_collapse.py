@@ -24,7 +24,13 @@ from dfvm.vm.vm_fault import vm_fault_collapse
 from dfvm.vm.vm_map_backing import vm_map_backing_dispose, vm_map_entry_shadow
 from dfvm.vm.vm_map_entry import MAP_ENTRY_NEEDS_COPY, MAP_ENTRY_USER_WIRED
 from dfvm.vm.vm_map_insert import vm_map_entry_unwire
-from dfvm.vm.vm_object import OBJT_DEFAULT, vm_object_drop, vm_object_hold, vm_object_pages
+from dfvm.vm.vm_object import (
+    OBJT_DEFAULT,
+    OBJT_SWAP,
+    vm_object_drop,
+    vm_object_hold,
+    vm_object_pages,
+)
 from dfvm.vm.vm_page import (
     vm_page_busy_try,
     vm_page_free,
@@ -45,8 +51,10 @@ def vm_map_shorten_chain(map: VmMap, entry: VmMapEntry) -> None:
     it. Exclusive map lock. May block."""
     _merge_elements(entry)
     count = entry.ba.backing_count
+    if count <= 1 and vm_map_file_tail(entry) is not None:
+        return
     if count and (count >= map.vm.sysctl.map_backing_limit or _covers_chain(entry)):
-        vm_map_collapse_chain(map, entry)
+        _squash_chain(map, entry)
 
 
 def _merge_elements(entry: VmMapEntry) -> None:
@@ -130,6 +138,39 @@ def _covers_chain(entry: VmMapEntry) -> bool:
     )
 
 
+def vm_map_file_tail(entry: VmMapEntry) -> VmMapBacking | None:
+    """The file at the end of the chain of a private view; None for anonymous memory."""
+    ba = entry.ba
+    while ba.backing_ba is not None:
+        ba = ba.backing_ba
+    return ba if ba.object is not None and ba.object.type > OBJT_SWAP else None
+
+
+def _squash_chain(map: VmMap, entry: VmMapEntry) -> None:
+    """Bring what shows through from the anonymous elements behind into a front object of the
+    entry's own, and let go of them. A file at the end stays: what nobody has written to goes on
+    showing it, and all of it must be there again when the private pages are thrown away. Pages
+    that are nowhere are not made: a large mapping may hold few. Exclusive map lock. May block."""
+    if entry.eflags & MAP_ENTRY_NEEDS_COPY:
+        vm_map_entry_shadow(entry)
+    front, tail = entry.ba, vm_map_file_tail(entry)
+    there: set[int] = set()
+    ba, before = front.backing_ba, front
+    while ba is not None and ba is not tail:
+        obj = ba.object
+        assert obj is not None
+        first, shift = ba.offset >> PAGE_SHIFT, ba.start - ba.offset
+        end = first + (ba.end - ba.start >> PAGE_SHIFT)
+        there.update((m.pindex << PAGE_SHIFT) + shift for m in vm_object_pages(obj, first, end))
+        before, ba = ba, ba.backing_ba
+    if before is front or vm_fault_collapse(map, entry, sorted(there)) != KERN_SUCCESS:
+        return
+    rest, front.backing_ba = front.backing_ba, tail
+    before.backing_ba = None
+    front.backing_count = 0 if tail is None else 1
+    vm_map_backing_dispose(rest)
+
+
 def vm_map_collapse_chain(map: VmMap, entry: VmMapEntry) -> None:
     """Bring everything that shows through from behind into a front object of the entry's own, and
     let go of the chain. Exclusive map lock. May block."""
@@ -140,7 +181,8 @@ def vm_map_collapse_chain(map: VmMap, entry: VmMapEntry) -> None:
         vm_map_entry_shadow(entry)
     ok = True
     if entry.ba.backing_ba is not None:
-        ok = vm_fault_collapse(map, entry) == KERN_SUCCESS
+        everywhere = range(entry.ba.start, entry.ba.end, PAGE_SIZE)
+        ok = vm_fault_collapse(map, entry, everywhere) == KERN_SUCCESS
         if ok:
             rest = entry.ba.backing_ba
             entry.ba.backing_ba = None

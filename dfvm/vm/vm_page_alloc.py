@@ -339,6 +339,8 @@ def vm_page_free(vm: VmSystem, m: VmPage) -> None:
         q.pq_next = m
         after.pq_prev = m
         q.lcnt += 1
+        if q.lcnt == 1:
+            pages.colors[PQ_FREE] |= 1 << m.pc
         gd.gd_vmstats.v_free_count += 1
         adj = gd.gd_vmstats_adj
         n = adj.v_free_count = adj.v_free_count + 1

@@ -69,7 +69,10 @@ def vm_page_check(vm: VmSystem) -> list[str]:
     for q in vm.pages.vm_page_queues:
         if q is not None:
             found += _check_queue(q, queued)
-            counts[_KINDS[_base(q.queue)]] += q.lcnt
+            base = _base(q.queue)
+            counts[_KINDS[base]] += q.lcnt
+            if q.lcnt and not vm.pages.colors.get(base, -1) >> q.queue - base & 1:
+                found.append(f"{q}: has pages that no search will find")
     for n, m in enumerate(vm.pages.vm_page_array):
         if m is not None:
             found += _check_page(n, m, queued)

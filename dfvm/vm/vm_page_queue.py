@@ -179,6 +179,7 @@ class PageSystem:
     """What vm_page.c keeps in global variables; `vm.pages`."""
 
     __slots__ = (
+        "colors",
         "cpu_colors",
         "dnweight",
         "hash_mask",
@@ -198,6 +199,9 @@ class PageSystem:
     # longer than the last block in use. The list itself stays the same object.
     vm_page_queues: list[VpgQueue | None]  # by queue number; None for one that never had a page
     next_block: list[int]  # by colour: the block that has its next frame that was never used
+    colors: dict[int, int]  # PQ_FREE and PQ_CACHE → a bit for each colour that may have a page. A
+    #                     search in memory that is nearly full would otherwise look into a thousand
+    #                     empty queues. Set when a queue gets its first page, cleared by searches
     cpu_colors: int  # colours in one CPU's slice: PQ_L2_SIZE / ncpus
     vm_page_hash: dict[int, list[VmPage]]  # see vm_page_hash.py
     hash_mask: int  # sets in the hash - 1
@@ -212,6 +216,7 @@ class PageSystem:
         self.vm_page_queues = [None] * PQ_COUNT
         self.next_block = [0] * PQ_L2_SIZE
         self.next_block[0] = 1  # frame 0 is of colour 0; see above
+        self.colors = {PQ_FREE: (1 << PQ_L2_SIZE) - 1, PQ_CACHE: 0}
         self.cpu_colors = PQ_L2_SIZE // ncpus
         self.vm_page_hash = {}
         self.hash_mask = 0
@@ -335,6 +340,8 @@ def vm_page_add_queue(vm: VmSystem, m: VmPage, base: int, athead: bool = False) 
         q = pages.queue(queue)
     m.queue = queue
     q.lcnt += 1
+    if q.lcnt == 1 and base in pages.colors:
+        pages.colors[base] |= 1 << m.pc
     if athead or base == PQ_FREE:
         after = q.pq_next
         m.pq_prev = q
@@ -370,7 +377,7 @@ def vm_page_add_queue(vm: VmSystem, m: VmPage, base: int, athead: bool = False) 
 
 
 def vm_page_list_find(vm: VmSystem, base: int, color: int) -> VmPage | None:
-    """Take a page from the queue `base`, of the given colour if there is one, else of a colour
+    """Take a page from PQ_FREE or PQ_CACHE (`base`), of the given colour if there is one, else of a colour
     near it: the search widens to the 16 colours around, then 32, 64 … to all. Returns the page,
     on no queue and as busy as it was, or None when the queue is empty. For PQ_FREE a frame that
     was never used counts as being at the tail of its queue. Does not block."""
@@ -388,15 +395,25 @@ def vm_page_list_find(vm: VmSystem, base: int, color: int) -> VmPage | None:
         # on the way there was empty then.
         near = color & ~mask
         begin = start if start & ~mask == near else color
-        for i in range(mask + 1):
-            c = near | (begin + i) & mask
+        while candidates := pages.colors[base] >> near & (1 << mask + 1) - 1:
+            behind = candidates >> begin - near
+            if behind:
+                c = begin + _lowest(behind)
+            else:
+                c = near + _lowest(candidates)
             m = _take(vm, base, c)
             if m is not None:
                 q.lastq = c
                 return m
+            pages.colors[base] &= ~(1 << c)
         if mask == PQ_L2_MASK:
             return None
         mask = mask << 1 | 1
+
+
+def _lowest(bits: int) -> int:
+    """The number of the lowest bit that is set."""
+    return (bits & -bits).bit_length() - 1
 
 
 def _take(vm: VmSystem, base: int, color: int) -> VmPage | None:

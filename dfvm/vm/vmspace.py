@@ -34,7 +34,11 @@ from dfvm.vm.vm_map_backing import (
     vm_map_entry_allocate_object,
 )
 from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_transition_wait
-from dfvm.vm.vm_map_collapse import vm_map_collapse_chain, vm_map_shorten_chain
+from dfvm.vm.vm_map_collapse import (
+    vm_map_collapse_chain,
+    vm_map_file_tail,
+    vm_map_shorten_chain,
+)
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
@@ -313,6 +317,13 @@ def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
     ba = VmMapBacking(entry.ba.start, entry.ba.end, new_map.pmap, None, 0)
     new = _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
     vm_fault_copy_entry(new_map, old_map, new, entry)
+    tail = vm_map_file_tail(entry)
+    if tail is not None:
+        # Hidden by the copies, but it is there again when they are thrown away.
+        start, end = ba.start, ba.end
+        ba.backing_ba = vm_map_backing_replicate(tail, new_map.pmap, start, end, clipped=False)
+        ba.backing_count = 1
+        new.eflags |= MAP_ENTRY_COW
     return new
 
 

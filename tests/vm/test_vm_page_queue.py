@@ -248,8 +248,9 @@ class QueueMachine(RuleBasedStateMachine):
         queue.remove(m)
         self.idle.append(m)
 
-    @rule(base=st.sampled_from((PQ_INACTIVE, PQ_ACTIVE, PQ_CACHE)), color=st.integers(0, 15))
-    def find(self, base: int, color: int) -> None:
+    @rule(color=st.integers(0, 15))
+    def find(self, color: int) -> None:
+        base = PQ_CACHE
         m = vm_page_list_find(self.vm, base, color)
         candidates = {k: v for k, v in self.model.items() if base <= k < base + 1024 and v}
         if m is None:

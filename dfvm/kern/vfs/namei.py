@@ -215,7 +215,7 @@ def nameiat(root: Vnode, start: Vnode, path: bytes, cred: Cred, follow: bool = F
     """The directory that holds the last component of `path`, and what that stands for.
 
     `follow` (open with O_CREAT): while the last component is a symbolic link, go on at its target,
-    so that the result is where a file would be made.
+    so that the result is where a file would be made; not behind a slash, where none can be made.
 
     :raises OSError: as namei, for everything before the last component.
     """
@@ -242,7 +242,7 @@ def nameiat(root: Vnode, start: Vnode, path: bytes, cred: Cred, follow: bool = F
         if name == b"..":
             up = dvp if dvp is root or dvp.v_parent is None else dvp.v_parent
             return Nameidata(dvp, name, up, slash)
-        if not follow:
+        if not follow or slash:
             return Nameidata(dvp, name, _MISSING, slash)
         vp = dvp.lookup(name)
         if vp is None or vp.v_type != VLNK:
@@ -253,4 +253,4 @@ def nameiat(root: Vnode, start: Vnode, path: bytes, cred: Cred, follow: bool = F
         if vp.v_flag & VMAGIC:
             return Nameidata(dvp, name, vp.vop_magic(cred), slash)
         start = dvp
-        path = vp.readlink() + (b"/" if slash else b"")
+        path = vp.readlink()

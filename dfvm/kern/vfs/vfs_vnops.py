@@ -111,11 +111,11 @@ def _open_create(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
     # The O_CREAT part: whether the file was made, and the file.
     follow = not oflags & (O_EXCL | O_NOFOLLOW)
     nd = nameiat(root, start, path, cred, follow)
-    vp = nd.ni_vp
     if nd.ni_name in (b"", b".", b".."):
         raise err(EEXIST if oflags & O_EXCL else EISDIR)
     if nd.ni_slash:
         raise err(EISDIR)
+    vp = nd.ni_vp
     if vp is None:
         return True, nd.ni_dvp.create(nd.ni_name, mode, cred)
     if oflags & O_EXCL:

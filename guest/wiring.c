@@ -1,5 +1,5 @@
-/* mlock: pages come at once and stay, fork copies them, munlock lets them go; one hole and nothing
- * is locked; mlockall(MCL_FUTURE) locks what comes later. */
+/* mlock: pages come at once and stay, fork copies them, munlock lets them go; a page that can't be
+ * had; mlockall(MCL_FUTURE) locks what comes later. */
 #include "look.h"
 
 #define N 8
@@ -41,6 +41,14 @@ int main(void)
 	look(10, r, N);
 	CHECK(munmap(r, N * PAGE) == 0);
 	look(11, r, N);
+	int fd = scratch_file(2 * PAGE);
+	char *f = mmap(place(3), 3 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(f == place(3));
+	look(12, f, 2);
+	errno = 0;
+	int failed = mlock(f, 3 * PAGE); /* the last page is beyond the end of the file */
+	look(13, f, 2);
+	printf("%d %d, ", failed, errno == ENOMEM);
 	puts("done");
 	return 0;
 }

@@ -34,6 +34,11 @@ FRAME = 0x000F_FFFF_FFFF_F000
 LOOK = 146  # sched_get_priority_max
 
 
+def place(n: int) -> int:
+    """look.h's place()."""
+    return 0x1000_0000_0000 + n * 0x4000_0000
+
+
 class Counts:
     """All counters of the machine at one moment; the difference of two is what has happened."""
 

@@ -149,7 +149,7 @@ def arguments(step: tuple[int | str, ...]) -> tuple[int, ...] | None:
     return at, n[0] * PAGE, *n[1:]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(STEP, max_size=30), st.booleans())
 def test_same_as_linux(
     machine: tuple[Kernel, Host], steps: list[tuple[int | str, ...]], fill: bool

@@ -43,7 +43,7 @@ from unicorn.x86_const import (
 )
 
 CHUNK = 64  # faults that are timed together
-P, W, U = 1, 2, 4
+P, W, U, NX = 1, 2, 4, 1 << 63
 FRAME = 0x000F_FFFF_FFFF_F000
 SYSRET_VA = 0xFFFF_8000_0000_0000
 INTR_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
@@ -210,10 +210,10 @@ class Bare:
         area = 0x7F00_0000_0000
         heap, entry, phdr, phnum = self._load(argv[0])
         for va in [*range(heap, heap + heap_bytes, 4096), *range(area, area + heap_bytes, 4096)]:
-            self.enter(va, self.alloc(), P | W | U)
+            self.enter(va, self.alloc(), P | W | U | NX)
         top = 0x7FFF_FFF0_0000
         for va in range(top - (1 << 20), top, 4096):
-            self.enter(va, self.alloc(), P | W | U)
+            self.enter(va, self.alloc(), P | W | U | NX)
         sp = self._stack(top, argv, entry, phdr, phnum)
         uc.reg_write(UC_X86_REG_RSP, sp)
         self.on_exception = lambda vector: uc.emu_stop()
@@ -269,9 +269,11 @@ class Bare:
             for h in (s.header for s in elf.iter_segments() if s.header.p_type == "PT_LOAD"):
                 f.seek(h.p_offset)
                 data = f.read(h.p_filesz)
+                # The engine checks each store to a page that may be executed: data is not.
+                flags = P | W | U | (0 if h.p_flags & 1 else NX)
                 for va in range(h.p_vaddr & ~4095, h.p_vaddr + h.p_memsz, 4096):
                     if not self.q[self.slot(va)]:
-                        self.enter(va, self.alloc(), P | W | U)
+                        self.enter(va, self.alloc(), flags)
                 self._write(h.p_vaddr, data)
                 end = max(end, h.p_vaddr + h.p_memsz + 4095 & ~4095)
                 if h.p_offset == 0:

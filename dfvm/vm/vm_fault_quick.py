@@ -8,7 +8,9 @@ left to vm_fault: False is answered before anything has changed. Plain is
     a write to private memory that is behind the front object      copy it, memory plentiful
     a read of such memory                                          map it without WRITE
 
-in an entry that is not wired, needs no shadow, and has its object. What vm_fault would do in these
+in an entry that is not wired and has its object; if it needs a shadow nobody may have the map
+locked. (The shadow stays when the rest turns out not to be plain after all: it is the first thing
+that vm_fault would make.) What vm_fault would do in these
 cases is done here in the same order and with the same effect, only without holds and busies:
 nobody else runs between the first look and the PTE. (A page that was copied keeps its place on its
 queue, though; vm_fault deactivates it.) If a thread sleeps with the map locked exclusively, the
@@ -28,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.lwkt.panic import panic
 from dfvm.machine.pte import PG_NX
 from dfvm.vm import probe
-from dfvm.vm.pmap import pmap_enter, pmap_pte
+from dfvm.vm.pmap import pmap_allocpt, pmap_enter, pmap_pte
 from dfvm.vm.vm import KERN_SUCCESS, VM_PROT_ALL, VM_PROT_WRITE
 from dfvm.vm.vm_fault_burst import (
     prefault_extent,
@@ -38,6 +40,7 @@ from dfvm.vm.vm_fault_burst import (
 )
 from dfvm.vm.vm_fault_object import VM_FAULT_DIRTY
 from dfvm.vm.vm_fault_rss import RSS_SLACK, vm_fault_rss_surplus
+from dfvm.vm.vm_map_backing import vm_map_entry_shadow
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_RANDOM,
@@ -105,23 +108,35 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
     ):
         return False
     write = fault_type & VM_PROT_WRITE
-    if eflags & MAP_ENTRY_NEEDS_COPY:
-        if write:
-            return False
-        prot &= ~VM_PROT_WRITE
-    ba = entry.ba
-    object = ba.object
-    pmap = map.pmap
-    base = pmap.pm_pt.get(vaddr >> 21)
-    if object is None or base is None or object.flags & OBJ_DEAD:
+    object = entry.ba.object
+    if object is None or object.flags & OBJ_DEAD:
         return False
     vm = map.vm
+    pmap = map.pmap
+    # After a fork every space meets these two at each of its entries and tables.
+    fresh = vaddr >> 21 not in pmap.pm_pt
+    if fresh and not _plenty(vm):
+        return False
+    if eflags & MAP_ENTRY_NEEDS_COPY:
+        if not write:
+            prot &= ~VM_PROT_WRITE
+        elif map.lock.lk_shared:
+            return False
+        else:
+            fresh = True
+            map.timestamp += 1
+            vm_map_entry_shadow(entry)
+    ba = entry.ba
+    object = ba.object
+    assert object is not None
     td_proc = vm.sched.curthread.td_proc
     if pmap.pm_stats.resident_count > RSS_SLACK and vm_fault_rss_surplus(map, td_proc) > 0:
         return False
-    started = 0 if probe.fault is None else perf_counter_ns()
-    prefaulted = vm.gd.gd_cnt.v_prefault
     va = vaddr & ~0xFFF
+    if probe.fault is not None:
+        started = perf_counter_ns()
+        prefaulted = vm.gd.gd_cnt.v_prefault
+        depth = vm_fault_lookup(entry, va)[1]  # where a copy will have come from
     pindex = va - ba.start + ba.offset >> 12
 
     m = object.rb_memq.get(pindex)
@@ -130,9 +145,11 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
     elif object.type != OBJT_DEFAULT or pindex >= object.size:
         return False
     elif ba.backing_ba is None and prot & VM_PROT_WRITE:
-        how = _zero_fill(pmap, va, entry, object, pindex, base, write)
+        how = _zero_fill(pmap, va, entry, object, pindex, write)
     else:
         how = _behind(pmap, va, entry, object, pindex, prot, write, user)
+        if fresh and how & probe.HOW_COW:
+            vm_prefault(pmap, va, entry, prot, VM_FAULT_DIRTY)
     if not how:
         return False
     vm.gd.gd_cnt.v_vm_faults += 1
@@ -141,7 +158,7 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
     if probe.fault is not None:
         if not user:
             how |= probe.HOW_KERNEL
-        _report(map, entry, va, fault_type, how, prefaulted, started)
+        _report(map, entry, va, fault_type, how, depth, prefaulted, started)
     return True
 
 
@@ -261,7 +278,7 @@ def _plenty(vm: VmSystem) -> bool:
 
 
 def _zero_fill(
-    pmap: Pmap, va: int, entry: VmMapEntry, object: VmObject, pindex: int, base: int, write: int
+    pmap: Pmap, va: int, entry: VmMapEntry, object: VmObject, pindex: int, write: int
 ) -> int:
     """Zero-fill the page at `va` of anonymous, writable memory with nothing behind it, and as many
     neighbours as seems right. HOW_*, 0: not plain.
@@ -271,9 +288,14 @@ def _zero_fill(
     """
     vm = pmap.vm
     own = vm.gd.gd_vmstats
+    if own.v_free_count <= own.v_paging_start + _PLENTY:
+        return 0
+    base = pmap.pm_pt.get(va >> 21)
+    if base is None:
+        base = pmap_allocpt(pmap, va)
     slot = base + (va >> 12 & 511)
     q = pmap.q
-    if own.v_free_count <= own.v_paging_start + _PLENTY or q[slot]:
+    if q[slot]:
         return 0
     back = ahead = 0
     if vm.sysctl.fast_fault and not entry.eflags & MAP_ENTRY_BEHAV_RANDOM:
@@ -339,7 +361,14 @@ def _zero_fill(
 
 
 def _report(
-    map: VmMap, entry: VmMapEntry, va: int, fault_type: int, how: int, prefaulted: int, started: int
+    map: VmMap,
+    entry: VmMapEntry,
+    va: int,
+    fault_type: int,
+    how: int,
+    depth: int,
+    prefaulted: int,
+    started: int,
 ) -> None:
     """Tell whoever listens what happened."""
     record = probe.FaultRecord()
@@ -351,7 +380,8 @@ def _report(
     record.map_entry = entry
     record.entry_start = entry.ba.start
     record.entry_end = entry.ba.end
-    record.page, record.depth = vm_fault_lookup(entry, va)
+    record.page, _ = vm_fault_lookup(entry, va)
+    record.depth = depth
     assert record.page is not None
     record.pindex = record.page.pindex
     record.pte = pmap_pte(map.pmap, va)

@@ -16,6 +16,7 @@ from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_remove, pmap_unwire
 from dfvm.vm.vm import (
     KERN_SUCCESS,
     KERN_TRY_AGAIN,
+    VM_PROT_NONE,
     VM_PROT_OVERRIDE_WRITE,
     VM_PROT_READ,
     VM_PROT_WRITE,
@@ -33,6 +34,7 @@ from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, vm_map_lock, vm_map_unlock
 from dfvm.vm.vm_object import (
     OBJ_MIGHTBEDIRTY,
     OBJ_WRITEABLE,
+    OBJT_VNODE,
     vm_object_drop,
     vm_object_hold,
 )
@@ -44,6 +46,8 @@ from dfvm.vm.vm_page import (
     vm_page_activate,
     vm_page_alloc,
     vm_page_busy_wait,
+    vm_page_free,
+    vm_page_protect,
     vm_page_unwire,
     vm_page_wakeup,
     vm_wait,
@@ -111,7 +115,20 @@ def _unwire_page(vm: VmSystem, m: VmPage | None) -> None:
     if m is not None and not m.flags & PG_FICTITIOUS:
         vm_page_busy_wait(vm, m, False, "vmwrpg")
         vm_page_unwire(vm, m, True)
-        vm_page_wakeup(vm, m)
+        object = m.object
+        if (
+            not m.wire_count
+            and object is not None
+            and object.type == OBJT_VNODE
+            and m.pindex >= object.size
+        ):
+            # The file was truncated; only the wiring has kept the page.
+            vm_object_hold(object)
+            vm_page_protect(vm, m, VM_PROT_NONE)
+            vm_page_free(vm, m)
+            vm_object_drop(object)
+        else:
+            vm_page_wakeup(vm, m)
 
 
 def _wired_page(ba: VmMapBacking | None, va: int) -> VmPage | None:

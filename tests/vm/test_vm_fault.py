@@ -793,7 +793,7 @@ def test_the_hardware_sets_a_and_d(vm: VmSystem, proc: Proc, quick: bool) -> Non
 
 
 def test_the_quick_way_leaves_the_unusual_alone(vm: VmSystem, proc: Proc, map: VmMap) -> None:
-    from dfvm.vm.vm_map import vm_map_lock, vm_map_unlock
+    from dfvm.vm.vm_map import vm_map_lock, vm_map_lock_read, vm_map_unlock, vm_map_unlock_read
 
     anon(map, BASE, 32)
     assert not vm_fault_quick(map, BASE, RW)  # no object yet
@@ -813,7 +813,12 @@ def test_the_quick_way_leaves_the_unusual_alone(vm: VmSystem, proc: Proc, map: V
     assert vm_fault_quick(map, BASE + 16 * P, RW)
     assert vm.gd.gd_vmstats.v_free_count < free
     child = vmspace_fork(proc.p_vmspace).vm_map
-    assert not vm_fault_quick(child, BASE, RW)  # needs a shadow first
+    vm_map_lock_read(child)
+    assert not vm_fault_quick(child, BASE, RW)  # needs a shadow first, under somebody's eyes
+    vm_map_unlock_read(child)
+    assert vm_fault_quick(child, BASE, RW)  # makes it, and a page table
+    assert child.hint is not None
+    assert child.hint.ba.backing_count == 1
     own = vm.gd.gd_vmstats
     own.v_paging_start, keep = own.v_free_count + 1, own.v_paging_start
     vm.sysctl.prefault_pages = 0

@@ -572,12 +572,6 @@ class OvlMount(Mount):
                 sf.f_files, sf.f_ffree = host.f_files, host.f_ffree
         return sf
 
-    def memfile(self, uid: int, gid: int, mode: int = 0o777) -> Vnode:
-        """A regular file without a name, not referenced yet (memfd_create, shared memory)."""
-        root = self.mnt_root
-        assert isinstance(root, OvlVnode)
-        return root.vop_tmpfile(mode, uid, gid)
-
     def vnodes(self) -> list[Vnode]:
         """Every vnode of this mount that a name leads to and that is in memory, and the host's
         ones nobody has a name for."""

@@ -244,24 +244,3 @@ def _zero_part(vm: VmSystem, vp: Vnode, start: int, stop: int) -> None:
     vm.ram.mem[pa : pa + n] = bytes(n)
     vnode_pager_wrote(m, base, n)
     vm_page_unhold(vm, m)
-
-
-def vn_pread(vp: Vnode, off: int, n: int) -> bytes:
-    """Up to n bytes at `off` for the kernel's own use (exec). Fewer at the end of the file. The
-    vnode is referenced. May block."""
-    size = vp.v_filesize
-    if off + n > size:
-        size = vp.vop_newsize()
-    end = min(off + n, size)
-    vm = vp.v_mount.mnt_vfs.vm
-    object = vnode_pager_object(vm, vp)
-    parts = []
-    while off < end:
-        base = off & _MASK
-        n = min(_PAGE - base, end - off)
-        m = vnode_pager_readpage(object, off >> _SHIFT)
-        pa = m.phys_addr + base
-        parts.append(bytes(vm.ram.mem[pa : pa + n]))
-        vm_page_unhold(vm, m)
-        off += n
-    return b"".join(parts)

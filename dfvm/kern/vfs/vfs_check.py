@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from dfvm.kern.proc import SZOMB
+from dfvm.kern.vfs.devfs import DevMount
 from dfvm.kern.vfs.vnode import FWRITE, VDIR, VKEEP, VRECLAIMED
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def vfs_check(kernel: Kernel) -> list[str]:
     known = dict.fromkeys([*holders, *(vp for mount in vfs.mounts for vp in mount.vnodes())])
     for vp in known:
         count = holders[vp] + (vp.v_object.ref_count if vp.v_object is not None else 0)
-        exact = not programs
+        # Devices keep references on nodes of their own.
+        exact = not programs and not isinstance(vp.v_mount, DevMount)
         bad += [f"{vp!r}: {text}" for text in _check_vnode(vp, count, exact)]
         for what, have, want in (
             ("writers", vp.v_writecount, writers[vp]),

@@ -7,6 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_descrip import (
+    O_ACCMODE,
+    O_CREAT,
+    O_DIRECTORY,
+    O_EXCL,
+    O_NOATIME,
+    O_NOFOLLOW,
+    O_PATH,
+    O_RDWR,
+    O_TMPFILE,
+    O_TRUNC,
+    O_WRONLY,
+)
 from dfvm.kern.kern_errno import (
     EEXIST,
     EINVAL,
@@ -30,20 +43,6 @@ from dfvm.kern.vfs.vnode import (
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Cred, Vnode
-
-# Linux's open flags, as far as they matter for finding and making the file.
-O_ACCMODE: Final = 0o3
-O_WRONLY: Final = 0o1
-O_RDWR: Final = 0o2
-O_CREAT: Final = 0o100
-O_EXCL: Final = 0o200
-O_TRUNC: Final = 0o1000
-O_APPEND: Final = 0o2000
-O_DIRECTORY: Final = 0o200000
-O_NOFOLLOW: Final = 0o400000
-O_NOATIME: Final = 0o1000000
-O_PATH: Final = 0o10000000
-O_TMPFILE: Final = 0o20000000 | O_DIRECTORY
 
 _FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, FREAD | FWRITE)
 _WANT: Final = (VREAD, VWRITE, VREAD | VWRITE, VREAD | VWRITE)

@@ -16,18 +16,15 @@ Names are bytes: single components, never "", ".", ".." or with a "/" in them. `
 had the umask applied. Times are nanoseconds since 1970. `cred` is what is checked (see Cred).
 
 For callers
-    lookup(name) -> Vnode | None        one component, through the name cache, mounts crossed;
-                                        no permission check (namei does that)
+    lookup(name) -> Vnode | None        through the name cache and mounts; rights not checked
     create(name, mode, cred) -> Vnode   new regular file; EEXIST when there is something
     mknod(name, vtype, mode, rdev, cred) -> Vnode     VFIFO, VSOCK, VCHR, VBLK, VREG
     mkdir(name, mode, cred) -> Vnode
-    symlink(name, target, cred) -> Vnode
-    tmpfile(mode, cred) -> Vnode        O_TMPFILE: regular, without a name, in this file system
+    symlink(name, target, cred), tmpfile(mode, cred) -> Vnode      O_TMPFILE: without a name
     link(name, vp, cred)                new name in this directory for vp
     unlink(name, cred), rmdir(name, cred)
     rename(name, tdvp, tname, flags, cred)            flags: RENAME_NOREPLACE, RENAME_EXCHANGE
-    readdir() -> list[(name, ino, dtype)]             a snapshot, "." and ".." first; the open file
-                                        keeps it and its position, and takes a new one at offset 0
+    readdir() -> list[(name, ino, dtype)]             a snapshot, "." and ".." first
     readlink() -> bytes
     getattr() -> Vattr
     chmod(mode, cred), chown(uid, gid, cred) (-1: leave), truncate(length, cred)
@@ -35,22 +32,18 @@ For callers
     access(want, cred)                  want: VREAD | VWRITE | VEXEC; raises EACCES, EROFS, ETXTBSY
     open(fflag, cred) -> object | None  FREAD | FWRITE; the mode is *not* checked here. None: make
                                         a file on this vnode. Else: the file to use in its place
-                                        (/dev/ptmx, /proc/self/fd/N of a pipe); no close() then
+                                        (a terminal, /proc/self/fd/N of a pipe); no close() then
     close(fflag)
     read(uio, off, ioflag)              ioflag: IO_APPEND, IO_NDELAY, IO_SYNC. Raises only when
     write(uio, off, ioflag, limit) -> int     nothing was transferred. write returns the offset
                                         behind the last byte written (IO_APPEND ignores off);
                                         limit: RLIMIT_FSIZE, EFBIG when nothing fits below it
-    ioctl(cmd, arg, lwp) -> int         arg: the raw third argument
-    poll(events) -> int                 POLL* bits that hold now
-    fsync(), allocate(mode, off, length, cred)        fallocate(2)
+    ioctl(cmd, arg, lwp) -> int, poll(events) -> int
+    fsync(), allocate(mode, off, length)              fallocate(2)
     mmap() -> int                       MMAP_VNODE (map the vnode's object), MMAP_ANON (/dev/zero:
                                         map anonymous memory instead), or ENODEV
-    settext(), cleartext()              the file is being executed: writing is ETXTBSY. settext
-                                        raises ETXTBSY when it is open for writing
+    settext(), cleartext()              the file is being executed: writing is ETXTBSY
     vn_fullpath(vp, root) -> bytes      the name for getcwd, /proc/…/exe, maps; " (deleted)" added
-    v_lockf, v_fifoinfo                 belong to kern_lockf and to the fifo code
-    v_mount.statfs() -> Statfs
 
 Source: DragonFly sys/sys/vnode.h, sys/kern/vfs_subr.c, sys/kern/vfs_lock.c.
 """

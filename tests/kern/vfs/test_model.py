@@ -489,7 +489,7 @@ def compare(w: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["overlay", "tmpfs", "rw"])
-@pytest.mark.parametrize("seed", range(int(os.environ.get("DFVM_SEEDS", "8"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("DFVM_SEEDS", "4"))))
 def test_long_histories(kind: str, seed: int) -> None:
     r = random.Random(seed)
     w = World(kind)
@@ -504,7 +504,7 @@ def test_long_histories(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["overlay", "tmpfs", "rw"])
 @settings(
-    max_examples=int(os.environ.get("DFVM_MODEL", "150")),
+    max_examples=int(os.environ.get("DFVM_MODEL", "80")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

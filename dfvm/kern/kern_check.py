@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from dfvm.kern.proc import SZOMB
+from dfvm.kern.vfs.vfs_check import vfs_check
 from dfvm.lwkt.panic import panic
 from dfvm.vm.pmap_check import pmap_check
 from dfvm.vm.vm_map_check import vm_map_check
@@ -31,17 +32,12 @@ if TYPE_CHECKING:
 _SHOWN = 20  # complaints that a panic lists
 
 
-def check_list(kernel: Kernel) -> list[str]:
-    """What is wrong with the machine."""
-    return list(_complaints(kernel))
-
-
 def check_machine(kernel: Kernel) -> None:
     """Verify everything.
 
     :raises Panic: with what is wrong.
     """
-    bad = check_list(kernel)
+    bad = list(_complaints(kernel))
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         panic("Machine.check:\n  " + "\n  ".join(bad[:_SHOWN]) + more)
@@ -59,10 +55,7 @@ def _complaints(kernel: Kernel) -> Iterator[str]:
     yield from pmap_check(vm.kernel_pmap)
     for space, users in _spaces(kernel).items():
         yield from _check_space(space, users)
-    for mount in kernel.vfs.mounts:
-        found: list[str] = []
-        mount.check(found)
-        yield from found
+    yield from vfs_check(kernel)
     for p in kernel.procs.values():
         yield from (f"pid {p.p_pid} ({p.p_comm}): {bad}" for bad in _check_proc(p))
     for pgrp in kernel.pgrps.values():

@@ -119,10 +119,14 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
 
 
 def lwp_release_user(lp: Lwp, space: Vmspace) -> None:
-    """The thread leaves `space`, by exec or exit: tell those in it who wait for that
-    (CLONE_CHILD_CLEARTID)."""
+    """The thread leaves `space`, by exec or exit: tell those who wait for its robust futexes, and
+    those in the space who wait for its end (CLONE_CHILD_CLEARTID). May block."""
+    head, lp.lwp_robust_list = lp.lwp_robust_list, 0
+    if head:
+        from dfvm.kern.sys_misc import exit_robust_list
+
+        exit_robust_list(lp, space, head)
     addr, lp.lwp_clear_tid = lp.lwp_clear_tid, 0
-    lp.lwp_robust_list = 0
     if addr and space.vm_refcnt > 1:
         try:
             copyout(space, bytes(4), addr)
@@ -130,7 +134,7 @@ def lwp_release_user(lp: Lwp, space: Vmspace) -> None:
             return
         from dfvm.kern.sys_misc import futex_wake
 
-        futex_wake(lp, addr, 1)
+        futex_wake(lp, space, addr, 1)
 
 
 def _leave_session(p: Proc) -> None:

@@ -25,12 +25,8 @@ from dfvm.kern.proc import (
     default_limits,
 )
 from dfvm.kern.trap import install_quick_faults
-from dfvm.kern.tty import tty_attach
-from dfvm.kern.vfs.devfs import DevMount
 from dfvm.kern.vfs.mount import Vfs
-from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
-from dfvm.kern.vfs.procfs import ProcMount
-from dfvm.kern.vfs.tmpfs import host_half, tmpfs
+from dfvm.kern.vfs.vfs_init import vfs_mountall
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.lwkt.lwkt_thread import Scheduler
 from dfvm.machine.cpu import PCB_PAGES, CpuContext, Vcpu
@@ -134,31 +130,12 @@ class Kernel:
         self.sids = {}
         self.hostname = os.uname().nodename.encode()
         self.domainname = b"(none)"
-        self._mount(root, rw)
+        self.vfs = vfs_mountall(self, root, rw)
         self._make_init()
         self.vm.hooks = self
         install_quick_faults(self)
 
     # ---- boot ------------------------------------------------------------------------------------
-
-    def _mount(self, root: bytes, rw: Sequence[bytes]) -> None:
-        """The file systems of a new machine."""
-        vfs = self.vfs = Vfs(self.vm)
-        vfs.mountroot(OvlMount(vfs, "overlay", OVERLAY_MAGIC, root, host_half()))
-        dev = DevMount(vfs)
-        tty_attach(dev, self.files)
-        vfs.mount(b"/dev", dev)
-        vfs.mount(b"/proc", ProcMount(vfs, self))
-        top = os.path.join(root, b"tmp")
-        vfs.mount(b"/tmp", tmpfs(vfs, top=top if os.path.isdir(top) else None))
-        for name in rw:
-            # The guest sees the directory where it sees everything else of the host's.
-            inside = os.path.relpath(os.path.realpath(name), os.path.realpath(root))
-            if inside.startswith(b".."):
-                raise ValueError(f"{os.fsdecode(name)} is not below the root directory")
-            from dfvm.kern.vfs.hostfs import HostMount
-
-            vfs.mount(b"/" + inside, HostMount(vfs, name))
 
     def _make_init(self) -> None:
         """Process 1 and the launcher, process 2. They run nothing: their part, to reap children,

@@ -346,11 +346,12 @@ class Machine:
         vm_page_rollup(self.kernel.vm)
         return self.kernel.vm.vmstats
 
-    def check(self) -> list[str]:
-        """Verify the whole machine; what is wrong, nothing is best."""
-        from dfvm.kern.kern_check import check_list
+    def check(self) -> None:
+        """Verify the whole machine.
 
-        return check_list(self.kernel)
+        :raises Panic: with what is wrong.
+        """
+        self.kernel.check()
 
     # ---- the end ---------------------------------------------------------------------------------
 

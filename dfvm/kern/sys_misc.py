@@ -42,8 +42,10 @@ from dfvm.vm.vm_param import PAGE_SHIFT, VM_MAX_USER_ADDRESS
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Proc
+    from dfvm.vm.vmspace import Vmspace
 
 _U32: Final = (1 << 32) - 1
+_U64: Final = (1 << 64) - 1
 
 
 # ---- what the system is --------------------------------------------------------------------------
@@ -330,6 +332,13 @@ FUTEX_WAKE_BITSET: Final = 10
 FUTEX_PRIVATE_FLAG: Final = 128
 FUTEX_CLOCK_REALTIME: Final = 256
 
+# The word of a robust futex.
+FUTEX_WAITERS: Final = 0x8000_0000
+FUTEX_OWNER_DIED: Final = 0x4000_0000
+FUTEX_TID_MASK: Final = 0x3FFF_FFFF
+
+_ROBUST_LIST_LIMIT: Final = 2048  # futexes that a thread's end looks at
+
 _BITSET_ANY: Final = _U32
 
 
@@ -357,8 +366,8 @@ class Futex:
         return f"<Futex {self.key[1]:#x}>"
 
 
-def _futex_key(lp: Lwp, uaddr: int, private: bool) -> tuple[int, int]:
-    """The identity of the word at `uaddr`.
+def _futex_key(space: Vmspace, uaddr: int, private: bool) -> tuple[int, int]:
+    """The identity of the word at `uaddr` in `space`.
 
     :raises OSError: EINVAL not aligned, EFAULT not there.
     """
@@ -366,7 +375,6 @@ def _futex_key(lp: Lwp, uaddr: int, private: bool) -> tuple[int, int]:
         raise err(EINVAL)
     if uaddr >= VM_MAX_USER_ADDRESS:
         raise err(EFAULT)
-    space = lp.lwp_proc.p_vmspace
     if not private:
         fuword32(space, uaddr)  # makes sure that there is an object
         found, entry = vm_map_lookup_entry(space.vm_map, uaddr)
@@ -395,7 +403,7 @@ def sys_futex(lp: Lwp, uaddr: int, op: int, val: int, utime: int, uaddr2: int, v
         bitset = _BITSET_ANY if cmd == FUTEX_WAKE else val3
         if not bitset:
             raise err(EINVAL)
-        return _futex_wake(lp, _futex_key(lp, uaddr, private), s32(val), bitset)
+        return _futex_wake(lp, _futex_key(lp.lwp_proc.p_vmspace, uaddr, private), s32(val), bitset)
     if cmd in (FUTEX_REQUEUE, FUTEX_CMP_REQUEUE):
         expected = val3 if cmd == FUTEX_CMP_REQUEUE else None
         return _futex_requeue(lp, uaddr, uaddr2, s32(val), s32(utime), expected, private)
@@ -423,7 +431,7 @@ def _futex_sleep(
 ) -> int:
     """Sleep while the word is `val`."""
     sched = lp.lwp_proc.kernel.sched
-    futex = Futex(_futex_key(lp, uaddr, private), bitset)
+    futex = Futex(_futex_key(lp.lwp_proc.p_vmspace, uaddr, private), bitset)
     # Nothing blocks between the look at the word and the sleep, once the page is there.
     if fuword32(lp.lwp_proc.p_vmspace, uaddr) != val:
         raise err(EAGAIN)
@@ -445,10 +453,57 @@ def _futex_sleep(
     raise err(ERESTART_RESTARTBLOCK)
 
 
-def futex_wake(lp: Lwp, uaddr: int, count: int) -> int:
-    """Wake up to `count` of those who sleep on the word at `uaddr`, wherever they see it; for a
-    thread that ends. Returns how many."""
-    return _futex_wake(lp, _futex_key(lp, uaddr, False), count, _BITSET_ANY)
+def futex_wake(lp: Lwp, space: Vmspace, uaddr: int, count: int) -> int:
+    """Wake up to `count` of those who sleep on the word at `uaddr` in `space`, wherever they see
+    it; for a thread that leaves the space. Returns how many."""
+    return _futex_wake(lp, _futex_key(space, uaddr, False), count, _BITSET_ANY)
+
+
+def exit_robust_list(lp: Lwp, space: Vmspace, head: int) -> None:
+    """`lp` leaves `space`: mark the futexes that it holds, as its robust list at `head` tells, so
+    that whoever waits for them learns that their owner is gone. May block.
+
+    The list is the program's: whatever is wrong with it ends the walk, and nothing else."""
+    try:
+        raw = copyin(space, head, _ROBUST_LIST_HEAD)
+        first, offset, pending = (int.from_bytes(raw[n : n + 8], "little") for n in (0, 8, 16))
+        entry = first
+        for _ in range(_ROBUST_LIST_LIMIT):
+            # Bit 0 says that the futex inherits priorities: those have no waiters here.
+            at = entry & ~1
+            if at == head:
+                break
+            # The next one first: the futex may be freed by whoever finds it marked.
+            error, following = None, 0
+            try:
+                following = int.from_bytes(copyin(space, at, 8), "little")
+            except OSError as e:
+                error = e
+            if at != pending & ~1:
+                _futex_death(lp, space, at + offset & _U64, pending=False)
+            if error is not None:
+                raise error
+            entry = following
+        if pending & ~1:
+            _futex_death(lp, space, (pending & ~1) + offset & _U64, pending=True)
+    except OSError:
+        pass
+
+
+def _futex_death(lp: Lwp, space: Vmspace, uaddr: int, pending: bool) -> None:
+    """If the futex at `uaddr` is held by `lp`, which ends, mark it and wake one who waits for it.
+    `pending`: the thread was just about to take it or to let go of it, so with nobody holding it
+    the wakeup may be the one that it owes."""
+    if uaddr & 3:
+        raise err(EINVAL)
+    word = fuword32(space, uaddr)
+    owner = word & FUTEX_TID_MASK
+    if owner == lp.lwp_tid:
+        suword32(space, uaddr, word & FUTEX_WAITERS | FUTEX_OWNER_DIED)
+        if word & FUTEX_WAITERS:
+            futex_wake(lp, space, uaddr, 1)
+    elif pending and not owner:
+        futex_wake(lp, space, uaddr, 1)
 
 
 def _futex_wake(lp: Lwp, key: tuple[int, int], count: int, bitset: int) -> int:
@@ -471,8 +526,9 @@ def _futex_requeue(
     """Wake some, and let others sleep on at another word."""
     if nwake < 0 or nmove < 0:
         raise err(EINVAL)
-    key, key2 = _futex_key(lp, uaddr, private), _futex_key(lp, uaddr2, private)
-    if expected is not None and fuword32(lp.lwp_proc.p_vmspace, uaddr) != expected:
+    space = lp.lwp_proc.p_vmspace
+    key, key2 = _futex_key(space, uaddr, private), _futex_key(space, uaddr2, private)
+    if expected is not None and fuword32(space, uaddr) != expected:
         raise err(EAGAIN)
     sched = lp.lwp_proc.kernel.sched
     sleepers = sched.sleepers(Futex(key, _BITSET_ANY))
@@ -490,8 +546,8 @@ def _futex_wake_op(
     lp: Lwp, uaddr: int, uaddr2: int, nwake: int, nwake2: int, code: int, private: bool
 ) -> int:
     """Change the second word, wake at the first, and at the second if its old value says so."""
-    key, key2 = _futex_key(lp, uaddr, private), _futex_key(lp, uaddr2, private)
     space = lp.lwp_proc.p_vmspace
+    key, key2 = _futex_key(space, uaddr, private), _futex_key(space, uaddr2, private)
     op, cmp = code >> 28 & 7, code >> 24 & 15
     oparg, cmparg = _s12(code >> 12), _s12(code)
     if code >> 31:  # FUTEX_OP_OPARG_SHIFT

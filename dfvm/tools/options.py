@@ -156,6 +156,8 @@ def make_machine(args: Any) -> Machine:
 
     try:
         return Machine(mem=mem, root=args.root, rw=args.rw, env=env, check=args.check)
+    except ValueError as e:
+        raise UsageError(str(e)) from None
     except OSError as e:
         raise UsageError(f"--mem: {args.mem}: {e.strerror}") from None
 

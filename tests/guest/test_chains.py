@@ -156,6 +156,7 @@ def depths(look: Look) -> tuple[int, int, list[int]]:
 def test_a_chain_is_never_longer_than_the_limit(guest_bin: Path, limit: int) -> None:
     """All children live. The chain grows with each fork and write, and the fork that meets the
     limit brings all 24 pages into one object."""
+
     def setup(m: Machine) -> None:
         m.kernel.vm.sysctl.map_backing_limit = limit
 
@@ -234,6 +235,7 @@ def test_shared_pages_are_found_by_the_bypass(guest_bin: Path) -> None:
 def test_the_bypass_takes_what_the_object_would_have_given(guest_bin: Path) -> None:
     """Without the quick way through the engine's callback every fault goes the long way: the
     same hits."""
+
     def setup(m: Machine) -> None:
         m.kernel.vcpu.on_fault = lambda va, error: False
 

@@ -157,6 +157,7 @@ def test_ram_that_is_not_used_has_no_page_structures(guest_bin: Path) -> None:
 def test_a_page_that_was_freed_is_the_next_of_its_colour(guest_bin: Path) -> None:
     """MADV_DONTNEED frees pages 16 … 31; touched again, each gets the frame it had: free pages go
     to the head of their colour."""
+
     def at(look: Look) -> list[int]:
         return [pte & ~(PG_A | PG_M) for pte in look.ptes(look.a + 16 * PAGE, 16)]
 

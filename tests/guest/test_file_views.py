@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dfvm.machine.pte import PG_FRAME, PG_M, PG_RW
+from dfvm.vm.pager import VM_PAGER_OK
+from dfvm.vm.pager.default_pager import DefaultPager
+from dfvm.vm.pager.vnode_pager import VnodePager
 from dfvm.vm.vm_map_entry import MAP_ENTRY_COW, MAP_ENTRY_NEEDS_COPY
 from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJ_ONEMAPPING, OBJ_WRITEABLE, OBJT_VNODE
 from dfvm.vm.vm_page import VM_PAGE_BITS_ALL
 from tests.guest.watch import PAGE, Look, watch_same
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from dfvm.vm.pager import VmPager
     from dfvm.vm.vm_object import VmObject
 
 DIRTY = OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
@@ -136,3 +141,30 @@ def test_truncation_takes_the_pages_and_their_mappings(guest_bin: Path) -> None:
     assert not after.private[3]
     assert (after.counts - before.counts)["v_tfree"] == 2
     assert b"cut off: 7, 83 0" in seen.stdout  # page 1 keeps its start, and zeros behind it
+
+
+@pytest.mark.spec("PAGER-1", "PAGER-2", "PAGER-4")
+def test_what_pagers_are_asked_and_answer(guest_bin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the program, touching beyond the end of a file, writing back, and the end."""
+    asked: set[tuple[str, str, Any]] = set()
+
+    def listen(pager: type[VmPager], call: str, answer: Callable[[Any], Any]) -> None:
+        real = getattr(pager, call)
+
+        def heard(self: VmPager, *args: Any) -> Any:
+            result = real(self, *args)
+            asked.add((pager.__name__, call, answer(result)))
+            return result
+
+        monkeypatch.setattr(pager, call, heard)
+
+    for pager in (DefaultPager, VnodePager):
+        listen(pager, "getpage", lambda result: result[0])
+        listen(pager, "putpages", lambda result: tuple(set(result)))
+        listen(pager, "dealloc", lambda result: result)
+    watch_same(guest_bin / "file_pages", at=lambda look: None)
+    assert asked == {
+        ("VnodePager", "getpage", VM_PAGER_OK),
+        ("VnodePager", "putpages", (VM_PAGER_OK,)),
+        ("VnodePager", "dealloc", None),  # the file had no name: it went with its last user
+    }  # anonymous memory has nothing to ask for

@@ -1,7 +1,7 @@
 """Every guest program, by the host and by dfvm: same output, same exit status.
 
 The machine checks itself along the way and at the end. What only dfvm can show, numbers of faults
-and shapes of chains, is asserted in test_observations.py.
+and shapes of chains, is asserted in the other files of this directory.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def test_protect_gives_no_right_and_takes_every(guest_bin: Path) -> None:
     (before,), (after,) = seen.one(8)[1], seen.one(9)[1]
     assert before.prot == after.prot == VM_PROT_READ
     assert before.flags == after.flags
-    assert VM_PROT_NONE == seen.one(5)[1][0].prot
+    assert seen.one(5)[1][0].prot == VM_PROT_NONE
 
 
 @pytest.mark.spec("MAP-11", "MAP-5")
@@ -249,6 +249,7 @@ def test_free_pages_are_clean_and_idle_and_stay(guest_bin: Path) -> None:
     assert seen.one(4)[1] == [(0, 0)] * 512
     # After a fork others may rely on what is there: the advice is not taken.
     assert seen.one(11)[1] == seen.one(10)[1]
+
     def ptes(look: Look) -> list[int]:
         return look.ptes(look.a, 16)
 

@@ -1,4 +1,4 @@
-"""The page tables that the engine walks, the TLB flushes it is asked for, and who owns the tables."""
+"""The page tables that the engine walks, who owns them, and the TLB flushes it is asked for."""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ def test_new_memory_flushes_nothing(guest_bin: Path) -> None:
 @pytest.mark.spec("PMAP-5")
 def test_the_kernels_half_is_not_the_users(guest_bin: Path) -> None:
     """The guest has read at the start of the direct map, and got SIGSEGV."""
+
     def at(look: Look) -> int:
         levels = walk(look.kernel.ram, look.pmap.pm_pml4, DMAP_MIN_ADDRESS + look.a % (1 << 21))
         assert [level.name for level in levels] == ["PML4", "PDP", "PD"]

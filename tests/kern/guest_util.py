@@ -75,7 +75,7 @@ def by_guest(*argv: str | Path, stdin: bytes = b"", mem: str = "64M") -> tuple[i
     with Machine(mem=mem, check=True) as m:
         p = m.spawn([str(a) for a in argv], stdin=stdin, stdout=PIPE, stderr=PIPE)
         m.run(timeout=60)
-        assert m.check() == []
+        m.check()
         assert p.exit_status is not None
         assert p.stdout is not None
         return p.exit_status, p.stdout

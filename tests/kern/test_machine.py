@@ -90,7 +90,7 @@ def test_environment_and_directory(tmp_path: Path) -> None:
             m.spawn([program], cwd="/no/such/directory")
         with pytest.raises(ValueError):
             m.spawn([])
-        assert m.check() == []
+        m.check()
 
 
 def test_timeout_and_going_on() -> None:
@@ -108,7 +108,7 @@ def test_timeout_and_going_on() -> None:
         with pytest.raises(TimeoutError):
             m.run(timeout=0.05)
         assert (p.exit_status, q.exit_status) == (None, None)
-        assert m.check() == []
+        m.check()
         m.run(timeout=60, until=q)
         assert q.exit_status == 6
         m.run(timeout=60)
@@ -182,7 +182,7 @@ def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> N
         p, q = m.spawn([program]), m.spawn([small])
         m.run(timeout=60)
         assert (p.exit_status, q.exit_status) == (137, 4)
-        assert m.check() == []
+        m.check()
     assert "out of memory" in capfd.readouterr().err
 
 
@@ -211,7 +211,7 @@ def test_nothing_is_left_behind() -> None:
         assert m.vmstats.v_wire_count - UPAGES * len(m.kernel.kstacks) == wired
         assert sum(map(len, m.kernel.vm.object_hash)) == objects
         assert len(m.kernel.procs) == 2
-        assert m.check() == []
+        m.check()
 
 
 def _resident_kib() -> int:
@@ -258,9 +258,8 @@ def test_checker_sees_a_broken_machine() -> None:
         m.spawn([str(build("int main(void) { return 0; }"))])
         m.run(timeout=10)
         m.kernel.launcher.p_children[77] = m.kernel.initproc
-        assert m.check() != []
         with pytest.raises(Panic, match="Machine"):
-            m.kernel.check()
+            m.check()
 
 
 SIZES = [("64M", 64 << 20), ("1G", 1 << 30), ("8192k", 8 << 20), ("16777216", 16 << 20), (5, 5)]
@@ -314,7 +313,7 @@ def test_kernel_memory_of_a_process() -> None:
         saved = q.proc.p_mainlwp if kernel.vcpu.loaded is p.proc.p_mainlwp.ctx else p.proc.p_mainlwp
         pcb = saved.lwp_stack.ks_kva + _PCB_OFFSET
         assert int.from_bytes(kcopyin(kernel.vm, pcb + 8 * RIP, 8), "little") == saved.ctx.q[RIP]
-        assert m.check() == []
+        m.check()
 
 
 @pytest.mark.spec("SPACE-1")
@@ -342,4 +341,4 @@ def test_exit_and_reap_are_two_steps() -> None:
             m.run(timeout=0.4)
         assert space.vm_holdcnt == 0
         assert space.vm_pmap.pm_pml4_m is None
-        assert m.check() == []
+        m.check()

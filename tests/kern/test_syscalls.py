@@ -110,4 +110,4 @@ def test_random_calls(calls: list[tuple[int, ...]]) -> None:
         p = m.spawn([str(build(CALLER))], stdin=lines.encode(), stdout=PIPE, stderr=PIPE)
         m.run(timeout=60)
         assert p.exit_status == 0
-        assert m.check() == []
+        m.check()

@@ -1,7 +1,7 @@
 """The files of /proc/PID that are about memory: maps, smaps, mem, pagemap.
 
 They read the map as it stands, without its lock: nothing here blocks between looking at one entry
-and the next, except mem, which goes through copyin and copyout and holds the space meanwhile.
+and the next, except mem, which faults pages in and holds the space meanwhile.
 
 Source: Linux fs/proc/task_mmu.c, fs/proc/base.c (mem_rw); Documentation/admin-guide/mm/pagemap.rst.
 """
@@ -12,15 +12,21 @@ import os
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EFAULT, EINVAL, EIO, ENODEV, err
+from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, err
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_mman import is_shared
 from dfvm.kern.vfs.procfs import ProcNode
 from dfvm.kern.vfs.vnode import OFF_MAX, VREG, vn_fullpath
 from dfvm.machine.pte import PG_A, PG_FRAME, PG_M, PG_V
-from dfvm.vm.copyio import copyin, copyout, uiomove, uioread
+from dfvm.vm.copyio import uiomove, uiomove_pa
 from dfvm.vm.pmap import pmap_mapped, pmap_pte
-from dfvm.vm.vm import VM_PROT_EXECUTE, VM_PROT_READ, VM_PROT_WRITE
+from dfvm.vm.vm import (
+    VM_PROT_EXECUTE,
+    VM_PROT_OVERRIDE_WRITE,
+    VM_PROT_READ,
+    VM_PROT_WRITE,
+)
+from dfvm.vm.vm_fault import VM_FAULT_DIRTY, VM_FAULT_NORMAL, vm_fault_page
 from dfvm.vm.vm_map import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_MASK,
@@ -31,7 +37,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_USER_WIRED,
 )
 from dfvm.vm.vm_object import OBJT_SWAP, OBJT_VNODE
-from dfvm.vm.vm_page import PG_REFERENCED, PHYS_TO_VM_PAGE
+from dfvm.vm.vm_page import PG_REFERENCED, PHYS_TO_VM_PAGE, vm_page_unhold
 from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRESS
 from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 
@@ -347,8 +353,9 @@ class _MemoryFile(ProcNode):
 
 
 class MemFile(_MemoryFile):
-    """/proc/PID/mem: the memory itself; the offset is the address. Pages are reached with the
-    process's own rights and faults."""
+    """/proc/PID/mem: the memory itself; the offset is the address. As a debugger needs it: what the
+    process may not read can be read, and what is private to it can be written whatever its rights,
+    on a copy where others see the page, too."""
 
     __slots__ = ()
 
@@ -367,25 +374,45 @@ class MemFile(_MemoryFile):
 
     def _move(self, uio: Uio, off: int, write: bool) -> int:
         space = self.space()
+        vm = space.vm_map.vm
         resid = uio.uio_resid
+        end = off + resid
         vmspace_hold(space)
         try:
             while uio.uio_resid:
-                n = min(PAGE_SIZE - (off & PAGE_MASK), uio.uio_resid)
-                if write:
-                    copyout(space, uioread(uio, n), off)
-                else:
-                    uiomove(copyin(space, off, n), uio)
-                off += n
-        except OSError as e:
+                va = end - uio.uio_resid
+                m = _page_at(space, va, write)
+                if m is None:
+                    if uio.uio_resid == resid:
+                        raise err(EIO)
+                    break
+                try:
+                    if write:
+                        vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
+                    n = min(PAGE_SIZE - (va & PAGE_MASK), uio.uio_resid)
+                    uiomove_pa(vm, m.phys_addr + (va & PAGE_MASK), n, uio)
+                finally:
+                    vm_page_unhold(vm, m)
+        except OSError:
             if uio.uio_resid == resid:
-                raise err(EIO) from e
-            # A piece that was taken from the writer but could not be stored is lost to both.
-            if e.errno != EFAULT:
                 raise
         finally:
             vmspace_drop(space)
-        return off
+        return end - uio.uio_resid
+
+
+def _page_at(space: Vmspace, va: int, write: bool) -> VmPage | None:
+    """The page that a debugger reaches at `va`, held; None if there is none. May block."""
+    if not 0 <= va < VM_MAX_USER_ADDRESS:
+        return None
+    map = space.vm_map
+    if write:
+        found, entry = vm_map_lookup_entry(map, va)
+        if found and entry is not None and not entry.protection & VM_PROT_WRITE and is_shared(entry):
+            return None  # others would see it
+    prot = VM_PROT_WRITE if write else VM_PROT_READ
+    flags = VM_FAULT_DIRTY if write else VM_FAULT_NORMAL
+    return vm_fault_page(map, va, prot | VM_PROT_OVERRIDE_WRITE, flags)[0]
 
 
 class PagemapFile(_MemoryFile):

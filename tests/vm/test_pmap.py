@@ -399,7 +399,8 @@ def test_a_page_that_mprotect_made_read_only_can_still_be_cleaned(
 def test_ts_referenced_counts_and_clears(vm: VmSystem, proc: Proc, map: VmMap) -> None:
     anon(map, BASE, 1)
     fault_in(map, BASE)
-    child = vmspace_fork(proc.p_vmspace)  # with the mapping
+    child = vmspace_fork(proc.p_vmspace)
+    assert vm_fault(child.vm_map, BASE, VM_PROT_READ, 0) == 0
     m = page_at(map, BASE)
     assert pmap_ts_referenced(vm, m) == 0
     use(map.pmap, BASE)

@@ -86,6 +86,7 @@ _INVALID_HOOK: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c
 # QEMU's cpu-all.h and cpu-defs.h.
 _EXCP_HLT: Final = 0x10001  # the processor has halted
 _TLB_ENTRY_BYTES: Final = 64  # addr_read, addr_write, addr_code, then what an access adds
+_TLB_INVALID_MASK: Final = 0x800  # in an address: matches no access
 _TLB_ENTRY_WORDS: Final = _TLB_ENTRY_BYTES // 8
 _TLB_DESC_BYTES: Final = 696  # CPUTLBDesc
 _TLB_DESC_VICTIMS: Final = 40  # where its victim TLB of 8 entries begins
@@ -404,12 +405,15 @@ class Engine:
         and a `lock cmpxchg` finds its own lock taken. A page fault is precise.
 
         Only the addresses are overwritten: translated code that has just found its page goes on to
-        use the addend beside it."""
+        use the addend beside it. And with nothing but the mark of an invalid entry: an access that
+        has just been through the page tables takes that off and looks at the other marks, among
+        them "not memory" and "throw the store away"."""
         self.q[self.q_cr3] = 0  # frame 0 is never used: a table in which nothing is present
         words = self._tlb_words()
         entries = len(words) // _TLB_ENTRY_WORDS
         if len(self._nothing) != entries:
-            self._nothing = memoryview(bytearray(b"\xff" * 8 * entries)).cast("Q")
+            word = _TLB_INVALID_MASK.to_bytes(8, "little")
+            self._nothing = memoryview(bytearray(word * entries)).cast("Q")
         for field in range(3):
             words[field::_TLB_ENTRY_WORDS] = self._nothing
             self._victims[field::_TLB_ENTRY_WORDS] = self._nothing[:8]

@@ -70,7 +70,7 @@ def run_program(prog: str, args: Any, machine: Machine) -> int:
     except OSError as e:
         complain(prog, f"{args.program}: {e.strerror}")
         return EXIT_NOT_FOUND if e.errno in (ENOENT, ENOTDIR) else EXIT_CANNOT_RUN
-    machine.run()
+    machine.run(until=process)
     if args.stats:
         from dfvm.tools.stats import write_stats
 

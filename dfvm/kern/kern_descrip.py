@@ -3,8 +3,7 @@
 For other modules, in one place:
 
     FileTable(vm, sched)            one for each machine: what all open files share
-    FileDesc(table, root)           a process's descriptors (p_fd), current and root directory
-                                    (both `root` at first; set_cdir, set_rdir), umask
+    FileDesc(table)                 a process's descriptors (p_fd)
     fdp.fdcopy() / fdp.fdshare()    fork / clone(CLONE_FILES)
     fdp.fdcloseexec()               exec; fdp.fdfree() exit
     fdp.fd_files                    {fd: File}; fdp.fd_cloexec {fd}
@@ -299,36 +298,26 @@ def file_mode(flag: int) -> int:
 
 
 class FileDesc:
-    """A process's descriptor table, shared between processes only by clone(CLONE_FILES), and its
-    idea of the file system: directories and umask.
+    """A process's descriptor table, shared between processes only by clone(CLONE_FILES).
 
     Invariant: a bit in the map is set for every key of fd_files, and for numbers that an open in
     progress has reserved.
     """
 
-    __slots__ = ("_full", "_map", "fd_cdir", "fd_cloexec", "fd_cmask", "fd_files", "fd_rdir",
-                 "fd_refcnt", "fd_table")  # fmt: skip
+    __slots__ = ("_full", "_map", "fd_cloexec", "fd_files", "fd_refcnt", "fd_table")
 
     fd_table: FileTable
     fd_files: dict[int, File]
     fd_cloexec: set[int]  # descriptors that exec closes; a subset of fd_files' keys
     fd_refcnt: int  # processes that use this table
-    fd_cdir: Vnode  # current directory, referenced
-    fd_rdir: Vnode  # root directory, referenced
-    fd_cmask: int  # umask
     _map: list[int]  # words of the map of numbers in use
     _full: int  # bit w: _map[w] has no clear bit
 
-    def __init__(self, table: FileTable, root: Vnode) -> None:
+    def __init__(self, table: FileTable) -> None:
         self.fd_table = table
         self.fd_files = {}
         self.fd_cloexec = set()
         self.fd_refcnt = 1
-        self.fd_cdir = root
-        self.fd_rdir = root
-        root.vref()
-        root.vref()
-        self.fd_cmask = 0o022
         self._map = [0]
         self._full = 0
 
@@ -436,15 +425,21 @@ class FileDesc:
         self.fd_refcnt += 1
         return self
 
+    def fdunshare(self) -> FileDesc:
+        """The table that the process is to use so as to share none: a copy if others use this one.
+        Does not block."""
+        if self.fd_refcnt == 1:
+            return self
+        self.fd_refcnt -= 1
+        return self.fdcopy()
+
     def fdcopy(self) -> FileDesc:
         """A copy for a child: the same open files at the same numbers. Does not block."""
-        new = FileDesc(self.fd_table, self.fd_rdir)
-        new.set_cdir(self.fd_cdir)
+        new = FileDesc(self.fd_table)
         new.fd_files = files = self.fd_files.copy()
         for fp in files.values():
             fp.f_count += 1
         new.fd_cloexec = self.fd_cloexec.copy()
-        new.fd_cmask = self.fd_cmask
         if len(self._map) == 1:
             word = 0
             for fd in files:
@@ -482,20 +477,6 @@ class FileDesc:
             return
         for fd in sorted(self.fd_files):
             self.fdclose(fd)
-        self.fd_cdir.vrele()
-        self.fd_rdir.vrele()
-
-    def set_cdir(self, vp: Vnode) -> None:
-        """Make `vp` the current directory; takes a reference of its own."""
-        vp.vref()
-        old, self.fd_cdir = self.fd_cdir, vp
-        old.vrele()
-
-    def set_rdir(self, vp: Vnode) -> None:
-        """Make `vp` the root directory; takes a reference of its own."""
-        vp.vref()
-        old, self.fd_rdir = self.fd_rdir, vp
-        old.vrele()
 
     def dup2(self, fp: File, new: int, cloexec: bool) -> None:
         """Make `new` name `fp`, closing what it named. `new` is below the limit. May block in
@@ -545,10 +526,8 @@ def sys_close_range(lwp: Lwp, first: int, last: int, flags: int) -> int:
     if flags & ~(_CLOSE_RANGE_UNSHARE | _CLOSE_RANGE_CLOEXEC) or first > last:
         raise err(EINVAL)
     p = lwp.lwp_proc
-    if flags & _CLOSE_RANGE_UNSHARE and p.p_fd.fd_refcnt > 1:
-        shared = p.p_fd
-        p.p_fd = shared.fdcopy()
-        shared.fdfree()
+    if flags & _CLOSE_RANGE_UNSHARE:
+        p.p_fd = p.p_fd.fdunshare()
     fdp = p.p_fd
     if last - first < len(fdp.fd_files):
         fds = [fd for fd in range(first, last + 1) if fd in fdp.fd_files]

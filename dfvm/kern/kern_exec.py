@@ -60,6 +60,8 @@ from dfvm.vm.vm_param import (
     PAGE_SIZE,
     SGROWSIZ,
     VM_MAX_USER_ADDRESS,
+    round_page,
+    trunc_page,
 )
 from dfvm.vm.vm_proc import RLIMIT_STACK
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_free, vmspace_rel
@@ -289,9 +291,9 @@ def exec_check(p: Proc, vp: Vnode) -> ImageParams:
 
 
 def _lookup(p: Proc, path: bytes, start: Vnode | None, flags: int) -> Vnode:
-    fdp = p.p_fd
-    root, cdir = fdp.fd_rdir, start if start is not None else fdp.fd_cdir
-    return namei(root, cdir, path, p.p_ucred, flags)
+    fs = p.p_fs
+    cdir = start if start is not None else fs.fs_cdir
+    return namei(fs.fs_rdir, cdir, path, p.p_ucred, flags)
 
 
 def _find_image(p: Proc, image: ImageParams, args: ImageArgs, path: bytes) -> ImageParams:
@@ -357,6 +359,7 @@ def kern_execve(
     except BaseException:
         image.release()
         raise
+    lp.lwp_proc.kernel.vm.gd.gd_cnt.v_exec += 1
     try:
         _become(lp, image, path, args)
     finally:
@@ -415,9 +418,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         oldtext.cleartext()
         oldtext.vrele()
     exec_signals(p, lp)
-    if p.p_fd.fd_refcnt > 1:
-        shared, p.p_fd = p.p_fd, p.p_fd.fdcopy()
-        shared.fdfree()
+    p.p_fd = p.p_fd.fdunshare()
     p.p_fd.fdcloseexec()
 
 
@@ -426,6 +427,8 @@ def _new_ids(p: Proc, image: ImageParams) -> bool:
     vp, cred = image.vp, p.p_ucred
     if p.p_nonewprivs or vp.v_mount.mnt_flags & ST_NOSUID:
         return False
+    if p.p_fs.fs_refcnt > 1 and cred.cr_uid != 0:
+        return False  # somebody else could move its root under it
     if vp.v_mode & S_ISUID and vp.v_uid != cred.cr_uid:
         return True
     return bool(vp.v_mode & S_ISGID and vp.v_mode & 0o010 and vp.v_gid != cred.cr_gid)
@@ -467,13 +470,6 @@ def _build_stack(
         RSP % 16 == 0   argc
 
     Returns the stack pointer."""
-    prot = VM_PROT_READ | VM_PROT_WRITE | (VM_PROT_EXECUTE if image.stack_exec else 0)
-    rv, base = vm_map_stack(space.vm_map, STACK_TOP - MAXSSIZ, MAXSSIZ, False, prot, VM_PROT_ALL, 0)
-    if rv != KERN_SUCCESS:
-        raise err(ENOMEM)
-    space.vm_maxsaddr, space.vm_minsaddr = base, STACK_TOP
-    space.vm_ssize = min(MAXSSIZ, SGROWSIZ)
-
     strings = args.strings()
     platform = b"x86_64\0"
     block = platform + strings + execfn + b"\0" + bytes(8)
@@ -502,6 +498,17 @@ def _build_stack(
     sp = (random_at - 8 * len(words)) & ~15
     head = b"".join([w.to_bytes(8, "little") for w in words]).ljust(random_at - sp, b"\0")
     data = head + urandom(16).ljust(platform_at - random_at, b"\0") + block
+
+    prot = VM_PROT_READ | VM_PROT_WRITE | (VM_PROT_EXECUTE if image.stack_exec else 0)
+    # A small limit holds from the start, but what is there already must fit.
+    size = max(min(SGROWSIZ, trunc_page(p.p_rlimit(RLIMIT_STACK))), round_page(len(data)))
+    rv, base = vm_map_stack(
+        space.vm_map, STACK_TOP - MAXSSIZ, MAXSSIZ, False, prot, VM_PROT_ALL, 0, size
+    )
+    if rv != KERN_SUCCESS:
+        raise err(ENOMEM)
+    space.vm_maxsaddr, space.vm_minsaddr = base, STACK_TOP
+    space.vm_ssize = size
     try:
         copyout(space, data, sp)
     except OSError as e:
@@ -528,7 +535,7 @@ def sys_execveat(lp: Lwp, fd: int, upath: int, uargv: int, uenvp: int, flags: in
         raise err(ENOENT)
     if flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW):
         raise err(EINVAL)
-    start: Vnode | None = p.p_fd.fd_cdir
+    start: Vnode | None = p.p_fs.fs_cdir
     if fd != AT_FDCWD and path[:1] != b"/":
         start = p.p_fd.fget_path(fd).f_vnode
         if start is None:

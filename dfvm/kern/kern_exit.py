@@ -89,6 +89,7 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
     space = p.p_vmspace
     lwp_release_user(lp, space)
     p.p_fd.fdfree()
+    p.p_fs.fsfree()
     _leave_session(p)
     p.p_ru.ru_maxrss = calcru(p).ru_maxrss
     lp.ctx.unload()

@@ -1,8 +1,8 @@
-"""Making processes: fork, vfork and clone, and the first ones out of nothing.
+"""Making processes: fork, vfork and clone, the first ones out of nothing, and unshare.
 
 A child is made in three steps: `newproc` makes the structures and the kernel stack, the caller
-fills in what is inherited, `start_lwp` lets it run. Threads (CLONE_THREAD) are not made here: the
-structures have room for them, the scheduler of user threads does not come before their own issue.
+fills in what is inherited, `start_lwp` lets it run. There are no threads: clone with
+CLONE_THREAD fails with ENOSYS.
 
 Source: DragonFly sys/kern/kern_fork.c; flags and rules as Linux kernel/fork.c.
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, err
+from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
 from dfvm.kern.kern_sig import (
     SIG_DFL,
     SIG_IGN,
@@ -30,6 +31,7 @@ from dfvm.kern.proc import (
     RLIMIT_NPROC,
     SACTIVE,
     SS_DISABLE,
+    SZOMB,
     Lwp,
     Proc,
     joinpgrp,
@@ -38,7 +40,7 @@ from dfvm.kern.trap import user_mode
 from dfvm.machine.cpu import RAX, RSP
 from dfvm.vm.copyio import copyin, copyout
 from dfvm.vm.vm_proc import RLIM_INFINITY
-from dfvm.vm.vmspace import vmspace_fork, vmspace_ref
+from dfvm.vm.vmspace import vmspace_fork, vmspace_ref, vmspace_unshare
 
 if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
@@ -54,12 +56,16 @@ CLONE_VFORK: Final = 0x0000_4000
 CLONE_PARENT: Final = 0x0000_8000
 CLONE_THREAD: Final = 0x0001_0000
 CLONE_NEWNS: Final = 0x0002_0000
+CLONE_SYSVSEM: Final = 0x0004_0000
 CLONE_SETTLS: Final = 0x0008_0000
 CLONE_PARENT_SETTID: Final = 0x0010_0000
 CLONE_CHILD_CLEARTID: Final = 0x0020_0000
 CLONE_CHILD_SETTID: Final = 0x0100_0000
 _CLONE_NEW: Final = 0x7E02_0080  # namespaces of every kind
 _CLONE_CLEAR_SIGHAND: Final = 0x1_0000_0000
+_UNSHARE_FLAGS: Final = (
+    CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | _CLONE_NEW
+)
 _CLONE3_FLAGS: Final = 0x1_FFFF_FFFF & ~CSIGNAL
 
 _CLONE_ARGS_V0: Final = 64
@@ -157,6 +163,7 @@ def fork1(
         clp.ctx.fs_base = tls
 
     child.p_fd = p.p_fd.fdshare() if flags & CLONE_FILES else p.p_fd.fdcopy()
+    child.p_fs = p.p_fs.fsshare() if flags & CLONE_FS else p.p_fs.fscopy()
     if flags & CLONE_SIGHAND:
         child.p_sigacts = p.p_sigacts
     else:
@@ -176,7 +183,8 @@ def fork1(
     child.p_flags = p.p_flags & P_CONTROLT
     child.p_dumpable, child.p_nonewprivs = p.p_dumpable, p.p_nonewprivs
     child.p_personality = p.p_personality
-    child.p_exitsig = exitsig
+    # A sibling must not send the common parent what that has not asked for.
+    child.p_exitsig = p.p_exitsig if flags & CLONE_PARENT else exitsig
     clp.lwp_sigmask = lp.lwp_sigmask if lp.lwp_oldsigmask < 0 else lp.lwp_oldsigmask
     if not flags & CLONE_VM or flags & CLONE_VFORK:
         clp.lwp_sigstk_sp, clp.lwp_sigstk_size = lp.lwp_sigstk_sp, lp.lwp_sigstk_size
@@ -187,6 +195,12 @@ def fork1(
     if flags & CLONE_CHILD_CLEARTID:
         clp.lwp_clear_tid = child_tid
     joinpgrp(child, p.p_pgrp)
+    cnt = kernel.vm.gd.gd_cnt
+    if flags & CLONE_VFORK:
+        cnt.v_vforks += 1
+        child.p_flags |= P_PPWAIT  # before it can exec or exit
+    else:
+        cnt.v_forks += 1
     start_lwp(child, clp)
     if child.p_limit[RLIMIT_CPU][0] != RLIM_INFINITY:
         from dfvm.kern.kern_time import timers_fork
@@ -198,7 +212,6 @@ def fork1(
     if flags & CLONE_CHILD_SETTID:
         _store_tid(space, pid, child_tid)
     if flags & CLONE_VFORK:
-        child.p_flags |= P_PPWAIT
         _vfork_wait(lp, child)
     return child
 
@@ -299,3 +312,29 @@ def _check_clone(flags: int, exitsig: int) -> None:
     if flags & (_CLONE_NEW | CLONE_PIDFD):
         raise err(EINVAL)
 
+
+# ---- unshare -------------------------------------------------------------------------------------
+
+
+def sys_unshare(lp: Lwp, flags: int) -> int:
+    """unshare(2): what was shared by clone is copied. Unlike Linux, which refuses it, this does so
+    for the address space, too."""
+    flags = u32(flags)
+    if flags & ~_UNSHARE_FLAGS:
+        raise err(EINVAL)
+    p = lp.lwp_proc
+    if flags & (CLONE_VM | CLONE_SIGHAND) and any(
+        q.p_sigacts is p.p_sigacts and q is not p and q.p_stat != SZOMB
+        for q in p.kernel.procs.values()
+    ):
+        raise err(EINVAL)
+    if flags & _CLONE_NEW:
+        raise err(EPERM)  # there is one of each
+    if flags & CLONE_VM:
+        vmspace_unshare(p)
+        lp.lwp_cr3 = p.p_vmspace.vm_pmap.pm_pml4
+    if flags & CLONE_FS:
+        p.p_fs = p.p_fs.fsunshare()
+    if flags & CLONE_FILES:
+        p.p_fd = p.p_fd.fdunshare()
+    return 0

@@ -374,6 +374,7 @@ def cursig(lp: Lwp) -> int:
         if pending & (~lp.lwp_sigmask | lp.lwp_sigwait) or p.p_stat == SSTOP:
             return ERESTART
     lp.lwp_nvcsw += 1
+    lp.lwp_proc.kernel.vm.gd.gd_cnt.v_swtch += 1
     return 0
 
 

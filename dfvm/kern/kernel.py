@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.linux_sigframe import sendsig, siginfo_pack
 from dfvm.kern.abi.linux.sysent import SysentTable
+from dfvm.kern.fsinfo import FsInfo
 from dfvm.kern.kern_descrip import FileDesc, FileTable
 from dfvm.kern.kern_sig import SIGKILL, SigActs, SigQueue, ksignal
 from dfvm.kern.proc import (
@@ -143,7 +144,8 @@ class Kernel:
         init = self.initproc = Proc(self, 1)
         init.p_pptr = init
         init.p_vmspace = vmspace_alloc(self.vm)
-        init.p_fd = FileDesc(self.files, self.vfs.rootvnode)
+        init.p_fd = FileDesc(self.files)
+        init.p_fs = FsInfo(self.vfs.rootvnode, self.vfs.rootvnode)
         init.p_ucred = Ucred(os.getuid(), os.getgid(), tuple(os.getgroups()))
         init.p_limit = default_limits(MAXSSIZ)
         self._complete(init, "init")
@@ -154,6 +156,7 @@ class Kernel:
         launcher.p_vmspace = init.p_vmspace
         vmspace_ref(init.p_vmspace)
         launcher.p_fd = init.p_fd.fdcopy()
+        launcher.p_fs = init.p_fs.fscopy()
         launcher.p_ucred = init.p_ucred
         launcher.p_limit = init.p_limit.copy()
         self._complete(launcher, "dfvm")

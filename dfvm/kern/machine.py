@@ -1,8 +1,9 @@
 """Machine: the face of it all to whoever embeds it, the command line included.
 
-    from dfvm import Machine
+    from dfvm import PIPE, Machine
+
     with Machine(mem="64M") as m:
-        p = m.spawn(["/bin/busybox", "cat"], stdin=b"hello\\n", stdout=PIPE)
+        p = m.spawn(["/usr/bin/busybox", "cat"], stdin=b"hello\\n", stdout=PIPE)
         m.run()
         assert p.exit_status == 0 and p.stdout == b"hello\\n"
 """
@@ -205,6 +206,7 @@ class Machine:
         p.p_limit = parent.p_limit.copy()
         p.p_sysent = parent.p_sysent
         p.p_fd = parent.p_fd.fdcopy()
+        p.p_fs = parent.p_fs.fscopy()
         # A job of its own, as if a shell with job control had started it.
         session = parent.p_session
         p.p_pgrp = pgrp = Pgrp(p.p_pid, session)
@@ -222,10 +224,10 @@ class Machine:
     def _chdir(self, p: Proc, cwd: str | None) -> None:
         root = self.kernel.vfs.rootvnode
         if cwd is not None:
-            p.p_fd.set_cdir(namei(root, root, os.fsencode(cwd), p.p_ucred, _DIRECTORY))
+            p.p_fs.set_cdir(namei(root, root, os.fsencode(cwd), p.p_ucred, _DIRECTORY))
         elif self._host_root:
             try:
-                p.p_fd.set_cdir(namei(root, root, os.getcwdb(), p.p_ucred, _DIRECTORY))
+                p.p_fs.set_cdir(namei(root, root, os.getcwdb(), p.p_ucred, _DIRECTORY))
             except OSError:
                 pass  # the host's directory is gone, or the guest may not go there: stay at "/"
 
@@ -233,6 +235,7 @@ class Machine:
         """Undo _new_program."""
         kernel = self.kernel
         p.p_fd.fdfree()
+        p.p_fs.fsfree()
         vmspace_free(p.p_vmspace)
         kernel.kstack_free(lp.lwp_stack)
         leavepgrp(p)
@@ -273,7 +276,7 @@ class Machine:
         error: OSError | None = None
         for candidate in candidates:
             try:
-                vp = namei(p.p_fd.fd_rdir, p.p_fd.fd_cdir, candidate, p.p_ucred, NAMEI_FOLLOW)
+                vp = namei(p.p_fs.fs_rdir, p.p_fs.fs_cdir, candidate, p.p_ucred, NAMEI_FOLLOW)
                 return candidate, exec_check(p, vp)
             except OSError as e:
                 if e.errno not in (ENOENT, ENOTDIR, EACCES):

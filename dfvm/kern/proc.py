@@ -25,6 +25,7 @@ from dfvm.vm.vm_proc import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfvm.kern.fsinfo import FsInfo
     from dfvm.kern.kern_descrip import FileDesc
     from dfvm.kern.kern_event import Kqinfo
     from dfvm.kern.kern_sig import SigActs, SigQueue
@@ -240,11 +241,11 @@ class Proc:
 
     __slots__ = ("kernel", "p_args", "p_changed", "p_children", "p_comm",
                  "p_contsig", "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitsig", "p_fd",
-                 "p_flags", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_minflt", "p_nice",
-                 "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid", "p_pptr",
-                 "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat", "p_stopsig",
-                 "p_subreaper", "p_sysent", "p_textvp", "p_timers", "p_ucred", "p_vmspace",
-                 "p_xstat", "p_zombies")  # fmt: skip
+                 "p_flags", "p_fs", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_minflt",
+                 "p_nice", "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid",
+                 "p_pptr", "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat",
+                 "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_timers", "p_ucred",
+                 "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
 
     kernel: Kernel  # the machine it lives in; never changes
     p_pid: int  # never changes
@@ -257,7 +258,8 @@ class Proc:
     p_pgrp: Pgrp  # its process group, and through it the session
     p_lwps: dict[int, Lwp]  # its threads by id; the first one is the oldest
     p_vmspace: Vmspace  # its address space; another one after exec
-    p_fd: FileDesc  # descriptors, current and root directory, umask
+    p_fd: FileDesc  # descriptors
+    p_fs: FsInfo  # current and root directory, umask
     p_sigacts: SigActs  # what each signal does
     p_sigqueue: SigQueue  # pending signals sent to the process
     p_sigkq: Kqinfo | None  # who polls a signalfd; None until somebody does
@@ -464,19 +466,3 @@ def orphanpg(pgrp: Pgrp) -> None:
 
         pgsignal(pgrp, SIGHUP)
         pgsignal(pgrp, SIGCONT)
-
-
-def pfind(kernel: Kernel, pid: int) -> Proc | None:
-    """The process `pid`, zombies included."""
-    return kernel.procs.get(pid)
-
-
-def is_descendant(p: Proc, ancestor: Proc) -> bool:
-    """Whether `p` is `ancestor` or comes from it."""
-    while p is not ancestor:
-        if p.p_pptr is p:
-            return False
-        p = p.p_pptr
-    return True
-
-

@@ -147,7 +147,6 @@ MCL_ONFAULT: Final = 4
 
 TASK_SIZE: Final = VM_MAX_USER_ADDRESS
 MMAP_MIN_ADDR: Final = 0x1_0000  # nobody but root maps below it
-STACK_GUARD: Final = 256 * PAGE_SIZE  # a stack that grows keeps this far from what is below it
 READ_IMPLIES_EXEC: Final = 0x0040_0000  # personality
 
 # Where room is looked for, one after the other: in the same gigabyte as the stack (its page
@@ -499,12 +498,13 @@ def _map_stack(p: Proc, addr: int, size: int, prot: int, flags: int) -> int:
     """MAP_GROWSDOWN: memory that grows below itself, up to the size of a stack."""
     map = p.p_vmspace.vm_map
     room = max(min(p.p_rlimit(RLIMIT_STACK), TASK_SIZE) - size, 0) & ~PAGE_MASK
+    guard = map.vm.sysctl.stack_guard_gap << PAGE_SHIFT
     if flags & MAP_FIXED:
         vm_map_remove(map, addr, addr + size)
     else:
         behind = vm_map_first_entry(map, addr)
         if not addr or (behind is not None and behind.ba.start - behind.avail_ssize < addr + size):
-            addr = find_room(map, 0, size + room + STACK_GUARD) + room + STACK_GUARD
+            addr = find_room(map, 0, size + room + guard) + room + guard
     rv, addr = vm_map_find(
         map, None, 0, addr, size, PAGE_SIZE, False,
         VM_MAPTYPE_NORMAL, VM_SUBSYS_MMAP, prot, VM_PROT_ALL, MAP_IS_STACK,
@@ -514,7 +514,7 @@ def _map_stack(p: Proc, addr: int, size: int, prot: int, flags: int) -> int:
     vm_map_lock(map)
     found, entry = vm_map_lookup_entry(map, addr)
     if found and entry is not None and entry.ba.start == addr and entry.ba.object is None:
-        below = map.min_addr if entry.prev is None else entry.prev.ba.end + STACK_GUARD
+        below = map.min_addr if entry.prev is None else entry.prev.ba.end + guard
         entry.avail_ssize = max(min(room, addr - below), 0)
     vm_map_unlock(map)
     return addr

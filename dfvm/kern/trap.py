@@ -135,6 +135,7 @@ def user_mode(lp: Lwp) -> None:
     sched, vcpu = kernel.sched, kernel.vcpu
     td, ctx = lp.lwp_thread, lp.ctx
     run, now = vcpu.run, monotonic_ns
+    cnt = kernel.vm.gd.gd_cnt
     while True:
         if lp.lwp_pending:
             userret(lp)
@@ -144,6 +145,7 @@ def user_mode(lp: Lwp) -> None:
             why = run(ctx, lp.lwp_cr3, TICK_NS)
             td.user_ns += now() - start
             if why == EXIT_SYSCALL:
+                cnt.v_syscall += 1
                 q = ctx.q
                 number = lp.lwp_syscall = q[RAX] & _NR
                 try:
@@ -153,12 +155,15 @@ def user_mode(lp: Lwp) -> None:
                 except OSError as e:
                     syscall_error(lp, e.errno)
             elif why == EXIT_FAULT:
+                cnt.v_trap += 1
                 trap_pfault(lp, vcpu.fault_va, vcpu.fault_err)
             elif why == EXIT_PREEMPTED:
                 if sched.hardclock():
                     lp.lwp_nivcsw += 1
+                    cnt.v_swtch += 1
                     sched.yield_()
             elif why == EXIT_EXCEPTION:
+                cnt.v_trap += 1
                 trap(lp, vcpu.exception)
 
 

@@ -157,26 +157,26 @@ def _start(p: Proc, dirfd: int, path: bytes) -> Vnode:
     if not path:
         raise err(ENOENT)
     if s32(dirfd) == AT_FDCWD or path[:1] == b"/":
-        return p.p_fd.fd_cdir
+        return p.p_fs.fs_cdir
     return getdvnode(p.p_fd.fget_path(dirfd))
 
 
 def _namei(lwp: Lwp, dirfd: int, path: bytes, follow: bool = True) -> Vnode:
     p = lwp.lwp_proc
     start = _start(p, dirfd, path)
-    return namei(p.p_fd.fd_rdir, start, path, p.p_ucred, NAMEI_FOLLOW if follow else 0)
+    return namei(p.p_fs.fs_rdir, start, path, p.p_ucred, NAMEI_FOLLOW if follow else 0)
 
 
 def _nameiat(lwp: Lwp, dirfd: int, path: bytes) -> Nameidata:
     p = lwp.lwp_proc
-    return nameiat(p.p_fd.fd_rdir, _start(p, dirfd, path), path, p.p_ucred)
+    return nameiat(p.p_fs.fs_rdir, _start(p, dirfd, path), path, p.p_ucred)
 
 
 def _fd_vnode(lwp: Lwp, dirfd: int) -> Vnode | File:
     """What an empty path with AT_EMPTY_PATH means."""
     p = lwp.lwp_proc
     if s32(dirfd) == AT_FDCWD:
-        return p.p_fd.fd_cdir
+        return p.p_fs.fs_cdir
     fp = p.p_fd.fget_path(dirfd)
     return fp if fp.f_vnode is None else fp.f_vnode
 
@@ -203,7 +203,7 @@ def file_open(lwp: Lwp, start: Vnode, path: bytes, flags: int, mode: int) -> Fil
     """An open file on `path`; `flags` are checked and `mode` has the umask applied. May block."""
     p = lwp.lwp_proc
     fdp = p.p_fd
-    vp, other = vn_open(fdp.fd_rdir, start, path, flags, mode, p.p_ucred)
+    vp, other = vn_open(p.p_fs.fs_rdir, start, path, flags, mode, p.p_ucred)
     kept = flags & ~_NOT_KEPT
     if other is not None:
         assert isinstance(other, File)
@@ -241,7 +241,7 @@ def _open_flags(flags: int, mode: int, p: Proc) -> tuple[int, int]:
         raise err(EINVAL)
     if flags & _SYNC_BIT:
         flags |= O_DSYNC
-    return flags, mode & 0o7777 & ~p.p_fd.fd_cmask
+    return flags, mode & 0o7777 & ~p.p_fs.fs_cmask
 
 
 def sys_openat(lwp: Lwp, dirfd: int, upath: int, flags: int, mode: int) -> int:
@@ -305,7 +305,7 @@ def sys_memfd_create(lwp: Lwp, uname: int, flags: int) -> int:
     fdp = p.p_fd
     fd = fdp.fdalloc(0, nofile(p))
     try:
-        dvp = memory_root(fdp.fd_rdir)
+        dvp = memory_root(p.p_fs.fs_rdir)
         vp = dvp.tmpfile(0o666 if flags & _MFD_NOEXEC_SEAL else 0o777, p.p_ucred)
         vp.v_name = b"/memfd:" + name
         vp.open(FREAD | FWRITE, p.p_ucred)
@@ -345,7 +345,7 @@ def sys_chdir(lwp: Lwp, upath: int) -> int:
     """chdir(2)"""
     vp = _namei(lwp, AT_FDCWD, _path(lwp, upath))
     _may_enter(lwp, vp)
-    lwp.lwp_proc.p_fd.set_cdir(vp)
+    lwp.lwp_proc.p_fs.set_cdir(vp)
     return 0
 
 
@@ -353,7 +353,7 @@ def sys_fchdir(lwp: Lwp, fd: int) -> int:
     """fchdir(2)"""
     vp = getdvnode(lwp.lwp_proc.p_fd.fget_path(fd))
     _may_enter(lwp, vp)
-    lwp.lwp_proc.p_fd.set_cdir(vp)
+    lwp.lwp_proc.p_fs.set_cdir(vp)
     return 0
 
 
@@ -363,17 +363,17 @@ def sys_chroot(lwp: Lwp, upath: int) -> int:
     _may_enter(lwp, vp)
     if lwp.lwp_proc.p_ucred.cr_uid != 0:
         raise err(EPERM)
-    lwp.lwp_proc.p_fd.set_rdir(vp)
+    lwp.lwp_proc.p_fs.set_rdir(vp)
     return 0
 
 
 def sys_getcwd(lwp: Lwp, ubuf: int, size: int) -> int:
     """getcwd(2); returns the length with the NUL"""
-    fdp = lwp.lwp_proc.p_fd
-    vp = fdp.fd_cdir
+    fs = lwp.lwp_proc.p_fs
+    vp = fs.fs_cdir
     if vp.v_flag & VUNLINKED:
         raise err(ENOENT)
-    path = vn_fullpath(vp, fdp.fd_rdir) + b"\0"
+    path = vn_fullpath(vp, fs.fs_rdir) + b"\0"
     if len(path) > size:
         raise err(ERANGE)
     copyout(lwp.lwp_proc.p_vmspace, path, ubuf)
@@ -382,9 +382,9 @@ def sys_getcwd(lwp: Lwp, ubuf: int, size: int) -> int:
 
 def sys_umask(lwp: Lwp, mask: int) -> int:
     """umask(2)"""
-    fdp = lwp.lwp_proc.p_fd
-    old = fdp.fd_cmask
-    fdp.fd_cmask = mask & 0o777
+    fs = lwp.lwp_proc.p_fs
+    old = fs.fs_cmask
+    fs.fs_cmask = mask & 0o777
     return old
 
 
@@ -396,7 +396,7 @@ def sys_mkdirat(lwp: Lwp, dirfd: int, upath: int, mode: int) -> int:
     p = lwp.lwp_proc
     nd = _nameiat(lwp, dirfd, _path(lwp, upath))
     nd.may_create(True)
-    nd.ni_dvp.mkdir(nd.ni_name, mode & 0o1777 & ~p.p_fd.fd_cmask, p.p_ucred)
+    nd.ni_dvp.mkdir(nd.ni_name, mode & 0o1777 & ~p.p_fs.fs_cmask, p.p_ucred)
     return 0
 
 
@@ -416,7 +416,7 @@ def sys_mknodat(lwp: Lwp, dirfd: int, upath: int, mode: int, dev: int) -> int:
         raise err(EINVAL)
     nd = _nameiat(lwp, dirfd, _path(lwp, upath))
     nd.may_create(False)
-    mode &= 0o7777 & ~p.p_fd.fd_cmask
+    mode &= 0o7777 & ~p.p_fs.fs_cmask
     nd.ni_dvp.mknod(nd.ni_name, vtype, mode, u32(dev), p.p_ucred)
     return 0
 
@@ -579,7 +579,7 @@ def _attr(lwp: Lwp, dirfd: int, upath: int, flags: int) -> Vattr:
         return _namei(lwp, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW).getattr()
     p = lwp.lwp_proc
     if s32(dirfd) == AT_FDCWD:
-        return p.p_fd.fd_cdir.getattr()
+        return p.p_fs.fs_cdir.getattr()
     return p.p_fd.fget_path(dirfd).fo_stat(lwp)
 
 
@@ -644,7 +644,7 @@ def sys_faccessat2(lwp: Lwp, dirfd: int, upath: int, mode: int, flags: int) -> i
         vp = found
     else:
         follow = 0 if flags & AT_SYMLINK_NOFOLLOW else NAMEI_FOLLOW
-        vp = namei(p.p_fd.fd_rdir, _start(p, dirfd, path), path, cred, follow)
+        vp = namei(p.p_fs.fs_rdir, _start(p, dirfd, path), path, cred, follow)
     if mode:
         try:
             vp.access(mode, cred)  # R_OK, W_OK, X_OK are VREAD, VWRITE, VEXEC
@@ -888,7 +888,7 @@ def sys_fdatasync(lwp: Lwp, fd: int) -> int:
 
 def sys_sync(lwp: Lwp) -> int:
     """sync(2)"""
-    lwp.lwp_proc.p_fd.fd_rdir.v_mount.mnt_vfs.sync()
+    lwp.lwp_proc.p_fs.fs_rdir.v_mount.mnt_vfs.sync()
     return 0
 
 

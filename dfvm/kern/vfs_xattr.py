@@ -26,7 +26,7 @@ def _check_path(lwp: Lwp, upath: int, flags: int) -> None:
     """The file must exist."""
     p = lwp.lwp_proc
     path = copyinstr(p.p_vmspace, upath, PATH_MAX)
-    namei(p.p_fd.fd_rdir, p.p_fd.fd_cdir, path, p.p_ucred, flags)
+    namei(p.p_fs.fs_rdir, p.p_fs.fs_cdir, path, p.p_ucred, flags)
 
 
 def _check_fd(lwp: Lwp, fd: int) -> None:

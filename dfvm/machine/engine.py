@@ -279,8 +279,8 @@ class Engine:
             raise EngineError(f"unexpected exceptions {[v for v, _ in images]} at start")
         one, two = (image[: len(image) & ~7] for _, image in images)
         one_q, two_q = memoryview(one).cast("Q"), memoryview(two).cast("Q")
-        # A double fault has no address, so CR2 stays: find it by the value and by not being a
-        # register that was given the value.
+        # Each field holds a known value in both images. CR2 is the address of the access that
+        # failed, in the double fault too.
         self.i_old = _unique(
             "pending exception",
             _words(one, X86_TRAP_PF) & _words(two, X86_TRAP_DF),
@@ -457,7 +457,7 @@ def _unique(what: str, found: set[int]) -> int:
     return found.pop()
 
 
-# The state is some 50 KiB, and every start of dfvm looks through it several times: what follows
+# The state is some 40 KiB, and every start of dfvm looks through it several times: what follows
 # does so at the speed of C.
 
 

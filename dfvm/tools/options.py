@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfvm.kern.machine import Machine
-
-SIZE_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class UsageError(Exception):
@@ -26,35 +24,28 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; try {self.prog} --help\n")
 
 
-def parse_size(text: str, option: str) -> int:
-    """Bytes from a size like "256M", "1G", "65536".
-
-    :raises UsageError: when it doesn't parse.
-    """
-    digits = text.rstrip("KMGTkmgtiBb")
-    unit = text[len(digits) :].upper().removesuffix("IB").removesuffix("B")
-    if not (digits.isascii() and digits.isdigit()) or unit not in SIZE_UNITS:
-        raise UsageError(f"{option}: {text!r} is not a size (for example 64M or 1G)")
-    return int(digits) * SIZE_UNITS[unit]
-
-
 def host_memory() -> int:
     """Bytes of memory the host has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def parse_mem(text: str) -> int:
-    """The value of --mem, rounded up to 2 MiB.
+    """The value of --mem in bytes.
 
     :raises UsageError: when it is no size, too little to start, or more than the host has.
     """
-    size = parse_size(text, "--mem")
-    if size < 4 << 20:
-        raise UsageError(f"--mem: {text} is too little; the least is 4M")
+    from dfvm.kern.machine import MEM_MIN, parse_size
+
+    try:
+        size = parse_size(text)
+    except ValueError:
+        raise UsageError(f"--mem: {text!r} is not a size (for example 64M or 1G)") from None
+    if size < MEM_MIN:
+        raise UsageError(f"--mem: {text} is too little; the least is {MEM_MIN >> 20}M")
     if size > host_memory():
         have = host_memory() >> 20
         raise UsageError(f"--mem: {text} is more than this host has ({have}M)")
-    return (size + (2 << 20) - 1) & ~((2 << 20) - 1)
+    return size
 
 
 def run_parser(prog: str, description: str) -> OneLineParser:

@@ -18,7 +18,10 @@ def gather(machine: Machine) -> dict[str, Any]:
             "tlb_flushes": machine.kernel.mmu.flushes,
             "code_flushes": machine.kernel.mmu.code_flushes,
         },
-        "unknown_syscalls": {str(n): k for n, k in sorted(machine.kernel.sysent.unknown.items())},
+        "unknown_syscalls": {
+            "other" if n < 0 else str(n): k  # numbers that Linux doesn't have either
+            for n, k in sorted(machine.kernel.sysent.unknown.items())
+        },
     }
 
 

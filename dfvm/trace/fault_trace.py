@@ -91,11 +91,12 @@ class FaultTrace:
             self._text(r, how)
 
     def _who(self) -> tuple[int, int]:
-        """pid and RIP of the thread on whose behalf the kernel runs."""
-        lwp = self.machine.kernel.sched.curthread.td_lwp
-        if lwp is None:
-            return 0, 0
-        return lwp.lwp_proc.p_pid, lwp.ctx.q[RIP]
+        """pid of the process on whose behalf the kernel runs, and RIP; 0 while it is being given
+        its program."""
+        td = self.machine.kernel.sched.curthread
+        if td.td_lwp is None:
+            return (0 if td.td_proc is None else td.td_proc.p_pid), 0
+        return td.td_lwp.lwp_proc.p_pid, td.td_lwp.ctx.q[RIP]
 
     def _text(self, r: FaultRecord, how: str) -> None:
         pid, rip = self._who()

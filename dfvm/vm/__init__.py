@@ -1,11 +1,17 @@
-"""DragonFly BSD's virtual memory, a module for each kernel source file or a room of one.
+"""DragonFly BSD's virtual memory: one module for each kernel source file; the large files are split
+by topic (vm_map_insert.py is a part of vm_map.c).
 
+    vm.py, vm_param.py    constants: rights, results, sizes, the shape of the address space
     vm_init.py            VmSystem: what sys/vm keeps in global variables; boot
+    vm_meter.py           what is counted
+    probe.py              where others may watch
+    vm_proc.py, vm_vnode.py  what the VM must know of processes and files
     vm_page_*.py          frames: queues, allocation, busy, valid and dirty, paging, the hash
     vm_object_*.py        containers of pages
     pager/, vm_pager.py   where pages come from and go to
     vm_map_*.py           address maps: entries, backing chains, holes, rights, wiring, stacks
     vmspace.py            a process's map and page tables; fork and the two-stage end
+    vm_mmap.py, vm_unix.py  what mmap and brk come down to
     vm_fault_*.py         page faults; the quick part runs inside the engine's callback
     pmap_*.py             the page tables themselves
     copyio.py             the kernel's way to user memory
@@ -18,6 +24,7 @@ What protects what, outermost first; take them in this order:
     vnode lock (vfs, lockmgr)             read(2) and write(2) of one file, one at a time. The copy
                                           to or from the user may fault, so it comes before the map
                                           lock; a fault never takes it, its pager reads without it
+      map token (vm_map.token)            makes fork and insert of one map take turns
       map lock (vm_map.lock, lockmgr)     entries of a map, their chains, the holes between them.
                                           Exclusive to change, shared to look up and to fault
         object token (vm_object.token)    the pages of an object; given up while its holder sleeps

@@ -29,7 +29,7 @@ HOW_WPTE: Final = 0x040  # the page was the front object's own; only the right t
 HOW_QUICK: Final = 0x080  # resolved inside the engine's callback
 HOW_SIGNAL: Final = 0x100  # not resolved: the process gets a signal
 HOW_WIRE: Final = 0x200  # the kernel wired the page (mlock)
-HOW_KERNEL: Final = 0x400  # the kernel's own access to user memory (copyin, copyout)
+HOW_KERNEL: Final = 0x400  # the kernel's own access, to user memory or to kernel_map
 
 
 class FaultRecord:

@@ -31,7 +31,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from dfvm.lwkt.panic import panic
-from dfvm.machine.pte import PG_FRAME, PG_MANAGED, PG_RW
+from dfvm.machine.pte import PG_FRAME, PG_MANAGED, PG_RW, PG_U
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_remove
 from dfvm.vm.vm import (
@@ -226,7 +226,8 @@ def vm_fault_page(
     va = vaddr & ~PAGE_MASK
     pmap = map.pmap
     pte = pmap_pte(pmap, va)
-    if pte & PG_MANAGED and (pte & PG_RW or not fault_type & VM_PROT_WRITE):
+    need = PG_MANAGED | PG_U | (PG_RW if fault_type & VM_PROT_WRITE else 0)
+    if pte & need == need:
         m = PHYS_TO_VM_PAGE(map.vm, pte & PG_FRAME)
         assert m is not None
         if fault_type & VM_PROT_WRITE:
@@ -259,6 +260,7 @@ def _attempt_page(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
             fs.how |= probe.HOW_GROW
             if vm_map_growstack(map, va) == KERN_SUCCESS:
                 return KERN_TRY_AGAIN
+            fs.how &= ~probe.HOW_GROW
         return rv
     fs.map = look.map
     fs.map_locked = True

@@ -22,8 +22,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.machine.pte import PG_A
-from dfvm.vm.pmap import pmap_enter, pmap_prefault_ok, pmap_pte
-from dfvm.vm.vm import VM_PROT_WRITE
+from dfvm.vm.pmap import pmap_enter, pmap_enter_run, pmap_prefault_ok, pmap_pte
+from dfvm.vm.vm import VM_MEMATTR_DEFAULT, VM_PROT_WRITE
 from dfvm.vm.vm_fault_object import VM_FAULT_DIRTY, vm_set_nosync
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_MASK,
@@ -94,8 +94,9 @@ def _scan(pmap: Pmap, addresses: range, entry: VmMapEntry, prot: int, fault_flag
         m, depth = vm_fault_lookup(entry, addr)
         if m is not None:
             allowed = prot & ~VM_PROT_WRITE if depth else prot
-            if not _enter_resident(pmap, addr, m, entry, allowed, fault_flags):
+            if not _idle(vm, m, entry, allowed, fault_flags):
                 break
+            pmap_enter(pmap, addr, m, allowed, False, entry)
         else:
             if depth < 0 or not (prot & VM_PROT_WRITE and vm.sysctl.fast_fault):
                 break
@@ -149,13 +150,15 @@ def _zero_page(vm: VmSystem, entry: VmMapEntry, addr: int) -> VmPage | None:
     return m
 
 
-def _enter_resident(
-    pmap: Pmap, addr: int, m: VmPage, entry: VmMapEntry, prot: int, fault_flags: int
-) -> bool:
-    """Map a page that is there, if it is idle and valid."""
-    if m.busy_count & (PBUSY_LOCKED | PBUSY_MASK) or m.valid != VM_PAGE_BITS_ALL:
-        return False
-    if m.flags & PG_FICTITIOUS:
+def _idle(vm: VmSystem, m: VmPage, entry: VmMapEntry, prot: int, fault_flags: int) -> bool:
+    """Whether page `m` can be mapped with `prot` at once: it is there, valid, and nobody is at
+    work on it. If so it is made ready for that."""
+    if (
+        m.valid != VM_PAGE_BITS_ALL
+        or m.busy_count & (PBUSY_LOCKED | PBUSY_MASK)
+        or m.flags & PG_FICTITIOUS
+        or m.pat_mode != VM_MEMATTR_DEFAULT
+    ):
         return False
     if prot & VM_PROT_WRITE:
         if m.flags & PG_SWAPPED and fault_flags & VM_FAULT_DIRTY:
@@ -165,8 +168,7 @@ def _enter_resident(
         object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
         vm_set_nosync(m, entry)
     if m.queue - m.pc == PQ_CACHE:
-        vm_page_deactivate(pmap.vm, m)
-    pmap_enter(pmap, addr, m, prot, False, entry)
+        vm_page_deactivate(vm, m)
     return True
 
 
@@ -178,17 +180,32 @@ def vm_prefault_quick(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_f
     if object is None or ba.backing_ba is not None:
         return 0
     back, ahead = prefault_extent(pmap, entry, va)
-    memq, delta = object.rb_memq, ba.offset - ba.start
-    count = 0
-    for step, limit in ((PAGE_SIZE, ahead), (-PAGE_SIZE, back)):
-        addr = va
-        for _ in range(limit):
-            addr += step
-            if not (ba.start <= addr < ba.end and pmap_prefault_ok(pmap, addr)):
-                break
-            m = memq.get(addr + delta >> 12)
-            if m is None or not _enter_resident(pmap, addr, m, entry, prot, fault_flags):
-                break
-            count += 1
+    memq, pindex = object.rb_memq, va - ba.start + ba.offset >> 12
+    # It does not leave the page table, so that all PTEs can be looked at at once.
+    index = va >> 12 & 511
+    ahead = min(ahead, (ba.end - va >> 12) - 1, 511 - index)
+    back = min(back, va - ba.start >> 12, index)
+    base = pmap.pm_pt.get(va >> 21)
+    if base is None:
+        return 0
+    ptes = pmap.q[base + index - back : base + index + ahead + 1].tolist()
+    above: list[VmPage] = []
+    for i in range(1, ahead + 1):
+        m = memq.get(pindex + i)
+        if m is None or ptes[back + i] or not _idle(pmap.vm, m, entry, prot, fault_flags):
+            break
+        above.append(m)
+    below: list[VmPage] = []
+    for i in range(1, back + 1):
+        m = memq.get(pindex - i)
+        if m is None or ptes[back - i] or not _idle(pmap.vm, m, entry, prot, fault_flags):
+            break
+        below.append(m)
+    if above:
+        pmap_enter_run(pmap, va + PAGE_SIZE, above, prot)
+    if below:
+        below.reverse()
+        pmap_enter_run(pmap, va - len(below) * PAGE_SIZE, below, prot)
+    count = len(above) + len(below)
     pmap.vm.gd.gd_cnt.v_prefault += count
     return count

@@ -4,6 +4,7 @@ No thread switch is possible there, so nothing here sleeps or waits, and whateve
 left to vm_fault: False is answered before anything has changed. Plain is
 
     a page of the front object, idle and valid                     map it, and neighbours
+    the same, known to the page hash and with nothing to change    (without the object: bypass)
     anonymous memory that is nowhere, memory plentiful             zero-fill it, and neighbours
     a write to private memory that is behind the front object      copy it, memory plentiful
     a read of such memory                                          map it without WRITE
@@ -139,8 +140,11 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
         depth = vm_fault_lookup(entry, va)[1]  # where a copy will have come from
     pindex = va - ba.start + ba.offset >> 12
 
-    m = object.rb_memq.get(pindex)
-    if m is not None:
+    # What several processes have mapped belongs to several chains.
+    m = vm_page_hash_get(object, pindex) if object.ref_count > 1 else None
+    if m is not None and (how := _bypass(pmap, va, entry, object, m, prot, write, user)):
+        pass
+    elif (m := object.rb_memq.get(pindex)) is not None:
         how = _resident(pmap, va, entry, m, prot, write, user)
     elif object.type != OBJT_DEFAULT or pindex >= object.size:
         return False
@@ -178,10 +182,6 @@ def _resident(
         return 0
     object = m.object
     assert object is not None
-    how = probe.HOW_QUICK
-    if flags & PG_MAPPEDMULTI and object is entry.ba.object and _in_hash(object, m, prot):
-        vm.gd.gd_cnt.v_fault_bypass += 1
-        how |= probe.HOW_BYPASS
     if m.queue < PQ_ACTIVE:
         vm_page_activate(vm, m)
     elif m.act_count < ACT_INIT:
@@ -196,22 +196,47 @@ def _resident(
     if m.flags & PG_MAPPEDMULTI:
         vm_page_hash_enter(m)
     if old:
-        return how | probe.HOW_WPTE
+        return probe.HOW_QUICK | probe.HOW_WPTE
     vm_prefault_quick(pmap, va, entry, prot, VM_FAULT_DIRTY if write else 0)
-    return how if how & probe.HOW_BYPASS else how | probe.HOW_RESIDENT
+    return probe.HOW_QUICK | probe.HOW_RESIDENT
 
 
-def _in_hash(object: VmObject, m: VmPage, prot: int) -> bool:
-    """Whether vm_fault_bypass would have found `m`, which is idle, valid and plain, in the page
-    hash, with nothing left to be done about it."""
-    found = vm_page_hash_get(object, m.pindex)
-    if found is None:
-        return False
-    vm_page_sbusy_drop(object.vm, found)
-    return m.queue >= PQ_ACTIVE and (
-        not prot & VM_PROT_WRITE
-        or (object.flags & _DIRTY_OBJECT == _DIRTY_OBJECT and m.dirty == VM_PAGE_BITS_ALL)
-    )
+def _bypass(
+    pmap: Pmap,
+    va: int,
+    entry: VmMapEntry,
+    object: VmObject,
+    m: VmPage,
+    prot: int,
+    write: int,
+    user: bool,
+) -> int:
+    """vm_fault_bypass: map `m`, soft-busied as it came from the page hash, if nothing about it or
+    the front object has to change, and what else is resident near by. Drops the busy. HOW_*, 0:
+    not so, look for the page in the object."""
+    if (
+        m.busy_count != 1
+        or m.valid != VM_PAGE_BITS_ALL
+        or m.flags & _UNUSUAL_PAGE
+        or m.queue - m.pc != PQ_ACTIVE
+        or (
+            prot & VM_PROT_WRITE
+            and (object.flags & _DIRTY_OBJECT != _DIRTY_OBJECT or m.dirty != VM_PAGE_BITS_ALL)
+        )
+    ):
+        vm_page_sbusy_drop(pmap.vm, m)
+        return 0
+    if m.act_count < ACT_INIT:
+        m.act_count = ACT_INIT
+    m.flags |= PG_REFERENCED
+    old = pmap_pte(pmap, va)
+    pmap_enter(pmap, va, m, prot, False, entry, bool(write and user))
+    pmap.vm.gd.gd_cnt.v_fault_bypass += 1
+    vm_page_sbusy_drop(pmap.vm, m)
+    if old:
+        return probe.HOW_QUICK | probe.HOW_BYPASS | probe.HOW_WPTE
+    vm_prefault_quick(pmap, va, entry, prot, VM_FAULT_DIRTY if write else 0)
+    return probe.HOW_QUICK | probe.HOW_BYPASS
 
 
 def _behind(

@@ -30,6 +30,7 @@ from dfvm.vm.vm_fault_object import (
     vm_fault_object,
 )
 from dfvm.vm.vm_map_backing import vm_map_entry_allocate_object
+from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, vm_map_lock, vm_map_unlock
 from dfvm.vm.vm_object import (
     OBJ_MIGHTBEDIRTY,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 _COLLAPSE_PROT: Final = VM_PROT_READ | VM_PROT_WRITE | VM_PROT_OVERRIDE_WRITE
 
 
-def vm_fault_wire(map: VmMap, entry: VmMapEntry, user_wire: bool, kmflags: int) -> int:
+def vm_fault_wire(map: VmMap, entry: VmMapEntry, user_wire: bool) -> int:
     """Fault in, map and wire every page of `entry`, whose wired_count is raised already and which
     is in transition. On failure none of them stays wired.
 
@@ -89,10 +90,10 @@ def vm_fault_wire(map: VmMap, entry: VmMapEntry, user_wire: bool, kmflags: int) 
     for va in range(start, end, PAGE_SIZE):
         rv = vm_fault(map, va, wire_prot, flags)
         if rv != KERN_SUCCESS:
-            for undo in range(start, va, PAGE_SIZE):
-                _unwire_page(map.vm, pmap_unwire(map.pmap, undo))
             break
     vm_map_lock(map)
+    if rv != KERN_SUCCESS:
+        _unwire_range(map, start, va)
     return rv
 
 
@@ -102,12 +103,19 @@ def vm_fault_unwire(map: VmMap, entry: VmMapEntry) -> None:
     start, end = entry.ba.start, entry.ba.end
     if entry.eflags & MAP_ENTRY_KSTACK:
         start += PAGE_SIZE
+    _unwire_range(map, start, end)
+
+
+def _unwire_range(map: VmMap, start: int, end: int) -> None:
+    """Let go of the pages of [start, end), which are all wired and in entries that others may cut
+    but not remove."""
     for va in range(start, end, PAGE_SIZE):
         m = pmap_unwire(map.pmap, va)
         if m is None:
-            # Its mapping was taken away, with the contents (a file was truncated), but not the
-            # wiring.
-            m = _wired_page(entry.ba, va)
+            # Its mapping was taken away (by mprotect, or with the contents as a file was
+            # truncated), but not the wiring.
+            found, entry = vm_map_lookup_entry(map, va)
+            m = _wired_page(entry.ba, va) if found and entry is not None else None
         _unwire_page(map.vm, m)
 
 
@@ -120,7 +128,7 @@ def _unwire_page(vm: VmSystem, m: VmPage | None) -> None:
             not m.wire_count
             and object is not None
             and object.type == OBJT_VNODE
-            and m.pindex >= object.size
+            and (not m.valid or m.pindex >= object.size)
         ):
             # The file was truncated; only the wiring has kept the page.
             vm_object_hold(object)

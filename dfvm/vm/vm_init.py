@@ -28,7 +28,8 @@ class VmSysctl:
     """The vm.* tunables, named by the leaf of the sysctl."""
 
     __slots__ = ("fast_fault", "map_backing_limit", "map_partition_enable", "max_proc_mmap",
-                 "pageout_memuse_mode", "prefault_pages", "shared_fault")  # fmt: skip
+                 "pageout_memuse_mode", "prefault_pages", "shared_fault",
+                 "stack_guard_gap")  # fmt: skip
 
     def __init__(self) -> None:
         self.prefault_pages = 8  # neighbours a fault looks at, half on each side
@@ -38,6 +39,7 @@ class VmSysctl:
         self.map_partition_enable = 1  # clip large entries to 32 MiB at the first fault
         self.pageout_memuse_mode = 1  # RLIMIT_RSS: 0 off, 1 passive, 2 active
         self.max_proc_mmap = 1_000_000  # entries in one user map
+        self.stack_guard_gap = 256  # pages between a stack that grows and what is below it
 
 
 class VmSystem:

@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
 from dfvm.vm.vm_map_entry import MAP_ENTRY_NEEDS_COPY, VmMapBacking
 from dfvm.vm.vm_object import (
+    OBJ_NOSPLIT,
     OBJ_ONEMAPPING,
     OBJT_DEFAULT,
     OBJT_SWAP,
     vm_object_allocate,
     vm_object_deallocate,
+    vm_object_page_remove,
     vm_object_reference_quick,
 )
+from dfvm.vm.vm_object_shown import vm_object_unshown
 from dfvm.vm.vm_param import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ def vm_map_backing_attach(ba: VmMapBacking) -> None:
         lockmgr_release(obj.backing_lk)
     else:
         obj.backing_list[ba] = None
+    if obj.shown is not None:
+        obj.shown.add(ba)
 
 
 def vm_map_backing_detach(ba: VmMapBacking) -> None:
@@ -66,6 +71,8 @@ def vm_map_backing_detach(ba: VmMapBacking) -> None:
         lockmgr_release(obj.backing_lk)
     else:
         del obj.backing_list[ba]
+    if obj.shown is not None:
+        obj.shown.remove(ba)
 
 
 def vm_map_backing_replicate(
@@ -107,9 +114,14 @@ def vm_map_backing_adjust(entry: VmMapEntry, start: int, end: int) -> None:
         if busy:
             assert obj is not None
             lockmgr_exclusive(obj.backing_lk)
+        shown = None if obj is None else obj.shown
+        if shown is not None:
+            shown.remove(ba)
         ba.offset += start - ba.start
         ba.start = start
         ba.end = end
+        if shown is not None:
+            shown.add(ba)
         if busy:
             assert obj is not None
             lockmgr_release(obj.backing_lk)
@@ -145,6 +157,7 @@ def vm_map_entry_shadow(entry: VmMapEntry) -> None:
         and source.handle is None
         and (source.type == OBJT_DEFAULT or source.type == OBJT_SWAP)
     ):
+        source.flags |= OBJ_ONEMAPPING
         return
 
     # As part of chains the object may be seen anywhere from now on.
@@ -160,13 +173,34 @@ def vm_map_entry_shadow(entry: VmMapEntry) -> None:
     vm_map_backing_attach(front)
 
 
-def vm_map_backing_dispose(ba: VmMapBacking | None) -> None:
-    """Give back a chain from `ba` on: each element leaves its object and drops its reference. May
-    block, as the last reference to an object ends it."""
+def vm_map_backing_dispose(ba: VmMapBacking | None, *, merged: bool = False) -> None:
+    """Give back a chain from `ba` on: each element leaves its object and drops its reference, and
+    the pages of anonymous memory that nobody can reach any more go, unless the chain has been
+    `merged` into another that shows the same. No PTE in the range maps a page of the objects, in
+    the first case. May block, for busy pages and as the last reference to an object ends it."""
     while ba is not None:
         obj = ba.object
         if obj is not None:
+            if not merged and obj.ref_count > 1 and obj.type <= OBJT_SWAP:
+                _remove_unshown(ba, obj)
             vm_map_backing_detach(ba)
             ba.object = None
             vm_object_deallocate(obj)
         ba = ba.backing_ba
+
+
+def _remove_unshown(ba: VmMapBacking, obj: VmObject) -> None:
+    """`ba` is about to leave `obj`, which stays because other elements show other parts of it:
+    throw away the pages that only `ba` shows. (With the last element they go with the object.)
+    May block."""
+    if obj.flags & OBJ_NOSPLIT or len(obj.backing_list) != obj.ref_count:
+        return  # somebody owns it who goes by page index
+    if obj.flags & OBJ_ONEMAPPING:
+        first = ba.offset >> PAGE_SHIFT
+        parts = [(first, first + (ba.end - ba.start >> PAGE_SHIFT))]
+    else:
+        parts = vm_object_unshown(obj, ba)
+    for first, end in parts:
+        vm_object_page_remove(obj, first, end, False)
+        if first < obj.size <= end:
+            obj.size = first

@@ -195,13 +195,16 @@ def vm_map_simplify_entry(map: VmMap, entry: VmMapEntry) -> None:
         if entry.ba.object is None:
             entry.ba.offset = 0
         entry.avail_ssize = before.avail_ssize
-        vm_map_backing_dispose(before.ba)
+        vm_map_backing_dispose(before.ba, merged=True)
     behind = entry.next
     if behind is not None and _mergeable(entry, behind):
         end = behind.ba.end
         vm_map_entry_unlink(map, behind)
         vm_map_backing_adjust(entry, entry.ba.start, end)
-        vm_map_backing_dispose(behind.ba)
+        # Its hole is ours now, and it may have been in another list of the index.
+        upper = map.max_addr if entry.next is None else entry.next.ba.start
+        map.index.hole(entry, upper - end)
+        vm_map_backing_dispose(behind.ba, merged=True)
 
 
 def vm_map_transition_wait(map: VmMap, entry: VmMapEntry, *, relock: bool) -> None:

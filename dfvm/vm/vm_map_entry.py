@@ -212,7 +212,8 @@ class VmMap:
     nentries: int  # entries in index; lock
     size: int  # sum of their lengths in bytes; lock
     timestamp: int
-    # Counts exclusive holds: the same value later means that nothing has changed since; lock
+    # Counts exclusive holds: whoever gives up the lock and has it back finds out whether he must
+    # look again, since the same value means that nothing has changed; lock
     system_map: bool
     # The kernel's own: entries without an object have no memory, instead of getting an object at
     # the first fault; never changes after boot

@@ -60,13 +60,8 @@ from dfvm.vm.vm_map_entry import (
 )
 from dfvm.vm.vm_map_space import vm_map_findspace, vm_map_freehint_hole
 from dfvm.vm.vm_object import (
-    OBJ_NOSPLIT,
     OBJ_ONEMAPPING,
-    OBJT_DEFAULT,
-    OBJT_SWAP,
     vm_object_coalesce,
-    vm_object_drop,
-    vm_object_hold,
     vm_object_page_remove,
 )
 from dfvm.vm.vm_param import PAGE_SHIFT
@@ -212,29 +207,16 @@ def vm_map_entry_delete(map: VmMap, entry: VmMapEntry) -> None:
 
 
 def _delete_pages(map: VmMap, entry: VmMapEntry) -> None:
-    """Remove the PTEs of an entry about to go, and the pages nobody can reach without it."""
-    vm = map.vm
+    """Remove the PTEs of an entry about to go, and the pages if they are the kernel's own. (With
+    others' it depends on who else shows them: vm_map_backing_dispose.)"""
     ba = entry.ba
     obj = ba.object
     if obj is None:
         return  # nothing was ever there (or, in the kernel's maps, whoever mapped it unmaps it)
     pmap_remove(map.pmap, ba.start, ba.end)
-    first = ba.offset >> PAGE_SHIFT
-    count = ba.end - ba.start >> PAGE_SHIFT
-    if obj is vm.kernel_object:
-        vm_object_hold(obj)
-        vm_object_page_remove(obj, first, first + count, False)
-        vm_object_drop(obj)
-    elif (
-        obj.ref_count != 1  # else the pages go with the object, in a moment
-        and obj.flags & (OBJ_NOSPLIT | OBJ_ONEMAPPING) == OBJ_ONEMAPPING
-        and (obj.type == OBJT_DEFAULT or obj.type == OBJT_SWAP)
-    ):
-        vm_object_hold(obj)
-        vm_object_page_remove(obj, first, first + count, False)
-        if first < obj.size <= first + count:
-            obj.size = first
-        vm_object_drop(obj)
+    if obj is map.vm.kernel_object:
+        first = ba.offset >> PAGE_SHIFT
+        vm_object_page_remove(obj, first, first + (ba.end - ba.start >> PAGE_SHIFT), False)
 
 
 def vm_map_delete(map: VmMap, start: int, end: int) -> int:

@@ -22,12 +22,14 @@ from dfvm.vm.vm import (
     KERN_NO_SPACE,
     KERN_SUCCESS,
     VM_INHERIT_COPY,
+    VM_PROT_NONE,
     VM_SUBSYS_STACK,
 )
 from dfvm.vm.vm_map_backing import vm_map_backing_adjust
 from dfvm.vm.vm_map_clip import vm_map_first_entry, vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_IN_TRANSITION,
+    MAP_ENTRY_STACK,
     MAP_IS_STACK,
     MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
@@ -37,7 +39,7 @@ from dfvm.vm.vm_map_entry import (
 from dfvm.vm.vm_map_insert import vm_map_insert
 from dfvm.vm.vm_map_space import vm_map_findspace
 from dfvm.vm.vm_map_wire import vm_map_user_wiring
-from dfvm.vm.vm_param import PAGE_SIZE, SGROWSIZ, trunc_page
+from dfvm.vm.vm_param import PAGE_SHIFT, PAGE_SIZE, SGROWSIZ, trunc_page
 from dfvm.vm.vm_proc import RLIMIT_STACK, RLIMIT_VMEM
 
 if TYPE_CHECKING:
@@ -45,12 +47,19 @@ if TYPE_CHECKING:
 
 
 def vm_map_stack(
-    map: VmMap, addrbos: int, max_ssize: int, fitit: bool, prot: int, max: int, cow: int
+    map: VmMap,
+    addrbos: int,
+    max_ssize: int,
+    fitit: bool,
+    prot: int,
+    max: int,
+    cow: int,
+    init_ssize: int = SGROWSIZ,
 ) -> tuple[int, int]:
     """Make a stack of at most `max_ssize` bytes whose lowest possible byte is at `addrbos`, or
     with `fitit` at the first place at or above it that has room. What is mapped at first is its
-    upper end. Returns (KERN_*, lowest possible address). Locks the map."""
-    init_ssize = min(max_ssize, SGROWSIZ)
+    upper end, `init_ssize` bytes. Returns (KERN_*, lowest possible address). Locks the map."""
+    init_ssize = min(max_ssize, init_ssize)
     vm_map_lock(map)
     if fitit:
         place = vm_map_findspace(map, addrbos, max_ssize, PAGE_SIZE)
@@ -106,12 +115,9 @@ def vm_map_growstack(map: VmMap, addr: int) -> int:
         vm_map_unlock(map)
         return KERN_INVALID_ADDRESS
 
-    # Somebody may have mapped into the growth room (at a fixed address).
-    floor = map.min_addr if before is None else before.ba.end
-    entry.avail_ssize = min(entry.avail_ssize, entry.ba.start - floor)
     need = entry.ba.start - trunc_page(addr)
     is_procstack = addr >= vmspace.vm_maxsaddr
-    room = entry.avail_ssize
+    room = min(entry.avail_ssize, entry.ba.start - _floor(map, before))
     if is_procstack:
         room = min(room, trunc_page(p.p_rlimit(RLIMIT_STACK)) - vmspace.vm_ssize)
     if need > room:
@@ -129,6 +135,16 @@ def vm_map_growstack(map: VmMap, addr: int) -> int:
     if rv == KERN_SUCCESS and map.flags & MAP_WIREFUTURE:
         vm_map_user_wiring(map, start, old_start, False)
     return rv
+
+
+def _floor(map: VmMap, before: VmMapEntry | None) -> int:
+    """How far down a stack above `before` may grow. Somebody may have mapped into its growth room
+    (at a fixed address): an array on the stack must not reach from one into the other."""
+    if before is None:
+        return map.min_addr
+    if before.protection == VM_PROT_NONE or before.eflags & MAP_ENTRY_STACK:
+        return before.ba.end
+    return before.ba.end + (map.vm.sysctl.stack_guard_gap << PAGE_SHIFT)
 
 
 def _grow(map: VmMap, entry: VmMapEntry, start: int) -> int:

@@ -66,31 +66,39 @@ def vm_map_user_wiring(map: VmMap, start: int, end: int, new_pageable: bool) -> 
 
 
 def _user_wire(map: VmMap, first: VmMapEntry, start: int, end: int) -> int:
-    from dfvm.vm.vm_fault import vm_fault_wire  # vm_fault looks up in maps
-
-    newly: list[int] = []  # starts of the entries that this call has wired
+    newly: list[tuple[int, int]] = []  # what this call has wired
     entry: VmMapEntry | None = first
     while entry is not None and entry.ba.start < end:
         if not entry.eflags & MAP_ENTRY_USER_WIRED:
             entry.eflags |= MAP_ENTRY_USER_WIRED
-            newly.append(entry.ba.start)
+            save_start, save_end = entry.ba.start, entry.ba.end
             if entry.wired_count == 0:
                 _prepare(map, entry)
                 entry.wired_count = 1
-                save_start, save_end = entry.ba.start, entry.ba.end
-                rv = vm_fault_wire(map, entry, True, 0)
+                rv, entry = _wire_pages(map, entry, True)
                 if rv != KERN_SUCCESS:
                     # Of this entry nothing is wired.
                     _forget(map, save_start, save_end, MAP_ENTRY_USER_WIRED)
-                    newly.pop()
-                    for addr in newly:
-                        _drop_user_wiring(map, _entry_at(map, addr))
+                    for start, end in newly:
+                        _drop_user_wirings(map, start, end)
                     return rv
-                entry = clip_check_fwd(_entry_at(map, save_start), save_end)
             else:
                 entry.wired_count += 1
+            newly.append((save_start, save_end))
         entry = entry.next
     return KERN_SUCCESS
+
+
+def _wire_pages(map: VmMap, entry: VmMapEntry, user_wire: bool) -> tuple[int, VmMapEntry]:
+    """vm_fault_wire, which gives up the map's lock: others may have cut the entry when it is back.
+    Returns its result, and the last piece of what was the entry."""
+    from dfvm.vm.vm_fault import vm_fault_wire  # vm_fault looks up in maps
+
+    start, end, timestamp = entry.ba.start, entry.ba.end, map.timestamp
+    rv = vm_fault_wire(map, entry, user_wire)
+    if map.timestamp != timestamp + 1:  # ours is one; others were here, too
+        entry = clip_check_fwd(_entry_at(map, start), end)
+    return rv, entry
 
 
 def _user_unwire(map: VmMap, first: VmMapEntry, end: int) -> int:
@@ -104,6 +112,14 @@ def _user_unwire(map: VmMap, first: VmMapEntry, end: int) -> int:
         _drop_user_wiring(map, entry)
         entry = entry.next
     return KERN_SUCCESS
+
+
+def _drop_user_wirings(map: VmMap, start: int, end: int) -> None:
+    """_drop_user_wiring for all that was one entry when it was wired."""
+    entry: VmMapEntry | None = _entry_at(map, start)
+    while entry is not None and entry.ba.start < end:
+        _drop_user_wiring(map, entry)
+        entry = entry.next
 
 
 def _drop_user_wiring(map: VmMap, entry: VmMapEntry) -> None:
@@ -134,15 +150,13 @@ def vm_map_kernel_wiring(map: VmMap, start: int, end: int, kmflags: int) -> int:
     if kmflags & KM_PAGEABLE:
         rv = _kernel_unwire(map, entry, end)
     else:
-        rv = _kernel_wire(map, entry, end, kmflags)
+        rv = _kernel_wire(map, entry, end)
     vm_map_unclip_range(map, start, end)
     vm_map_unlock(map)
     return rv
 
 
-def _kernel_wire(map: VmMap, first: VmMapEntry, end: int, kmflags: int) -> int:
-    from dfvm.vm.vm_fault import vm_fault_wire
-
+def _kernel_wire(map: VmMap, first: VmMapEntry, end: int) -> int:
     # All objects are made, and all counts raised, before the map is unlocked for the first time.
     start = first.ba.start
     entry: VmMapEntry | None = first
@@ -156,13 +170,12 @@ def _kernel_wire(map: VmMap, first: VmMapEntry, end: int, kmflags: int) -> int:
     while entry is not None and entry.ba.start < end:
         save_start, save_end = entry.ba.start, entry.ba.end
         if entry.wired_count == 1:
-            rv = vm_fault_wire(map, entry, False, kmflags)
+            rv, entry = _wire_pages(map, entry, False)
             if rv != KERN_SUCCESS:
                 # Of this entry nothing is wired, of those behind it nothing was; those before it
                 # are unwired as ever.
                 _kernel_backout(map, start, save_start, save_end, end)
                 return rv
-            entry = clip_check_fwd(_entry_at(map, save_start), save_end)
         entry = entry.next
     return KERN_SUCCESS
 
@@ -225,7 +238,7 @@ def vm_map_rewire(map: VmMap, start: int, end: int) -> int:
     """Wired private memory has become writable: copy what shows through from behind, before a
     write would put another page in place of a wired one. Locks the map; blocks for memory. What
     can't be copied is not wired any more, and the answer KERN_RESOURCE_SHORTAGE."""
-    from dfvm.vm.vm_fault import vm_fault_unwire, vm_fault_wire
+    from dfvm.vm.vm_fault import vm_fault_unwire
 
     vm_map_lock(map)
     rv = KERN_SUCCESS
@@ -236,14 +249,14 @@ def vm_map_rewire(map: VmMap, start: int, end: int) -> int:
             vm_fault_unwire(map, entry)
             _prepare(map, entry)
             user_wire = entry.eflags & MAP_ENTRY_USER_WIRED != 0
-            if vm_fault_wire(map, entry, user_wire, 0) != KERN_SUCCESS:
+            wired, entry = _wire_pages(map, entry, user_wire)
+            if wired != KERN_SUCCESS:
                 rv = KERN_RESOURCE_SHORTAGE
                 scan: VmMapEntry | None = _entry_at(map, save_start)
                 while scan is not None and scan.ba.start < save_end:
                     scan.wired_count = 0
                     scan.eflags &= ~MAP_ENTRY_USER_WIRED
                     scan = scan.next
-            entry = clip_check_fwd(_entry_at(map, save_start), save_end)
         entry = entry.next
     if vm_map_lookup_entry(map, start)[0]:
         vm_map_unclip_range(map, start, end)

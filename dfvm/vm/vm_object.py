@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMapBacking
+    from dfvm.vm.vm_object_shown import ShownIndex
     from dfvm.vm.vm_page_queue import VmPage
     from dfvm.vm.vm_vnode import VmVnode
 
@@ -110,7 +111,8 @@ class VmObject:
 
     __slots__ = ("_backing_lk", "_token", "backing_list", "flags", "generation", "handle",
                  "hold_count", "id", "memattr", "paging_in_progress", "pg_color", "rb_memq",
-                 "ref_count", "resident_page_count", "size", "type", "vm")  # fmt: skip
+                 "ref_count", "resident_page_count", "shown", "size", "type",
+                 "vm")  # fmt: skip
 
     vm: VmSystem  # the machine; never changes
     id: int  # which object this is, counted from boot: its name for people, and its hash
@@ -136,6 +138,8 @@ class VmObject:
     backing_list: dict[VmMapBacking, None]
     # Every vm_map_backing that shows this object, in the order in which they came: how a page
     # finds the PTEs that map it. Changed with backing_lk held, or without blocking.
+    shown: ShownIndex | None
+    # backing_list by the pages shown, once it is long and somebody has asked; protected like it
     _token: Token | None  # made when first wanted: see `token`
     _backing_lk: Lock | None  # likewise: see `backing_lk`
 
@@ -155,6 +159,7 @@ class VmObject:
         self.resident_page_count = 0
         self.generation = 1
         self.backing_list = {}
+        self.shown = None
         self._token = None
         self._backing_lk = None
 

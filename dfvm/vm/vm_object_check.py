@@ -6,6 +6,7 @@ is held and no I/O is under way. Slow by design, and only reads.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -94,12 +95,26 @@ def _check_backing(object: VmObject) -> Iterator[str]:
         if ba.offset & PAGE_MASK or ba.start & PAGE_MASK or not ba.start < ba.end:
             yield f"backing {ba.start:#x}-{ba.end:#x} from {ba.offset:#x}"
         ranges.append((ba.offset, ba.offset + ba.end - ba.start))
+    ranges.sort()
+    if object.type <= OBJT_SWAP and len(ranges) == object.ref_count:
+        yield from _check_reach(object, ranges)
     if not object.flags & OBJ_ONEMAPPING:
         return
-    ranges.sort()
     for (_, end), (start, _) in pairwise(ranges):
         if start < end:
             yield f"ONEMAPPING, but {start:#x} is shown more than once"
+
+
+def _check_reach(object: VmObject, ranges: list[tuple[int, int]]) -> Iterator[str]:
+    """Anonymous memory that only maps own: every page is shown by one of the elements, whose
+    ranges these are in order of their start. What nobody can reach should have been freed."""
+    at = 0  # everything below has been compared
+    lost = sorted(object.rb_memq)
+    for first, end in [*ranges, (1 << 63, 1 << 63)]:
+        hidden = bisect_left(lost, first >> PAGE_SHIFT, at)
+        if at < hidden:
+            yield f"{hidden - at} pages from {lost[at]} on that nothing shows"
+        at = max(at, bisect_left(lost, end >> PAGE_SHIFT, hidden))
 
 
 def _check_type(object: VmObject) -> Iterator[str]:
@@ -123,7 +138,8 @@ def _check_type(object: VmObject) -> Iterator[str]:
     for pindex, m in object.rb_memq.items():
         if pindex >= object.size:
             continue
-        if m.valid != VM_PAGE_BITS_ALL:
+        # A truncation takes from a wired page all that it can: its contents.
+        if m.valid != VM_PAGE_BITS_ALL and (m.valid or not m.wire_count):
             yield f"page {pindex} is valid in part ({m.valid:#x})"
         if clean and m.dirty:
             yield f"page {pindex} is dirty, but not MIGHTBEDIRTY"

@@ -24,10 +24,9 @@ from dfvm.vm.vm_meter import VMSTATS_ADJ_LIMIT, vmstats_rollup
 from dfvm.vm.vm_object import vm_object_drop, vm_object_hold
 from dfvm.vm.vm_page_busy import vm_page_busy_try, vm_page_sleep_busy, vm_page_wakeup
 from dfvm.vm.vm_page_paging import (
+    vm_page_count_wired,
     vm_page_deactivate,
     vm_page_protect,
-    vm_page_unwire,
-    vm_page_wire,
 )
 from dfvm.vm.vm_page_queue import (
     PBUSY_LOCKED,
@@ -379,16 +378,20 @@ def vm_page_alloczwq(vm: VmSystem, pindex: int, page_req: int) -> VmPage | None:
     to use. VM_ALLOC_ZERO zeroes it. None when memory is short. Does not block."""
     m = vm_page_alloc(vm, None, pindex, page_req)
     if m is not None:
-        vm_page_wire(vm, m)
-        vm_page_wakeup(vm, m)
+        # vm_page_wire and vm_page_wakeup: it is on no queue, and nobody can have found it.
+        m.wire_count = 1
+        vm_page_count_wired(vm, 1)
+        m.busy_count = 0
     return m
 
 
 def vm_page_freezwq(vm: VmSystem, m: VmPage) -> None:
     """Free a page that vm_page_alloczwq made. Does not block."""
-    if vm_page_busy_try(vm, m, True) or m.wire_count != 1:
+    if m.busy_count or m.wire_count != 1:
         panic(f"vm_page_freezwq: page in use: {m}")
-    vm_page_unwire(vm, m, False)
+    m.busy_count = PBUSY_LOCKED
+    m.wire_count = 0
+    vm_page_count_wired(vm, -1)
     vm_page_free(vm, m)
 
 

@@ -68,7 +68,7 @@ def vm_page_wire(vm: VmSystem, m: VmPage) -> None:
     if m.wire_count == 1:
         if m.queue:
             vm_page_rem_queue(vm, m)
-        _count_wired(vm, 1)
+        vm_page_count_wired(vm, 1)
 
 
 def vm_page_unwire(vm: VmSystem, m: VmPage, activate: bool) -> None:
@@ -83,7 +83,7 @@ def vm_page_unwire(vm: VmSystem, m: VmPage, activate: bool) -> None:
     m.wire_count -= 1
     if m.wire_count:
         return
-    _count_wired(vm, -1)
+    vm_page_count_wired(vm, -1)
     if m.flags & PG_UNQUEUED:
         return
     if activate or m.flags & PG_NEED_COMMIT:
@@ -93,7 +93,8 @@ def vm_page_unwire(vm: VmSystem, m: VmPage, activate: bool) -> None:
         vm_page_add_queue(vm, m, PQ_INACTIVE)
 
 
-def _count_wired(vm: VmSystem, n: int) -> None:
+def vm_page_count_wired(vm: VmSystem, n: int) -> None:
+    """Note that `n` more pages are wired."""
     gd = vm.gd
     gd.gd_vmstats.v_wire_count += n
     adj = gd.gd_vmstats_adj

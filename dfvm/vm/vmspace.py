@@ -232,7 +232,7 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     ones. May block."""
     old_map = vm1.vm_map
     lwkt_gettoken(old_map.token)
-    vm_map_lock(old_map)  # moves the timestamp: faults that are under way look again
+    vm_map_lock(old_map)  # no fault is under way: each holds the lock from its lookup to its PTE
     while (busy := _in_transition(old_map)) is not None:
         vm_map_transition_wait(old_map, busy, relock=True)
     vm2 = vmspace_alloc(old_map.vm, old_map.min_addr, old_map.max_addr)
@@ -325,14 +325,6 @@ def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
         ba.backing_count = 1
         new.eflags |= MAP_ENTRY_COW
     return new
-
-
-def vmspace_exec(p: VmProc) -> None:
-    """Give `p` a new, empty space in place of the one it has. May block."""
-    old = p.p_vmspace
-    map = old.vm_map
-    p.p_vmspace = vmspace_alloc(map.vm, map.min_addr, map.max_addr)
-    vmspace_rel(old)
 
 
 def vmspace_unshare(p: VmProc) -> None:

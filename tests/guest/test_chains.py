@@ -145,6 +145,42 @@ def test_inheritance(guest_bin: Path) -> None:
     assert seen.one(10) == (0, seen.one(1)[1], 2)  # NONE: nothing is there
 
 
+@pytest.mark.spec("FAULT-8", "FAULT-4")
+def test_a_debuggers_write_is_a_copy_too(guest_bin: Path) -> None:
+    """The child writes to /proc/self/mem where it may only read and the parent sees the page: it
+    gets a page of its own, in an object of its own, and still may not write there."""
+
+    def at(look: Look) -> tuple[Counts, list[int], list[list[int]]]:
+        chain = [ba.object.rb_memq for ba in look.chain(look.a) if ba.object is not None]
+        return look.counts(), look.ptes(look.a, 4), [sorted(pages) for pages in chain]
+
+    seen = watch_same(guest_bin / "proc_mem", at=at)
+    (before, old, chain), (after, new, copied) = seen.one(1), seen.one(2)
+    assert chain == [[0, 1, 2, 3]]
+    assert copied == [[1], [0, 1, 2, 3]]
+    assert (after - before)["v_cow_faults"] == 1
+    assert new == [old[0], 0, old[2], old[3]]  # what was mapped there is not the page any more
+    again = seen.one(3)[1][1]
+    assert again & PG_FRAME not in (pte & PG_FRAME for pte in old)
+    assert not again & PG_RW
+
+
+@pytest.mark.spec("MAP-8")
+def test_who_is_alone_again_copies_nothing(guest_bin: Path) -> None:
+    seen = watch_same(guest_bin / "fork_alone", at=view, faults=True)
+    before, after = seen.one(1), seen.one(2)
+    assert before.eflags == COW
+    assert not any(pte & PG_RW for pte in before.ptes[:16])
+    took = after.counts - before.counts
+    assert took["v_vm_faults"] == 16
+    assert "v_cow_faults" not in took
+    assert "v_free_count" not in took
+    assert after.chain == before.chain
+    assert after.eflags == MAP_ENTRY_COW
+    assert after.ptes[:16] == [pte | PG_RW for pte in before.ptes[:16]]
+    assert sum(1 for f in seen.faults if f.how & probe.HOW_WPTE) >= 16
+
+
 def depths(look: Look) -> tuple[int, int, list[int]]:
     chain = look.chain(look.a)
     assert [ba.backing_count for ba in chain] == list(range(len(chain) - 1, -1, -1))

@@ -25,7 +25,14 @@ from dfvm.machine.pte import (
 from dfvm.machine.walk import walk
 from dfvm.vm.pmap import pmap_extract, pmap_page_set_memattr
 from dfvm.vm.vm_object import OBJ_DEAD
-from dfvm.vm.vm_page import PHYS_TO_VM_PAGE, PQ_FREE, PQ_NONE
+from dfvm.vm.vm_page import (
+    PHYS_TO_VM_PAGE,
+    PQ_FREE,
+    PQ_HOLD,
+    PQ_NONE,
+    vm_page_hold,
+    vm_page_unhold,
+)
 from dfvm.vm.vm_param import DMAP_MIN_ADDRESS
 from tests.guest.watch import PAGE, Look, watch_same
 
@@ -207,6 +214,32 @@ def test_munmap_gives_back_pages_tables_and_object(guest_bin: Path) -> None:
     assert gone[0] == seen[1][-1]
     assert mapped[0].tables - gone[0].tables == 1
     assert gone[0].free - mapped[0].free == 40 + mapped[0].wired - gone[0].wired
+
+
+@pytest.mark.spec("PAGE-7")
+def test_a_page_that_is_held_is_not_used_again(guest_bin: Path) -> None:
+    """Held while the program unmaps it: the page waits on the hold queue. Given up, it is free."""
+    held: list[VmPage] = []
+
+    def at(look: Look) -> tuple[int, int] | None:
+        stats = look.vm.gd.gd_vmstats
+        if look.tag == 2 and not held:
+            held.append(look.page(look.a))
+            vm_page_hold(look.vm, held[0])
+        elif look.tag == 3 and held[0].hold_count:
+            m = held[0]
+            assert m.queue == PQ_HOLD + m.pc
+            assert (m.object, m.valid) == (None, 0)
+            before = stats.v_free_count
+            vm_page_unhold(look.vm, m)
+            assert m.queue == PQ_FREE + m.pc
+            return before, stats.v_free_count
+        return stats.v_free_count, stats.v_free_count
+
+    seen = watch_same(guest_bin / "come_and_go", at=at)
+    (before, after), others = seen[3][0], seen[3][1:]
+    assert after == before + 1
+    assert others == [(after, after)] * 2
 
 
 @pytest.mark.spec("SPACE-1")

@@ -236,6 +236,7 @@ def reap(user: User) -> None:
     del kernel.initproc.p_children[user.p.p_pid]
     del user.p.p_pgrp.pg_members[user.p.p_pid]
     user.p.p_fd.fdfree()
+    user.p.p_fs.fsfree()
     vmspace_rel(user.p.p_vmspace)
     kernel.kstack_free(user.lp.lwp_stack)
 

@@ -610,6 +610,7 @@ def test_child_signals() -> None:
         p = fork();
         if (!p) {
             raise(SIGSTOP);
+            usleep(50000); /* or its end overtakes the news that it goes on */
             _exit(4);
         }
         int st;
@@ -623,6 +624,7 @@ def test_child_signals() -> None:
         p = fork();
         if (!p) {
             raise(SIGSTOP);
+            usleep(50000); /* or its end overtakes the news that it goes on */
             _exit(4);
         }
         waitpid(p, &st, WUNTRACED);

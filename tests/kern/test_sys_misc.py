@@ -220,6 +220,6 @@ def test_futex_across_processes(kernel: Kernel, user: User, word: int) -> None:
     threads.start(child, "private", word, sm.FUTEX_WAIT, 7, 0, 0, 0)
     assert futex(user, word, sm.FUTEX_WAKE, 9) == 0
     assert futex(user, shared, sm.FUTEX_WAKE, 9) == 1
-    assert sm.futex_wake(child.lp, word, 1) == 1
+    assert sm.futex_wake(child.lp, child.lp.lwp_proc.p_vmspace, word, 1) == 1
     kernel.sched.run()
     assert threads.results == {"shared": 0, "private": 0}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dfvm.kern.fsinfo import FsInfo
 from dfvm.kern.kern_descrip import FileDesc
 from dfvm.kern.kern_fork import alloc_pid, newproc
 from dfvm.kern.kern_sig import SigActs, cursig
@@ -39,7 +40,8 @@ class User:
         p, lp = newproc(kernel, pid, init)
         p.p_vmspace = space or vmspace_alloc(kernel.vm)
         p.p_vmspace.vm_daddr = 0x60_0000
-        p.p_fd = FileDesc(kernel.files, kernel.vfs.rootvnode)
+        p.p_fd = FileDesc(kernel.files)
+        p.p_fs = FsInfo(kernel.vfs.rootvnode, kernel.vfs.rootvnode)
         p.p_sigacts = SigActs()
         p.p_ucred = Ucred(uid, uid)
         p.p_limit = default_limits(MAXSSIZ)

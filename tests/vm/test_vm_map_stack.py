@@ -10,6 +10,7 @@ from dfvm.vm.vm import (
     KERN_NO_SPACE,
     KERN_SUCCESS,
     VM_PROT_ALL,
+    VM_PROT_NONE,
     VM_PROT_READ,
 )
 from dfvm.vm.vm_init import VmSystem
@@ -95,13 +96,32 @@ def test_findspace_leaves_the_growth_room_free(vm: VmSystem, map: VmMap) -> None
 
 @pytest.mark.spec("MAP-14")
 def test_growth_ends_at_the_entry_below(proc: Proc, map: VmMap) -> None:
-    low = stack(map, 1 << 20)
-    wall = low + (512 << 10)
+    """… and far enough above it that what runs off the stack does not run into it, if there is
+    anything to run into."""
+    low = stack(map, 4 << 20)
+    wall = low + (1 << 20)
     assert anon(map, wall, 1) == KERN_SUCCESS
+    floor = wall + P + map.vm.sysctl.stack_guard_gap * P
+    assert store(map, floor - P, 1) == KERN_INVALID_ADDRESS
+    assert store(map, floor, 1) == KERN_SUCCESS
+    assert ranges(map) == [(wall, wall + P), (floor, TOP)]
+    assert vm_map_protect(map, wall, wall + P, VM_PROT_NONE, False) == KERN_SUCCESS
     assert store(map, wall + P, 1) == KERN_SUCCESS
     assert ranges(map) == [(wall, wall + P), (wall + P, TOP)]
     assert store(map, low, 1) == KERN_INVALID_ADDRESS
-    assert entries(map)[1].avail_ssize == 0
+    assert vm_map_remove(map, wall, wall + P) == KERN_SUCCESS
+    assert store(map, low, 1) == KERN_SUCCESS
+    assert entries(map)[0].avail_ssize == 0
+    sound(map)
+
+
+@pytest.mark.spec("MAP-14")
+def test_no_gap_above_another_stack(proc: Proc, map: VmMap) -> None:
+    low = stack(map, 4 << 20)
+    wall = low + (1 << 20)
+    rv, _ = vm_map_stack(map, wall, P, False, RW, VM_PROT_ALL, 0)
+    assert rv == KERN_SUCCESS
+    assert store(map, wall + P, 1) == KERN_SUCCESS
     sound(map)
 
 

@@ -40,7 +40,6 @@ from dfvm.vm.vmspace import (
     vmspace_alloc,
     vmspace_anonymous_count,
     vmspace_drop,
-    vmspace_exec,
     vmspace_exitfree,
     vmspace_fork,
     vmspace_free,
@@ -276,25 +275,7 @@ def test_the_child_of_a_child_of_a_child(vm: VmSystem, proc: Proc, map: VmMap) -
     sound(space.vm_map)
 
 
-# --- SPACE-3: exec, sharing, unsharing ---
-
-
-@pytest.mark.spec("SPACE-3")
-def test_exec_replaces_the_space(proc: Proc) -> None:
-    old = proc.p_vmspace
-    anon(old.vm_map, BASE, 1)
-    vmspace_exec(proc)
-    assert proc.p_vmspace is not old and proc.map.nentries == 0
-    assert old.vm_flags == VMSPACE_EXIT1 | VMSPACE_EXIT2
-
-
-@pytest.mark.spec("SPACE-3")
-def test_exec_leaves_a_shared_space_to_the_others(vm: VmSystem, proc: Proc) -> None:
-    old = proc.p_vmspace
-    anon(old.vm_map, BASE, 1)
-    vmspace_ref(old)
-    vmspace_exec(proc)
-    assert vmspace_getrefs(old) == 1 and old.vm_map.nentries == 1
+# --- SPACE-3: sharing, unsharing ---
 
 
 @pytest.mark.spec("SPACE-3")

@@ -408,7 +408,9 @@ def _page_at(space: Vmspace, va: int, write: bool) -> VmPage | None:
     map = space.vm_map
     if write:
         found, entry = vm_map_lookup_entry(map, va)
-        if found and entry is not None and not entry.protection & VM_PROT_WRITE and is_shared(entry):
+        if not found or entry is None:
+            return None
+        if not entry.protection & VM_PROT_WRITE and is_shared(entry):
             return None  # others would see it
     prot = VM_PROT_WRITE if write else VM_PROT_READ
     flags = VM_FAULT_DIRTY if write else VM_FAULT_NORMAL

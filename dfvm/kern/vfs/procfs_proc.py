@@ -177,7 +177,7 @@ def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     tid = pid if whole or lp is None else lp.lwp_tid
     ids = (pid, p.p_pgrp.pg_id, p.p_session.s_sid)
     lines = [
-        f"Umask:\t{p.p_fd.fd_cmask:04o}" if p.p_lwps else "",
+        f"Umask:\t{p.p_fs.fs_cmask:04o}" if p.p_lwps else "",
         f"State:\t{state} ({_STATES[state]})",
         f"Tgid:\t{pid}",
         "Ngid:\t0",
@@ -278,7 +278,7 @@ def _escape(path: bytes) -> bytes:
 
 def mounts(p: Proc) -> bytes:
     lines = []
-    root = p.p_fd.fd_rdir
+    root = p.p_fs.fs_rdir
     for m in p.kernel.vfs.mounts:
         at = vn_fullpath(m.mnt_root, root)
         if not at.startswith(b"/"):
@@ -291,7 +291,7 @@ def mounts(p: Proc) -> bytes:
 
 def mountinfo(p: Proc) -> bytes:
     lines = []
-    root = p.p_fd.fd_rdir
+    root = p.p_fs.fs_rdir
     all_mounts = p.kernel.vfs.mounts
     for i, m in enumerate(all_mounts):
         at = vn_fullpath(m.mnt_root, root)
@@ -422,7 +422,7 @@ def _reader_root(vp: ProcNode) -> Vnode:
     proc: Proc | None = vp.kernel.sched.curthread.td_proc
     if proc is None or not proc.p_lwps:
         return vp.kernel.vfs.rootvnode
-    return proc.p_fd.fd_rdir
+    return proc.p_fs.fs_rdir
 
 
 # ---- directories ---------------------------------------------------------------------------------
@@ -555,8 +555,8 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"statm": _file(lambda p, lp, whole: statm(p)),
     b"maps": _file(lambda p, lp, whole: maps(p, _root_of(p)), 0o444, True),
     b"mem": _memory_file(MemFile),
-    b"cwd": _link(lambda p: p.p_fd.fd_cdir),
-    b"root": _link(lambda p: p.p_fd.fd_rdir),
+    b"cwd": _link(lambda p: p.p_fs.fs_cdir),
+    b"root": _link(lambda p: p.p_fs.fs_rdir),
     b"exe": _link(_text_vnode),
     b"mounts": _file(lambda p, lp, whole: mounts(p) if p.p_lwps else b""),
     b"mountinfo": _file(lambda p, lp, whole: mountinfo(p) if p.p_lwps else b""),
@@ -579,7 +579,7 @@ _THREAD: Final = {**_COMMON, b"children": _file(lambda p, lp, whole: _children(p
 
 def _root_of(p: Proc) -> Vnode:
     # Paths of mapped files are shown from the root of the process itself.
-    return p.p_fd.fd_rdir if p.p_lwps else p.kernel.vfs.rootvnode
+    return p.p_fs.fs_rdir if p.p_lwps else p.kernel.vfs.rootvnode
 
 
 def proc_dir(mount: ProcMount, p: Proc) -> ProcNode:

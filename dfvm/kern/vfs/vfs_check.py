@@ -20,6 +20,7 @@ from dfvm.kern.vfs.vnode import FWRITE, VDIR, VKEEP, VRECLAIMED
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dfvm.kern.fsinfo import FsInfo
     from dfvm.kern.kern_descrip import File, FileDesc
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.vfs.mount import Vfs
@@ -62,6 +63,7 @@ def _holders(
     # Count what processes hold. True if there is a process with a thread.
     programs = False
     tables: dict[FileDesc, None] = {}
+    places: dict[FsInfo, None] = {}
     for p in kernel.procs.values():
         if p.p_textvp is not None:
             holders[p.p_textvp] += 1
@@ -69,10 +71,13 @@ def _holders(
         if p.p_stat != SZOMB:
             programs |= bool(p.p_lwps)
             tables[p.p_fd] = None
+            places[p.p_fs] = None
     files: dict[File, None] = {}
+    for fs in places:
+        if fs.fs_refcnt:  # else its process is just exiting
+            holders[fs.fs_cdir] += 1
+            holders[fs.fs_rdir] += 1
     for fdp in tables:
-        holders[fdp.fd_cdir] += 1
-        holders[fdp.fd_rdir] += 1
         files.update(dict.fromkeys(fdp.fd_files.values()))
     for fp in files:
         vp = fp.f_vnode

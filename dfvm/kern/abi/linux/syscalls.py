@@ -298,7 +298,7 @@ SYSCALLS: Final[tuple[tuple[int, str, str, str], ...]] = (
     (270, "pselect6",
      "int nfds, ptr readfds, ptr writefds, ptr exceptfds, ptr timeout, ptr sigmask", "sys_generic"),
     (271, "ppoll", "ptr fds, uint nfds, ptr timeout, ptr sigmask, size setsize", "sys_generic"),
-    (272, "unshare", "uint flags", ""),
+    (272, "unshare", "uint flags", "kern_fork"),
     (273, "set_robust_list", "ptr head, size len", "sys_misc"),
     (274, "get_robust_list", "pid pid, ptr head, ptr len", "sys_misc"),
     (275, "splice", "fd infd, ptr offin, fd outfd, ptr offout, size len, uint flags", ""),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
+from dfvm.kern.kern_sched import sched_fork
 from dfvm.kern.kern_sig import (
     SIG_DFL,
     SIG_IGN,
@@ -172,7 +173,7 @@ def fork1(
             _clear_handlers(child.p_sigacts)
     child.p_ucred = p.p_ucred
     child.p_limit = p.p_limit.copy()
-    child.p_nice = p.p_nice
+    sched_fork(lp, clp)
     child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
     child.p_execpath = p.p_execpath
     if p.p_textvp is not None:

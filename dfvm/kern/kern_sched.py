@@ -1,8 +1,9 @@
 """Scheduling, as far as programs have a say: yielding, CPU affinity, scheduling classes.
 
-There is one class, SCHED_OTHER, whose threads share the CPU by their nice levels (that is
-kern_resource's setpriority); BATCH and IDLE are accepted and run as OTHER does. Real-time classes
-are refused as they are to anybody without RLIMIT_RTPRIO.
+Threads share the CPU by their nice levels (that is kern_resource's setpriority), whatever class
+they are in: BATCH and IDLE are remembered and run as OTHER does. Real-time classes are refused as
+they are to anybody without RLIMIT_RTPRIO. The CPUs a thread may run on are remembered, too; which
+one of them it is makes no difference.
 
 Source: DragonFly sys/kern/kern_synch.c, sys/kern/kern_usched.c; behaviour as Linux
 kernel/sched/syscalls.c.
@@ -10,10 +11,12 @@ kernel/sched/syscalls.c.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_errno import E2BIG, EINVAL, EPERM, ESRCH, err
+from dfvm.kern.proc import RLIMIT_NICE
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
@@ -30,6 +33,13 @@ _REALTIME: Final = (SCHED_FIFO, SCHED_RR)
 
 _SLICE_NS: Final = 10_000_000
 _SCHED_ATTR_BYTES: Final = 56
+
+# struct sched_attr up to sched_priority: size, policy, flags, nice, priority.
+_SCHED_ATTR: Final = Struct("<IIQiI")
+SCHED_FLAG_RESET_ON_FORK: Final = 1
+SCHED_FLAG_KEEP_POLICY: Final = 8
+SCHED_FLAG_KEEP_PARAMS: Final = 16
+_KNOWN_FLAGS: Final = SCHED_FLAG_RESET_ON_FORK | SCHED_FLAG_KEEP_POLICY | SCHED_FLAG_KEEP_PARAMS
 
 
 def sys_sched_yield(lp: Lwp) -> int:
@@ -55,14 +65,31 @@ def _may_change(lp: Lwp, target: Lwp) -> None:
         raise err(EPERM)
 
 
+def _privileged(lp: Lwp) -> bool:
+    return lp.lwp_proc.p_ucred.cr_uid == 0
+
+
+def sched_fork(lp: Lwp, child: Lwp) -> None:
+    """The thread of a new process inherits what its maker has, unless that said otherwise."""
+    p, policy = lp.lwp_proc, lp.lwp_policy
+    nice = p.p_nice
+    if policy & SCHED_RESET_ON_FORK:
+        policy &= ~SCHED_RESET_ON_FORK
+        nice = max(nice, 0)
+    child.lwp_policy = policy
+    child.lwp_cpumask = lp.lwp_cpumask
+    child.lwp_proc.p_nice = nice
+
+
 def sys_sched_getaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
-    """sched_getaffinity(2): the machine's CPUs."""
-    kernel = _target(lp, pid).lwp_proc.kernel
+    """sched_getaffinity(2)"""
+    target = _target(lp, pid)
+    ncpu = target.lwp_proc.kernel.ncpu
     size = u32(size)
-    if size * 8 < kernel.ncpu or size & 7:
+    if size * 8 < ncpu or size & 7:
         raise err(EINVAL)
-    size = min(size, 8 * ((kernel.ncpu + 63) // 64))
-    copyout(lp.lwp_proc.p_vmspace, ((1 << kernel.ncpu) - 1).to_bytes(size, "little"), umask)
+    size = min(size, 8 * ((ncpu + 63) // 64))
+    copyout(lp.lwp_proc.p_vmspace, target.lwp_cpumask.to_bytes(size, "little"), umask)
     return size
 
 
@@ -72,27 +99,47 @@ def sys_sched_setaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
     size = min(u32(size), 128)
     mask = int.from_bytes(copyin(lp.lwp_proc.p_vmspace, umask, size), "little") if size else 0
     _may_change(lp, target)
-    if not mask & (1 << target.lwp_proc.kernel.ncpu) - 1:
+    mask &= (1 << target.lwp_proc.kernel.ncpu) - 1
+    if not mask:
         raise err(EINVAL)
+    target.lwp_cpumask = mask
     return 0
 
 
 def sys_sched_getscheduler(lp: Lwp, pid: int) -> int:
     """sched_getscheduler(2)"""
-    _target(lp, pid)
-    return SCHED_OTHER
+    return _target(lp, pid).lwp_policy
 
 
-def _check_class(policy: int, priority: int) -> None:
-    policy &= ~SCHED_RESET_ON_FORK
-    if policy not in _CLASSES:
+def _set_policy(lp: Lwp, target: Lwp, policy: int, priority: int) -> None:
+    """Put `target` into a class.
+
+    :raises OSError: EINVAL for what does not exist, EPERM for what `lp` may not do.
+    """
+    kind, old = policy & ~SCHED_RESET_ON_FORK, target.lwp_policy
+    if kind not in _CLASSES:
         raise err(EINVAL)
-    if policy in _REALTIME:
-        if not 1 <= priority <= 99:
-            raise err(EINVAL)
-        raise err(EPERM)
+    if kind in _REALTIME:
+        raise err(EPERM if 1 <= priority <= 99 else EINVAL)
     if priority:
         raise err(EINVAL)
+    _may_change(lp, target)
+    if not _privileged(lp):
+        if old & ~SCHED_RESET_ON_FORK == SCHED_IDLE != kind and not _can_nice(target):
+            raise err(EPERM)
+        if old & ~policy & SCHED_RESET_ON_FORK:
+            raise err(EPERM)
+    target.lwp_policy = policy
+
+
+def _can_nice(target: Lwp) -> bool:
+    # Whether RLIMIT_NICE lets it have the nice level that it has.
+    p = target.lwp_proc
+    return 20 - p.p_nice <= p.p_rlimit(RLIMIT_NICE)
+
+
+def _copyin_priority(lp: Lwp, uparam: int) -> int:
+    return s32(int.from_bytes(copyin(lp.lwp_proc.p_vmspace, uparam, 4), "little"))
 
 
 def sys_sched_setscheduler(lp: Lwp, pid: int, policy: int, uparam: int) -> int:
@@ -100,15 +147,13 @@ def sys_sched_setscheduler(lp: Lwp, pid: int, policy: int, uparam: int) -> int:
     policy = s32(policy)
     if policy < 0:
         raise err(EINVAL)
-    priority = s32(int.from_bytes(copyin(lp.lwp_proc.p_vmspace, uparam, 4), "little"))
-    target = _target(lp, pid)
-    _may_change(lp, target)
-    _check_class(policy, priority)
+    priority = _copyin_priority(lp, uparam)
+    _set_policy(lp, _target(lp, pid), policy, priority)
     return 0
 
 
 def sys_sched_getparam(lp: Lwp, pid: int, uparam: int) -> int:
-    """sched_getparam(2)"""
+    """sched_getparam(2): no class that a thread can be in has priorities."""
     _target(lp, pid)
     copyout(lp.lwp_proc.p_vmspace, bytes(4), uparam)
     return 0
@@ -116,10 +161,9 @@ def sys_sched_getparam(lp: Lwp, pid: int, uparam: int) -> int:
 
 def sys_sched_setparam(lp: Lwp, pid: int, uparam: int) -> int:
     """sched_setparam(2)"""
-    priority = s32(int.from_bytes(copyin(lp.lwp_proc.p_vmspace, uparam, 4), "little"))
+    priority = _copyin_priority(lp, uparam)
     target = _target(lp, pid)
-    _may_change(lp, target)
-    _check_class(SCHED_OTHER, priority)
+    _set_policy(lp, target, target.lwp_policy, priority)
     return 0
 
 
@@ -154,8 +198,9 @@ def sys_sched_getattr(lp: Lwp, pid: int, uattr: int, size: int, flags: int) -> i
         raise err(EINVAL)
     target = _target(lp, pid)
     size = min(size, _SCHED_ATTR_BYTES)
-    nice = target.lwp_proc.p_nice & 0xFFFF_FFFF
-    attr = size.to_bytes(4, "little") + bytes(12) + nice.to_bytes(4, "little")
+    flags = SCHED_FLAG_RESET_ON_FORK if target.lwp_policy & SCHED_RESET_ON_FORK else 0
+    policy = target.lwp_policy & ~SCHED_RESET_ON_FORK
+    attr = _SCHED_ATTR.pack(size, policy, flags, target.lwp_proc.p_nice, 0)
     copyout(lp.lwp_proc.p_vmspace, attr.ljust(size, b"\0"), uattr)
     return 0
 
@@ -166,17 +211,25 @@ def sys_sched_setattr(lp: Lwp, pid: int, uattr: int, flags: int) -> int:
     size = int.from_bytes(copyin(space, uattr, 4), "little") or 48
     if size < 48:
         raise err(E2BIG)
-    raw = copyin(space, uattr, 48)
-    if u32(flags):
+    _, policy, how, nice, priority = _SCHED_ATTR.unpack(copyin(space, uattr, _SCHED_ATTR.size))
+    if u32(flags) or how & ~_KNOWN_FLAGS:
         raise err(EINVAL)
     target = _target(lp, pid)
-    _may_change(lp, target)
-    _check_class(int.from_bytes(raw[4:8], "little"), int.from_bytes(raw[20:24], "little"))
+    p = target.lwp_proc
+    if how & SCHED_FLAG_KEEP_POLICY:
+        policy = target.lwp_policy
+    elif policy not in _CLASSES:
+        raise err(EINVAL)
+    else:
+        if how & SCHED_FLAG_KEEP_PARAMS:  # the class is one of them
+            policy = target.lwp_policy & ~SCHED_RESET_ON_FORK
+        if how & SCHED_FLAG_RESET_ON_FORK:
+            policy |= SCHED_RESET_ON_FORK
+    nice = p.p_nice if how & SCHED_FLAG_KEEP_PARAMS else min(max(nice, -20), 19)
+    if nice < p.p_nice and not _privileged(lp):
+        raise err(EPERM)
+    _set_policy(lp, target, policy, priority)
     from dfvm.kern.kern_resource import set_nice
 
-    nice = s32(int.from_bytes(raw[16:20], "little"))
-    p = target.lwp_proc
-    if nice < p.p_nice and lp.lwp_proc.p_ucred.cr_uid != 0:
-        raise err(EPERM)
-    set_nice(p, min(max(nice, -20), 19))
+    set_nice(p, nice)
     return 0

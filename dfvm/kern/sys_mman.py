@@ -70,6 +70,7 @@ from dfvm.vm.vm_map import (
     vm_map_unlock,
     vm_map_user_wiring,
 )
+from dfvm.vm.vm_mmap import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, vm_mmap
 from dfvm.vm.vm_object import (
     OBJT_DEFAULT,
     OBJT_SWAP,
@@ -111,11 +112,8 @@ PROT_SEM: Final = 0x8
 PROT_GROWSDOWN: Final = 0x0100_0000
 PROT_GROWSUP: Final = 0x0200_0000
 
-MAP_SHARED: Final = 0x01
-MAP_PRIVATE: Final = 0x02
 MAP_SHARED_VALIDATE: Final = 0x03
 MAP_TYPE: Final = 0x0F
-MAP_FIXED: Final = 0x10
 MAP_ANONYMOUS: Final = 0x20
 MAP_32BIT: Final = 0x40
 MAP_GROWSDOWN: Final = 0x0100
@@ -440,57 +438,14 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     if flags & MAP_GROWSDOWN:
         addr = _map_stack(p, addr, size, bits, flags)
     else:
-        addr = _map(p, addr, size, bits, maximum, flags, shared, None if anonymous else fp, offset)
-    _mapped(map, addr, size, locked, bits, shared, flags)
-    return addr
-
-
-def _map(
-    p: Proc,
-    addr: int,
-    size: int,
-    prot: int,
-    maximum: int,
-    flags: int,
-    shared: bool,
-    fp: File | None,
-    offset: int,
-) -> int:
-    """Put the mapping into the map; returns where."""
-    map = p.p_vmspace.vm_map
-    vm = map.vm
-    obj: VmObject | None = None
-    cow = 0
-    subsys = VM_SUBSYS_MMAP
-    if fp is not None:
-        vp = fp.f_vnode
-        assert vp is not None  # _file_rights
-        obj = vnode_pager_alloc(vm, vp, vp.v_filesize)
-        cow = MAP_PREFAULT_PARTIAL if shared else MAP_PREFAULT_PARTIAL | MAP_COPY_ON_WRITE
-    elif shared:
-        # What is shared must have its object before anybody can share it; and it must never
-        # become one entry with memory that is not.
-        obj = vm_object_allocate(vm, OBJT_DEFAULT, size >> PAGE_SHIFT)
-        offset = 0
-        subsys = VM_SUBSYS_SHMEM
-    else:
-        offset = 0
-    try:
-        if flags & MAP_FIXED:
-            vm_map_remove(map, addr, addr + size)
-        else:
+        if not flags & MAP_FIXED:
             addr = find_room(map, addr, size, flags)
-        rv, addr = vm_map_find(
-            map, obj, offset, addr, size, PAGE_SIZE, False,
-            VM_MAPTYPE_NORMAL, subsys, prot, maximum, cow,
-        )  # fmt: skip
+        # MAP_SHARED_VALIDATE is a sharing one, too.
+        vp = None if anonymous or fp is None else fp.f_vnode
+        rv = vm_mmap(map, addr, size, bits, maximum, flags & (MAP_SHARED | MAP_FIXED), vp, offset)
         if rv != KERN_SUCCESS:
             raise err(ENOMEM)
-    except OSError:
-        vm_object_deallocate(obj)
-        raise
-    if shared:
-        vm_map_inherit(map, addr, addr + size, VM_INHERIT_SHARE)
+    _mapped(map, addr, size, locked, bits, shared, flags)
     return addr
 
 

@@ -78,11 +78,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pmap", "PmapStatistics", "pmap_allocpt", "pmap_bootstrap", "pmap_clear_modify",
-    "pmap_clear_reference", "pmap_copy", "pmap_enter", "pmap_enter_quick",
-    "pmap_enter_run", "pmap_extract",
-    "pmap_freept", "pmap_is_modified", "pmap_kenter", "pmap_kremove", "pmap_mapped",
-    "pmap_object_init_pt", "pmap_page_protect", "pmap_page_set_memattr", "pmap_pgscan",
-    "pmap_pinit", "pmap_prefault_ok", "pmap_protect", "pmap_pte", "pmap_qenter", "pmap_qremove",
+    "pmap_clear_reference", "pmap_copy", "pmap_enter", "pmap_enter_quick", "pmap_enter_run",
+    "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_kenter", "pmap_kremove",
+    "pmap_mapped", "pmap_object_init_pt", "pmap_page_protect", "pmap_page_set_memattr",
+    "pmap_pgscan", "pmap_pinit", "pmap_prefault_ok", "pmap_protect", "pmap_pte", "pmap_qenter",
+    "pmap_qremove",
     "pmap_release", "pmap_remove", "pmap_resident_count", "pmap_ts_referenced", "pmap_unwire",
 ]  # fmt: skip
 
@@ -154,8 +154,9 @@ _PAT_BITS: Final = pat_bits(5) | pat_bits(0) | pat_bits(1)  # every bit that sel
 
 def pmap_enter_run(pmap: Pmap, va: int, run: list[VmPage], prot: int) -> None:
     """Map the pages of `run` at `va` and behind it with `prot`, in one page table, which exists,
-    and where nothing is mapped: as pmap_enter does, for a third of the time. The pages are nobody's
-    business meanwhile, and ordinary: managed, of the default memory type. Does not block."""
+    and where nothing is mapped: what pmap_enter does, once for all of them. A program that was
+    just forked gets most of its pages this way. The pages are busy or idle, managed, and of the
+    default memory type. Does not block."""
     key = va >> 21
     slot = pmap.pm_pt[key] + (va >> 12 & 511)
     q = pmap.q

@@ -40,12 +40,14 @@ def place(n: int) -> int:
 
 
 class Counts:
-    """All counters of the machine at one moment; the difference of two is what has happened."""
+    """All counters of the machine's memory at one moment; the difference of two is what has
+    happened."""
 
     def __init__(self, vm: VmSystem, flushes: int) -> None:
         self.values = {
             name: getattr(vm.vmmeter, name) + getattr(vm.gd.gd_cnt, name)
             for name in VmMeter.__slots__
+            if name not in ("v_swtch", "v_trap", "v_syscall")
         }
         for name in VmStatsAdj.__slots__:
             self.values[name] = getattr(vm.vmstats, name) + getattr(vm.gd.gd_vmstats_adj, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from dfvm import PIPE, Machine
 from tests.kern.guest_util import build, by_guest, same
 
 
@@ -420,6 +421,97 @@ def test_scheduling_calls() -> None:
         return 0;
     }
     """)
+
+
+def test_scheduling_class_and_cpus_are_remembered() -> None:
+    out = same(r"""
+    struct attr { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority;
+                  uint64_t more[4]; };
+    static void tell(const char *what) {
+        struct sched_param p = {7};
+        struct attr a = {0};
+        cpu_set_t s;
+        CPU_ZERO(&s);
+        sched_getparam(0, &p);
+        syscall(SYS_sched_getattr, 0, &a, sizeof a, 0);
+        sched_getaffinity(0, sizeof s, &s);
+        printf("%s: %x %d attr %u %lx %d %u cpus %d\n", what, sched_getscheduler(0),
+               p.sched_priority, a.policy, (long)a.flags, a.nice, a.priority, CPU_COUNT(&s) == 1);
+        fflush(stdout);
+    }
+    static void put(int policy) {
+        struct sched_param p = {0};
+        int r = sched_setscheduler(0, policy, &p);
+        printf("%x -> %d %d\n", policy, r, r ? errno : 0);
+    }
+    static void attr(uint32_t policy, uint64_t flags, int nice) {
+        struct attr a = {48, policy, flags, nice};
+        int r = syscall(SYS_sched_setattr, 0, &a, 0);
+        printf("attr %x %lx %d -> %d %d\n", policy, (long)flags, nice, r, r ? errno : 0);
+        tell("after");
+    }
+    static void forked(const char *what) {
+        fflush(stdout);
+        if (!fork()) { tell(what); _exit(0); }
+        wait(0);
+    }
+    int main(int argc, char **argv) {
+        if (argc > 1) { tell("exec"); return 0; }
+        setgid(65534);
+        setuid(65534);
+        cpu_set_t s;
+        sched_getaffinity(0, sizeof s, &s);
+        int first = 0;
+        while (!CPU_ISSET(first, &s)) first++;
+        CPU_ZERO(&s);
+        CPU_SET(first, &s);
+        CPU_SET(1000, &s);  // not there
+        printf("%d\n", sched_setaffinity(0, sizeof s, &s));
+        tell("cpus");
+        put(SCHED_BATCH); tell("batch"); forked("its child");
+        put(SCHED_BATCH | SCHED_RESET_ON_FORK); tell("reset"); forked("its child");
+        put(SCHED_BATCH);
+        put(SCHED_OTHER | SCHED_RESET_ON_FORK);
+        struct sched_param p = {0}, q = {5};
+        printf("%d", sched_setparam(0, &p));
+        printf(" %d\n", sched_setparam(0, &q));
+        tell("param");
+        attr(SCHED_BATCH, 1, 3);
+        attr(SCHED_BATCH, 1, 1);
+        attr(SCHED_BATCH, 0, 4);
+        attr(SCHED_OTHER, 8, 5);
+        attr(SCHED_OTHER, 1 | 16, 0);
+        attr(99, 0, 5);
+        put(SCHED_IDLE | SCHED_RESET_ON_FORK); tell("idle"); forked("its child");
+        put(SCHED_OTHER | SCHED_RESET_ON_FORK); tell("stays idle");
+        fflush(stdout);
+        char *v[] = {argv[0], "x", 0};
+        execv("/proc/self/exe", v);
+    }
+    """)
+    assert b"batch: 3 0 attr 3 0 0 0 cpus 1\n" in out
+
+
+def test_affinity_is_a_set_of_the_cpus_there_are() -> None:
+    program = build(r"""
+    int main(void) {
+        cpu_set_t s;
+        CPU_ZERO(&s);
+        CPU_SET(1, &s); CPU_SET(2, &s); CPU_SET(40, &s);
+        printf("%d", sched_setaffinity(0, sizeof s, &s));
+        CPU_ZERO(&s);
+        CPU_SET(4, &s);
+        printf(" %d", sched_setaffinity(0, sizeof s, &s) < 0 ? errno : 0);
+        CPU_ZERO(&s);
+        sched_getaffinity(0, sizeof s, &s);
+        for (int i = 0; i < 1024; i++) if (CPU_ISSET(i, &s)) printf(" cpu%d", i);
+        return 0;
+    }
+    """)
+    with Machine(ncpu=4) as m:
+        p = m.spawn([str(program)], stdout=PIPE)
+        m.run()
+        assert p.stdout == b"0 22 cpu1 cpu2"
 
 
 def test_nice_shares_the_cpu() -> None:

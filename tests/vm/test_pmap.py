@@ -26,6 +26,7 @@ from dfvm.machine.pte import (
     pat_memattr,
 )
 from dfvm.machine.walk import walk
+from dfvm.vm import pmap as pmap_module
 from dfvm.vm.pmap import (
     Pmap,
     pmap_clear_modify,
@@ -52,6 +53,7 @@ from dfvm.vm.pmap import (
     pmap_unwire,
 )
 from dfvm.vm.pmap_check import pmap_check
+from dfvm.vm.pmap_table import pmap_allocpt
 from dfvm.vm.vm import (
     VM_MEMATTR_UNCACHEABLE,
     VM_MEMATTR_WEAK_UNCACHEABLE,
@@ -310,6 +312,27 @@ def test_protect_leaves_gaps_and_neighbours_alone(vm: VmSystem, map: VmMap) -> N
         assert bool(pte) == (i in touched)
         assert bool(pte & PG_RW) == (i in (0, 1023))
     assert pmap_resident_count(map.pmap) == len(touched)
+
+
+@pytest.mark.spec("PMAP-3")
+def test_copy_sees_what_went_while_it_waited_for_a_table(
+    vm: VmSystem, proc: Proc, map: VmMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anon(map, BASE, 2)
+    store(map, BASE, 1)
+    store(map, BASE + P, 2)
+    cmap = vmspace_fork(proc.p_vmspace).vm_map
+    pmap_remove(cmap.pmap, BASE, BASE + 2 * P)
+
+    def slow(pmap: Pmap, va: int) -> int:
+        pmap_remove(map.pmap, BASE, BASE + P)
+        return pmap_allocpt(pmap, va)
+
+    monkeypatch.setattr(pmap_module, "pmap_allocpt", slow)
+    pmap_copy(cmap.pmap, map.pmap, BASE, 2 * P, BASE)
+    assert pmap_pte(cmap.pmap, BASE) == 0
+    assert pmap_pte(cmap.pmap, BASE + P)
+    sound(map, cmap)
 
 
 @pytest.mark.spec("PMAP-3")

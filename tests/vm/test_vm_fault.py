@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -192,6 +192,33 @@ def test_pages_of_several_processes_are_found_by_the_bypass(vm: VmSystem) -> Non
         assert touch(map, BASE, False) == KERN_SUCCESS
     assert count(vm, "v_fault_bypass") >= 1
     assert vm.ram.mem[pmap_pte(maps[3].pmap, BASE) & PG_FRAME] == 1
+    assert obj.rb_memq[0].busy_count == 0
+    sound(*maps)
+
+
+@pytest.mark.spec("FAULT-2")
+def test_a_hit_in_the_quick_path_does_not_ask_the_object(vm: VmSystem) -> None:
+    vp, obj = file(vm, 1)
+    maps = [Proc(vm).map for _ in range(3)]
+    for n, map in enumerate(maps):
+        if n:
+            vnode_pager_alloc(vm, vp, vp.v_filesize)
+        show(map, obj, 0, BASE, 1, VM_PROT_READ)
+    for map in maps[:2]:
+        touch(map, BASE, False)
+
+    class Asked(dict[int, Any]):
+        def get(self, *args: Any) -> Any:
+            raise AssertionError("the object was asked")
+
+    vm_page_hash_enter(obj.rb_memq[0])
+    pages = obj.rb_memq
+    obj.rb_memq = Asked(pages)
+    vm.sysctl.prefault_pages = 0  # the neighbours come from the object
+    before = count(vm, "v_fault_bypass")
+    touch(maps[2], BASE, False, quick=True)
+    obj.rb_memq = pages
+    assert count(vm, "v_fault_bypass") == before + 1
     assert obj.rb_memq[0].busy_count == 0
     sound(*maps)
 

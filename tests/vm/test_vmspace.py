@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 
 from dfvm.lwkt.panic import Panic
+from dfvm.vm import vm_fault as vm_fault_module
 from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
 from dfvm.vm.pmap import pmap_extract, pmap_pte
 from dfvm.vm.vm import (
+    KERN_FAILURE,
     KERN_INVALID_ADDRESS,
     KERN_INVALID_ARGUMENT,
     KERN_SUCCESS,
     VM_INHERIT_NONE,
     VM_INHERIT_SHARE,
+    VM_PROT_NONE,
     VM_PROT_READ,
 )
+from dfvm.vm.vm_fault import vm_fault
 from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_map import (
     MAP_COPY_ON_WRITE,
@@ -30,7 +34,7 @@ from dfvm.vm.vm_map import (
     vm_map_unlock,
     vm_map_user_wiring,
 )
-from dfvm.vm.vm_map_clip import vm_map_clip_range, vm_map_unclip_range
+from dfvm.vm.vm_map_clip import vm_map_clip_range, vm_map_clip_start, vm_map_unclip_range
 from dfvm.vm.vm_map_entry import MAP_CLIP_NO_HOLES
 from dfvm.vm.vm_map_wire import KM_PAGEABLE
 from dfvm.vm.vmspace import (
@@ -355,6 +359,75 @@ def test_a_failed_wiring_leaves_nothing_wired(vm: VmSystem, map: VmMap, kernel: 
         assert vm_map_user_wiring(map, BASE, BASE + 8 * P, False) != KERN_SUCCESS
     assert [e.wired_count for e in map] == [1, 0, 0, 0]
     assert map.pmap.pm_stats.wired_count == 2
+    sound(map)
+
+
+@pytest.mark.spec("MAP-12")
+def test_a_failed_wiring_unwires_all_pieces_of_what_was_cut(
+    vm: VmSystem, map: VmMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread cuts an entry that this call has wired, before a later one fails."""
+    anon(map, BASE, 4)
+    anon(map, BASE + 4 * P, 2, VM_PROT_READ)
+    store(map, BASE, 1)  # the page tables are there
+    before = wired(vm)
+
+    def fault(map: VmMap, va: int, prot: int, flags: int) -> int:
+        if va != BASE + 5 * P:
+            return vm_fault(map, va, prot, flags)
+        vm_map_lock(map)
+        vm_map_clip_start(map, entries(map)[0], BASE + 2 * P)
+        vm_map_unlock(map)
+        return KERN_FAILURE
+
+    monkeypatch.setattr(vm_fault_module, "vm_fault", fault)
+    assert vm_map_user_wiring(map, BASE, BASE + 6 * P, False) == KERN_FAILURE
+    assert [(e.wired_count, e.eflags & MAP_ENTRY_USER_WIRED) for e in map] == [(0, 0)] * 2
+    assert map.pmap.pm_stats.wired_count == 0
+    assert wired(vm) == before
+    sound(map)
+
+
+@pytest.mark.spec("MAP-12")
+def test_a_failed_wiring_finds_pages_that_are_not_mapped_any_more(
+    vm: VmSystem, map: VmMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread takes the right to read from a page that is wired already: that unmaps it."""
+    anon(map, BASE, 4)
+    store(map, BASE, 1)
+    before = wired(vm)
+
+    def fault(map: VmMap, va: int, prot: int, flags: int) -> int:
+        if va != BASE + 2 * P:
+            return vm_fault(map, va, prot, flags)
+        vm_map_protect(map, BASE, BASE + P, VM_PROT_NONE, False)
+        return KERN_FAILURE
+
+    monkeypatch.setattr(vm_fault_module, "vm_fault", fault)
+    assert vm_map_user_wiring(map, BASE, BASE + 4 * P, False) == KERN_FAILURE
+    assert all(e.wired_count == 0 for e in map)
+    assert wired(vm) == before
+    sound(map)
+
+
+@pytest.mark.spec("MAP-12", "MAP-19")
+def test_wiring_looks_again_after_others_had_the_map(
+    vm: VmSystem, map: VmMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anon(map, BASE, 4)
+    anon(map, BASE + 4 * P, 2, VM_PROT_READ)
+
+    def fault(map: VmMap, va: int, prot: int, flags: int) -> int:
+        if va == BASE + 3 * P:
+            vm_map_lock(map)
+            vm_map_clip_start(map, entries(map)[0], BASE + 2 * P)
+            vm_map_unlock(map)
+        return vm_fault(map, va, prot, flags)
+
+    monkeypatch.setattr(vm_fault_module, "vm_fault", fault)
+    assert vm_map_user_wiring(map, BASE, BASE + 6 * P, False) == KERN_SUCCESS
+    assert [e.wired_count for e in map] == [1, 1]
+    assert map.pmap.pm_stats.wired_count == 6
     sound(map)
 
 

@@ -21,6 +21,7 @@ from dfvm.kern.vfs.procfs import (
     ProcMagicLink,
     ProcNode,
 )
+from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
 from dfvm.kern.vfs.procfs_maps import (
     MemFile,
     PagemapFile,
@@ -132,6 +133,7 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     utime, stime = ru.ru_utime_ns, ru.ru_stime_ns
     if lp is not None and not whole:
         utime, stime = lp.lwp_thread.user_ns, lp.lwp_thread.sys_ns
+    policy = lp.lwp_policy & ~SCHED_RESET_ON_FORK if lp else 0
     mask = (1 << 31) - 1  # the signal sets here are 32 bits, as they were in 1992
     limit = p.p_rlimit(_RLIMIT_RSS)
     fields = (
@@ -144,7 +146,7 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
         0, 0,
         pending & mask, (lp.lwp_sigmask if lp else 0) & mask,
         acts.ignored_explicitly() & mask, acts.ps_sigcatch & mask,
-        0, 0, 0, p.p_exitsig or 17, 0, 0, 0, 0, 0, 0,
+        0, 0, 0, p.p_exitsig or 17, 0, 0, policy, 0, 0, 0,
         data, data_end, data, 0, 0, 0, 0, p.p_xstat if p.p_stat == SZOMB else 0,
     )  # fmt: skip
     pid = p.p_pid if whole or lp is None else lp.lwp_tid
@@ -168,6 +170,21 @@ def statm(p: Proc) -> bytes:
         0,
     )
     return (" ".join(map(str, numbers)) + "\n").encode()
+
+
+def _ranges(mask: int) -> str:
+    """The set of a mask's bits: "0-2,5"."""
+    words = []
+    bit = 0
+    while mask >> bit:
+        if mask >> bit & 1:
+            last = bit
+            while mask >> last + 1 & 1:
+                last += 1
+            words.append(str(bit) if bit == last else f"{bit}-{last}")
+            bit = last
+        bit += 1
+    return ",".join(words)
 
 
 def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
@@ -219,8 +236,8 @@ def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
         f"NoNewPrivs:\t{int(p.p_nonewprivs)}",
         "Seccomp:\t0",
         "Seccomp_filters:\t0",
-        f"Cpus_allowed:\t{(1 << ncpu) - 1:x}",
-        f"Cpus_allowed_list:\t{f'0-{ncpu - 1}' if ncpu > 1 else '0'}",
+        f"Cpus_allowed:\t{cpus:x}",
+        f"Cpus_allowed_list:\t{_ranges(cpus)}",
         "Mems_allowed:\t1",
         "Mems_allowed_list:\t0",
     ]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.vfs.devfs import DevMount
-from dfvm.kern.vfs.vnode import FWRITE, VDIR, VKEEP, VRECLAIMED
+from dfvm.kern.vfs.vnode import FWRITE, VDIR, VKEEP, VNOCACHE, VRECLAIMED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def _check_vnode(vp: Vnode, count: int, exact: bool) -> Iterator[str]:
     if vp.v_nchild < 0:
         yield f"{vp.v_nchild} children"
     parent = vp.v_parent
-    if parent is not None and not parent.v_nchild:
+    if parent is not None and not (parent.v_nchild or parent.v_flag & VNOCACHE):
         yield f"its parent {parent!r} does not count it"
     if vp.v_type == VDIR:
         for name, mount in (vp.v_mounts or {}).items():

@@ -35,7 +35,7 @@ from dfvm.kern.kern_errno import (
 from dfvm.kern.kern_exit import lwp_release_user
 from dfvm.kern.kern_fork import vfork_done
 from dfvm.kern.kern_sig import exec_signals
-from dfvm.kern.proc import P_EXEC, P_SUGID, calcru
+from dfvm.kern.proc import P_EXEC, calcru
 from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
 from dfvm.kern.vfs.vnode import FREAD, S_ISGID, S_ISUID, VEXEC, VLNK, VREG
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
     from dfvm.kern.imgact_elf import ElfImage
     from dfvm.kern.kernel import Kernel
-    from dfvm.kern.proc import Lwp, Proc
+    from dfvm.kern.proc import Lwp, Proc, Ucred
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.vmspace import Vmspace
 
@@ -375,11 +375,13 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     try:
         assert image.elf is not None
         elf_activate(image, space, image.elf)
-        secure = _new_ids(p, image)
+        cred = _new_cred(p, image)
+        # Whoever started it must not have a hold on what it does with rights that he lacks.
+        secure = cred.cr_uid != cred.cr_ruid or cred.cr_gid != cred.cr_rgid
         # The stack may have to grow for the arguments, and it grows only for its own process.
         p.p_ru.ru_maxrss = calcru(p).ru_maxrss
         p.p_vmspace = space
-        sp = _build_stack(p, space, image, args, path, secure)
+        sp = _build_stack(space, image, args, path, cred, secure)
     except BaseException:
         p.p_vmspace = old
         vmspace_free(space)
@@ -396,7 +398,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     p.p_execpath = kernel.vn_name(image.vp)
     if lp.lwp_thread.td_lwp is lp:  # not while it is being spawned
         lp.lwp_thread.td_name = f"{p.p_comm}/{lp.lwp_tid}"
-    _set_ids(p, image, secure)
+    p.p_ucred = cred
     if image.interp is not None:
         image.interp.release()
     oldtext, p.p_textvp = p.p_textvp, image.vp
@@ -408,6 +410,8 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     lp.lwp_pending = True  # the system call table may be another one now
     p.p_flags |= P_EXEC
     p.p_dumpable = 0 if secure else 1
+    if secure:
+        p.p_pdeathsig = 0
     if p.p_timers is not None:
         from dfvm.kern.kern_time import timers_exec
 
@@ -422,39 +426,29 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     p.p_fd.fdcloseexec()
 
 
-def _new_ids(p: Proc, image: ImageParams) -> bool:
-    """Whether the file's set-id bits give the process other ids."""
+def _new_cred(p: Proc, image: ImageParams) -> Ucred:
+    """Who the process will be: the file's set-id bits may change that."""
     vp, cred = image.vp, p.p_ucred
-    if p.p_nonewprivs or vp.v_mount.mnt_flags & ST_NOSUID:
-        return False
-    if p.p_fs.fs_refcnt > 1 and cred.cr_uid != 0:
-        return False  # somebody else could move its root under it
-    if vp.v_mode & S_ISUID and vp.v_uid != cred.cr_uid:
-        return True
-    return bool(vp.v_mode & S_ISGID and vp.v_mode & 0o010 and vp.v_gid != cred.cr_gid)
-
-
-def _set_ids(p: Proc, image: ImageParams, secure: bool) -> None:
-    cred = p.p_ucred
-    if secure:
-        vp = image.vp
-        cred = cred.copy()
+    uid, gid = cred.cr_uid, cred.cr_gid
+    # With its root directory shared, somebody else could move that under the new program.
+    tied = p.p_fs.fs_refcnt > 1 and uid != 0
+    if not (tied or p.p_nonewprivs or vp.v_mount.mnt_flags & ST_NOSUID):
         if vp.v_mode & S_ISUID:
-            cred.cr_uid = vp.v_uid
+            uid = vp.v_uid
         if vp.v_mode & S_ISGID and vp.v_mode & 0o010:
-            cred.cr_gid = vp.v_gid
-        p.p_flags |= P_SUGID
-    if (cred.cr_svuid, cred.cr_fsuid, cred.cr_svgid, cred.cr_fsgid) != (
-        cred.cr_uid, cred.cr_uid, cred.cr_gid, cred.cr_gid,
+            gid = vp.v_gid
+    if (uid, uid, uid, gid, gid, gid) == (
+        cred.cr_uid, cred.cr_svuid, cred.cr_fsuid, cred.cr_gid, cred.cr_svgid, cred.cr_fsgid,
     ):  # fmt: skip
-        cred = cred.copy()
-        cred.cr_svuid = cred.cr_fsuid = cred.cr_uid
-        cred.cr_svgid = cred.cr_fsgid = cred.cr_gid
-    p.p_ucred = cred
+        return cred
+    cred = cred.copy()
+    cred.cr_uid = cred.cr_svuid = cred.cr_fsuid = uid
+    cred.cr_gid = cred.cr_svgid = cred.cr_fsgid = gid
+    return cred
 
 
 def _build_stack(
-    p: Proc, space: Vmspace, image: ImageParams, args: ImageArgs, execfn: bytes, secure: bool
+    space: Vmspace, image: ImageParams, args: ImageArgs, execfn: bytes, cred: Ucred, secure: bool
 ) -> int:
     """Make the stack and put what a program finds there at its start:
 
@@ -486,7 +480,6 @@ def _build_stack(
             pointers.append(strings_at + pos)
             pos = strings.index(b"\0", pos) + 1
         pointers.append(0)
-    cred = p.p_ucred
     words = [args.argc, *pointers,
              AT_MINSIGSTKSZ, _MINSIGSTKSZ, AT_HWCAP, _HWCAP, AT_PAGESZ, PAGE_SIZE, AT_CLKTCK, 100,
              AT_PHDR, image.phdr, AT_PHENT, _PHDR_BYTES, AT_PHNUM, image.phnum,

@@ -119,6 +119,7 @@ class Machine:
     """
 
     kernel: Kernel
+    root: str  # the host directory that programs see as /
     _env: Mapping[str, str]
     _host_root: bool  # the guest's file names are the host's
     _programs: list[Process]
@@ -140,6 +141,7 @@ class Machine:
         size = (size + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
         self._env = os.environ if env is None else env
         self._host_root = root is None
+        self.root = root or "/"
         self._programs = []
         self.kernel = Kernel(
             size,

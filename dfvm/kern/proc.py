@@ -46,7 +46,6 @@ SZOMB: Final = 4  # dead, not waited for
 # p_flags
 P_CONTROLT: Final = 0x0000_0002  # has a controlling terminal
 P_PPWAIT: Final = 0x0000_0010  # the parent waits in vfork until we exec or exit
-P_SUGID: Final = 0x0000_0100  # credentials changed by exec
 P_SYSTEM: Final = 0x0000_0200  # no user space: init
 P_WEXIT: Final = 0x0000_2000  # on its way out: takes no more signals
 P_EXEC: Final = 0x0000_4000  # has called execve: setpgid by the parent is too late

@@ -34,7 +34,6 @@ from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.vnode import MMAP_ANON
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
-from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
 from dfvm.vm.pmap import pmap_pte
 from dfvm.vm.vm import (
     KERN_SUCCESS,
@@ -48,21 +47,18 @@ from dfvm.vm.vm import (
 )
 from dfvm.vm.vm_fault import VM_FAULT_BURST, VM_FAULT_DIRTY, vm_fault, vm_fault_quick
 from dfvm.vm.vm_map import (
-    MAP_COPY_ON_WRITE,
     MAP_ENTRY_BEHAV_MASK,
     MAP_ENTRY_COW,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_STACK,
     MAP_ENTRY_USER_WIRED,
     MAP_IS_STACK,
-    MAP_PREFAULT_PARTIAL,
     MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
     vm_map_clean,
     vm_map_find,
     vm_map_findspace,
     vm_map_first_entry,
-    vm_map_inherit,
     vm_map_lock,
     vm_map_lookup_entry,
     vm_map_protect,
@@ -72,11 +68,8 @@ from dfvm.vm.vm_map import (
 )
 from dfvm.vm.vm_mmap import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, vm_mmap
 from dfvm.vm.vm_object import (
-    OBJT_DEFAULT,
     OBJT_SWAP,
     OBJT_VNODE,
-    vm_object_allocate,
-    vm_object_deallocate,
 )
 from dfvm.vm.vm_param import (
     NBPDR,
@@ -103,7 +96,6 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
     from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
-    from dfvm.vm.vm_object import VmObject
 
 PROT_READ: Final = 0x1
 PROT_WRITE: Final = 0x2
@@ -440,8 +432,8 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     else:
         if not flags & MAP_FIXED:
             addr = find_room(map, addr, size, flags)
-        # MAP_SHARED_VALIDATE is a sharing one, too.
         vp = None if anonymous or fp is None else fp.f_vnode
+        # MAP_SHARED is one of MAP_SHARED_VALIDATE's bits.
         rv = vm_mmap(map, addr, size, bits, maximum, flags & (MAP_SHARED | MAP_FIXED), vp, offset)
         if rv != KERN_SUCCESS:
             raise err(ENOMEM)

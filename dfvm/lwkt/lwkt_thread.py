@@ -352,11 +352,6 @@ class Scheduler(Synch):
             self._softclock(now)
         return bool(self._runq)
 
-    def slice_ns(self) -> int:
-        """How long the current thread may compute before hardclock() is due: a tick, less when a
-        callout comes first."""
-        return max(min(TICK_NS, self._next_event - monotonic_ns()), 0)
-
     # -- events ---------------------------------------------------------------------------------
 
     def post(self, fn: Callable[..., object], *args: object) -> None:

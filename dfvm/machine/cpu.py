@@ -4,7 +4,7 @@
       EXIT_SYSCALL     a syscall instruction; arguments in the registers, RIP behind it
       EXIT_FAULT       a page fault that on_fault could not finish: fault_va, fault_err
       EXIT_EXCEPTION   any other exception: `exception` is the vector
-      EXIT_PREEMPTED   the slice is over, or preempt() was called
+      EXIT_PREEMPTED   the slice is over
 
 Between two runs the registers of the loaded context are simply the engine's own, live: reading an
 argument or writing a result is an index into a memoryview. Another context's registers are copied
@@ -227,7 +227,7 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_clock", "_failure", "_poisoned", "_preempt", "_running", "_start", "_wake",
+    __slots__ = ("_clock", "_failure", "_poisoned", "_running", "_start", "_wake",
                  "engine", "exception", "exit", "fault_err", "fault_va", "loaded", "mmu",
                  "on_fault", "ram")  # fmt: skip
 
@@ -251,7 +251,6 @@ class Vcpu:
         self.fault_va = self.fault_err = self.exception = 0
         self.on_fault = None
         self._failure: BaseException | None = None
-        self._preempt = False
         self._poisoned = False
         self._running = False
         self._start = self.engine.start
@@ -297,8 +296,7 @@ class Vcpu:
             if self.exit == EXIT_PREEMPTED:
                 if self._clock is None:
                     raise RuntimeError("the engine stopped by itself")
-                if self._preempt or time.perf_counter_ns() >= over:
-                    self._preempt = False
+                if time.perf_counter_ns() >= over:
                     return EXIT_PREEMPTED
             if mmu.need_flush:
                 self._flush()
@@ -306,11 +304,6 @@ class Vcpu:
             self._running = True
             self._start(engine.uch, engine.q[RIP], 0, 0, 0)
             self._running = False
-
-    def preempt(self) -> None:
-        """End the current run at the next tick of the clock. From any host thread, or a host
-        signal handler."""
-        self._preempt = True
 
     def start_clock(self) -> None:
         """Start the thread that ticks while the engine runs, which is done by this thread. Without

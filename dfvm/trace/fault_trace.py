@@ -19,6 +19,7 @@ from dfvm.kern.vfs.vnode import Vnode
 from dfvm.machine.cpu import RIP
 from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
 from dfvm.machine.walk import walk
+from dfvm.trace.symbols import Symbols
 from dfvm.vm import probe
 from dfvm.vm.vm import (
     VM_PROT_EXECUTE,
@@ -63,6 +64,7 @@ class FaultTrace:
         self.form = form
         self.verbose = verbose
         self.walk = walk
+        self.symbols = Symbols(machine.root)
         self.counts: dict[str, int] = {}  # by way of resolving
         self.faults = self.major = self.prefault = self.ns = 0
         self._disassemble: Any = None
@@ -180,9 +182,10 @@ class FaultTrace:
             if pa is None or len(code) >= 15:
                 break
             code += bytes(kernel.ram.mem[pa : (pa | 0xFFF) + 1])[:15]
+        name = self.symbols.name(lwp.lwp_proc, rip)
         for _address, _size, mnemonic, operands in self._disassemble(code[:15], rip, 1):
-            return f"{mnemonic} {operands}".strip()
-        return ""
+            return f"{mnemonic} {operands}".strip() + (f"  in {name}" if name else "")
+        return name
 
     def summary(self) -> str:
         """What happened altogether, for people."""

@@ -233,13 +233,6 @@ def test_cpu_time_is_the_threads_own(sched: Scheduler) -> None:
     assert a.sys_ns == a.cpu_ns - 15 * MS
 
 
-def test_slice_ends_with_the_tick_or_the_next_callout(sched: Scheduler) -> None:
-    assert sched.slice_ns() == 10 * MS
-    callout = sched.callout(3 * MS, print)
-    assert 0 < sched.slice_ns() <= 3 * MS
-    callout.stop()
-
-
 def test_ticks(sched: Scheduler) -> None:
     assert sched.hz == 100
     before = sched.ticks

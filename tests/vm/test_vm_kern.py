@@ -7,7 +7,6 @@ import pytest
 from dfvm.lwkt.panic import Panic
 from dfvm.vm.pmap import pmap_extract
 from dfvm.vm.vm import (
-    KERN_INVALID_ADDRESS,
     KERN_INVALID_ARGUMENT,
     KERN_NO_SPACE,
     KERN_SUCCESS,
@@ -18,8 +17,10 @@ from dfvm.vm.vm import (
     VM_PROT_READ,
     VM_SUBSYS_BRK,
     VM_SUBSYS_KMALLOC,
+    VM_SUBSYS_MMAP,
     VM_SUBSYS_PIPE,
     VM_SUBSYS_PROC,
+    VM_SUBSYS_SHMEM,
 )
 from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_kern import (
@@ -38,36 +39,18 @@ from dfvm.vm.vm_kern import (
 )
 from dfvm.vm.vm_map import (
     MAP_ENTRY_NEEDS_COPY,
-    MAP_ENTRY_NOCOREDUMP,
-    MAP_ENTRY_NOSYNC,
-    MAP_ENTRY_STACK,
     MAP_WIREFUTURE,
     VM_MAPTYPE_SUBMAP,
 )
 from dfvm.vm.vm_map_wire import KM_PAGEABLE
-from dfvm.vm.vm_mmap import (
-    MAP_ANON,
-    MAP_FIXED,
-    MAP_INHERIT,
-    MAP_NOCORE,
-    MAP_NOSYNC,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MAP_STACK,
-    MAXDSIZ,
-    vm_map_hint,
-    vm_mmap,
-)
+from dfvm.vm.vm_mmap import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, vm_mmap
 from dfvm.vm.vm_page import PHYS_TO_VM_PAGE, VmPage
 from dfvm.vm.vm_param import (
     DMAP_MIN_ADDRESS,
-    NBPDR,
-    SGROWSIZ,
     VM_MAX_KERNEL_ADDRESS,
-    VM_MAX_USER_ADDRESS,
     VM_MIN_KERNEL_ADDRESS,
 )
-from dfvm.vm.vm_proc import RLIMIT_DATA, RLIMIT_VMEM
+from dfvm.vm.vm_proc import RLIMIT_DATA
 from dfvm.vm.vm_unix import vm_brk
 from tests.vm.map_util import RW, P, Proc, anon, entries, load, ranges, sound, store
 from tests.vm.vnode_stub import StubVnode, make_vm
@@ -240,96 +223,58 @@ def test_who_finds_no_room_waits_for_it(vm: VmSystem) -> None:
 
 def mmap(
     proc: Proc, addr: int, size: int, flags: int, vp: StubVnode | None = None, foff: int = 0
-) -> tuple[int, int]:
-    fitit = not flags & MAP_FIXED
-    return vm_mmap(proc.map, addr, size, RW, VM_PROT_ALL, flags, vp, foff, fitit)
+) -> int:
+    return vm_mmap(proc.map, addr, size, RW, VM_PROT_ALL, flags, vp, foff)
 
 
-def test_mmap_finds_a_place_above_the_heap(proc: Proc) -> None:
-    proc.p_vmspace.vm_taddr, proc.p_vmspace.vm_daddr = 0x40_0000, 0x50_0000
-    assert vm_map_hint(proc, 0) == vm_map_hint(proc, 0x50_0000) == 0x50_0000 + MAXDSIZ
-    proc.limits[RLIMIT_DATA] = 0x10_0000
-    assert vm_map_hint(proc, 0) == 0x60_0000
-    assert vm_map_hint(proc, 0x70_0000) == 0x70_0000
-    assert vm_map_hint(proc, BASE) == BASE
-    assert mmap(proc, 0, 5 * P - 1, MAP_ANON | MAP_PRIVATE) == (KERN_SUCCESS, 0x60_0000)
-    assert mmap(proc, 0, P, MAP_ANON | MAP_SHARED) == (KERN_SUCCESS, 0x60_5000)
-    assert [e.inheritance for e in proc.map] == [VM_INHERIT_COPY, VM_INHERIT_SHARE]
-    rv, addr = mmap(proc, 0, NBPDR, MAP_ANON)
-    assert rv == KERN_SUCCESS and addr == 0x80_0000
+def test_mmap_of_memory(proc: Proc) -> None:
+    assert mmap(proc, BASE, 5 * P, MAP_PRIVATE) == KERN_SUCCESS
+    assert mmap(proc, BASE + 5 * P, P, MAP_SHARED, None, 7 * P) == KERN_SUCCESS
+    private, shared = proc.map
+    assert (private.inheritance, shared.inheritance) == (VM_INHERIT_COPY, VM_INHERIT_SHARE)
+    assert private.ba.object is None and shared.ba.object is not None
+    assert (private.id, shared.id) == (VM_SUBSYS_MMAP, VM_SUBSYS_SHMEM)
+    assert shared.ba.offset == 0  # that of a file means nothing here
     sound(proc.map)
 
 
-def test_mmap_fixed_replaces_and_exact_does_not(proc: Proc) -> None:
+def test_mmap_fixed_replaces_and_others_do_not(proc: Proc) -> None:
     anon(proc.map, BASE, 4)
     store(proc.map, BASE + P, 7)
-    exact = vm_mmap(proc.map, BASE + P, P, RW, VM_PROT_ALL, MAP_ANON, None, 0, False)
-    assert exact[0] == KERN_NO_SPACE and load(proc.map, BASE + P) == 7
-    assert mmap(proc, BASE + P, P, MAP_ANON | MAP_FIXED | MAP_NOCORE) == (KERN_SUCCESS, BASE + P)
+    assert mmap(proc, BASE + P, P, MAP_PRIVATE) == KERN_NO_SPACE
+    assert load(proc.map, BASE + P) == 7
+    assert mmap(proc, BASE + P, P, MAP_PRIVATE | MAP_FIXED) == KERN_SUCCESS
     assert load(proc.map, BASE + P) == 0
-    assert entries(proc.map)[1].eflags == MAP_ENTRY_NOCOREDUMP
     sound(proc.map)
 
 
 def test_mmap_of_files(vm: VmSystem, proc: Proc) -> None:
     vp = StubVnode(b"A" * P + b"B" * P)
-    rv, private = mmap(proc, BASE, 2 * P, MAP_PRIVATE, vp)
-    assert rv == KERN_SUCCESS
-    rv, shared = mmap(proc, BASE + 16 * P, P, MAP_SHARED | MAP_NOSYNC, vp, P)
-    assert rv == KERN_SUCCESS
+    private, shared = BASE, BASE + 16 * P
+    assert mmap(proc, private, 2 * P, MAP_PRIVATE, vp) == KERN_SUCCESS
+    assert mmap(proc, shared, P, MAP_SHARED, vp, P) == KERN_SUCCESS
     assert vp.refs == 3
     first, second = proc.map
-    assert first.eflags & MAP_ENTRY_NEEDS_COPY and second.eflags == MAP_ENTRY_NOSYNC
+    assert first.eflags & MAP_ENTRY_NEEDS_COPY and not second.eflags
     assert load(proc.map, private) == 65 and load(proc.map, shared) == 66
     store(proc.map, shared, 90)
     assert load(proc.map, private + P) == 90
     store(proc.map, private + P, 91)
     assert load(proc.map, shared) == 90
-    assert mmap(proc, BASE, P, MAP_PRIVATE, vp, 1)[0] == KERN_INVALID_ARGUMENT
-    exact = vm_mmap(proc.map, BASE, P, RW, VM_PROT_ALL, MAP_PRIVATE, vp, 0, False)
-    assert exact[0] == KERN_NO_SPACE and vp.refs == 3
-    sound(proc.map)
-
-
-def test_mmap_of_a_stack(proc: Proc) -> None:
-    rv, addr = mmap(proc, BASE, 1 << 20, MAP_ANON | MAP_STACK)
-    assert (rv, addr) == (KERN_SUCCESS, BASE)
-    (entry,) = proc.map
-    assert entry.eflags & MAP_ENTRY_STACK
-    assert (entry.ba.start, entry.ba.end) == (BASE + (1 << 20) - SGROWSIZ, BASE + (1 << 20))
-    assert store(proc.map, BASE, 1) == KERN_SUCCESS
-    sound(proc.map)
-
-
-def test_mmap_bounds(proc: Proc) -> None:
-    assert mmap(proc, BASE, 0, MAP_ANON)[0] == KERN_INVALID_ARGUMENT
-    assert mmap(proc, BASE + 1, P, MAP_ANON | MAP_FIXED)[0] == KERN_INVALID_ARGUMENT
-    assert mmap(proc, 0, P, MAP_ANON | MAP_FIXED)[0] == KERN_INVALID_ADDRESS
-    assert mmap(proc, VM_MAX_USER_ADDRESS - P, 2 * P, MAP_ANON | MAP_FIXED)[0] == (
-        KERN_INVALID_ADDRESS
-    )
-    assert mmap(proc, 0, 1 << 47, MAP_ANON)[0] == KERN_NO_SPACE
-    proc.limits[RLIMIT_VMEM] = 4 * P
-    assert mmap(proc, BASE, 5 * P, MAP_ANON)[0] == KERN_NO_SPACE
-    assert mmap(proc, BASE, 4 * P, MAP_ANON | MAP_INHERIT)[0] == KERN_SUCCESS
-    assert entries(proc.map)[0].inheritance == VM_INHERIT_SHARE
-    assert mmap(proc, BASE, P, MAP_ANON)[0] == KERN_NO_SPACE
-
-
-@pytest.mark.spec("MAP-12")
-def test_what_is_mapped_under_wirefuture_is_wired(proc: Proc) -> None:
-    proc.map.flags |= MAP_WIREFUTURE
-    rv, addr = mmap(proc, BASE, 2 * P, MAP_ANON)
-    assert rv == KERN_SUCCESS
-    assert pmap_extract(proc.map.pmap, addr + P) is not None
-    assert entries(proc.map)[0].wired_count == 1
-    proc.p_vmspace.vm_daddr = 0x50_0000
-    assert vm_brk(proc.p_vmspace, 0x50_0000 + P) == KERN_SUCCESS
-    assert entries(proc.map)[1].wired_count == 1
+    assert mmap(proc, BASE, P, MAP_PRIVATE, vp) == KERN_NO_SPACE and vp.refs == 3
     sound(proc.map)
 
 
 # --- brk ---
+
+
+@pytest.mark.spec("MAP-12")
+def test_what_brk_adds_under_wirefuture_is_wired(proc: Proc) -> None:
+    proc.map.flags |= MAP_WIREFUTURE
+    proc.p_vmspace.vm_daddr = 0x50_0000
+    assert vm_brk(proc.p_vmspace, 0x50_0000 + P) == KERN_SUCCESS
+    assert entries(proc.map)[0].wired_count == 1
+    sound(proc.map)
 
 
 def test_brk(proc: Proc) -> None:

@@ -21,9 +21,9 @@ from dfvm.vm.vm import (
     VM_PROT_WRITE,
 )
 from dfvm.vm.vm_fault import VM_FAULT_NORMAL, vm_fault
-from dfvm.vm.vm_map import vm_map_inherit, vm_map_protect, vm_map_remove
+from dfvm.vm.vm_map import vm_map_findspace, vm_map_inherit, vm_map_protect, vm_map_remove
 from dfvm.vm.vm_map_check import vm_map_check
-from dfvm.vm.vm_mmap import MAP_ANON, MAP_SHARED, vm_mmap
+from dfvm.vm.vm_mmap import MAP_PRIVATE, MAP_SHARED, vm_mmap
 from dfvm.vm.vm_object import (
     MADV_FREE,
     OBJ_MIGHTBEDIRTY,
@@ -90,9 +90,10 @@ def poke(map: VmMap, va: int, data: bytes) -> bool:
 
 
 def mmap(map: VmMap, vp: StubVnode | None, size: int, shared: bool, prot: int = RW) -> int:
-    flags = (MAP_SHARED if shared else 0) | (MAP_ANON if vp is None else 0)
-    rv, addr = vm_mmap(map, 0, size, prot, VM_PROT_ALL, flags, vp, 0, True)
-    assert rv == KERN_SUCCESS
+    addr = vm_map_findspace(map, 0, size, PAGE)
+    assert addr is not None
+    flags = MAP_SHARED if shared else MAP_PRIVATE
+    assert vm_mmap(map, addr, size, prot, VM_PROT_ALL, flags, vp, 0) == KERN_SUCCESS
     return addr
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_descrip import FPATH, FREAD, FWRITE
 from dfvm.kern.kern_errno import EINVAL, ENOENT, err
+from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
 from dfvm.kern.proc import P_CONTROLT, SSTOP, SZOMB, calcru
 from dfvm.kern.tty import HostTty
 from dfvm.kern.vfs.procfs import (
@@ -21,7 +22,6 @@ from dfvm.kern.vfs.procfs import (
     ProcMagicLink,
     ProcNode,
 )
-from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
 from dfvm.kern.vfs.procfs_maps import (
     MemFile,
     PagemapFile,
@@ -217,7 +217,7 @@ def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     acts = p.p_sigacts
     caps = (1 << 41) - 1 if cred.cr_uid == 0 else 0
     queued = sum(len(q) for q in p.p_sigqueue.infos.values())
-    ncpu = p.kernel.ncpu
+    cpus = lp.lwp_cpumask if lp else (1 << p.kernel.ncpu) - 1
     lines += [
         "CoreDumping:\t0",
         "THP_enabled:\t0",

@@ -44,7 +44,8 @@ from dfvm.kern.vfs.vnode import (
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Cred, Vnode
 
-_FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, FREAD | FWRITE)
+# The access mode 3 asks for both rights, and gives none: such a file is only good for ioctl.
+_FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, 0)
 _WANT: Final = (VREAD, VWRITE, VREAD | VWRITE, VREAD | VWRITE)
 
 

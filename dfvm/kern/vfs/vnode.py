@@ -155,8 +155,7 @@ class Cred(Protocol):
     def cr_fsuid(self) -> int: ...
     @property
     def cr_fsgid(self) -> int: ...
-    @property
-    def cr_groups(self) -> Sequence[int]: ...
+    def groupmember(self, gid: int) -> bool: ...
 
 
 class KernCred:
@@ -165,7 +164,9 @@ class KernCred:
     __slots__ = ()
     cr_fsuid = 0
     cr_fsgid = 0
-    cr_groups: tuple[int, ...] = ()
+
+    def groupmember(self, gid: int) -> bool:
+        return True
 
 
 KCRED: Final = KernCred()
@@ -564,7 +565,7 @@ class Vnode:
             return
         if uid == self.v_uid:
             mode >>= 6
-        elif self.v_gid == cred.cr_fsgid or self.v_gid in cred.cr_groups:
+        elif cred.groupmember(self.v_gid):
             mode >>= 3
         if want & ~mode:
             raise err(EACCES)
@@ -581,7 +582,7 @@ class Vnode:
         if self.v_type == VLNK:
             raise err(EOPNOTSUPP)
         mode &= 0o7777
-        if cred.cr_fsuid != 0 and self.v_gid != cred.cr_fsgid and self.v_gid not in cred.cr_groups:
+        if cred.cr_fsuid != 0 and not cred.groupmember(self.v_gid):
             mode &= ~S_ISGID
         self.vop_setattr(mode, -1, -1, None, None)
 
@@ -592,7 +593,7 @@ class Vnode:
         if cred.cr_fsuid != 0:
             if cred.cr_fsuid != self.v_uid or uid not in (-1, self.v_uid):
                 raise err(EPERM)
-            if gid not in (-1, self.v_gid, cred.cr_fsgid) and gid not in cred.cr_groups:
+            if gid not in (-1, self.v_gid) and not cred.groupmember(gid):
                 raise err(EPERM)
         mode = -1
         if self.v_type != VDIR and self.v_mode & (S_ISUID | S_ISGID):

@@ -5,13 +5,14 @@
     trap.py          where the guest enters the kernel
     proc.py          Proc, Lwp, Pgrp, Session
     kern_exec.py     execve; imgact_elf.py, imgact_shell.py: kinds of programs
-    kern_fork.py     fork, vfork, clone
+    kern_fork.py     fork, vfork, clone, unshare
     kern_exit.py     exit, wait
     kern_sig.py      signals
     kern_prot.py     who one is: numbers, groups, sessions, users
     kern_sched.py    what programs may say about the CPU
     kern_check.py    verification of the whole machine
     kern_descrip.py, sys_generic.py, sys_pipe.py, tty.py, host_file.py, vnode_file.py  open files
+    fsinfo.py        current and root directory, umask
     kern_time.py, kern_resource.py, sys_mman.py, sys_misc.py  time, limits, memory, the rest
     vfs/             vnodes and file systems
     abi/             numbers and structures of what programs were built for

@@ -80,9 +80,7 @@ class HostFile(File):
             raise err(EAGAIN)
         self.fhold()
         try:
-            error = self.f_table.sched.waitfd(
-                self.f_hostfd, events, PCATCH, "hostfd", timeout_ns
-            )
+            error = self.f_table.sched.waitfd(self.f_hostfd, events, PCATCH, "hostfd", timeout_ns)
         finally:
             self.fdrop()
         if error == EAGAIN:

@@ -308,4 +308,3 @@ def _load_interp(image: ImageParams, space: Vmspace) -> None:
     elf_load(interp, space, elf, bias)
     image.base = bias
     image.start = elf.entry + bias
-

@@ -381,7 +381,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         # The stack may have to grow for the arguments, and it grows only for its own process.
         p.p_ru.ru_maxrss = calcru(p).ru_maxrss
         p.p_vmspace = space
-        sp = _build_stack(space, image, args, path, cred, secure)
+        sp = _build_stack(p, space, image, args, path, cred, secure)
     except BaseException:
         p.p_vmspace = old
         vmspace_free(space)
@@ -448,7 +448,13 @@ def _new_cred(p: Proc, image: ImageParams) -> Ucred:
 
 
 def _build_stack(
-    space: Vmspace, image: ImageParams, args: ImageArgs, execfn: bytes, cred: Ucred, secure: bool
+    p: Proc,
+    space: Vmspace,
+    image: ImageParams,
+    args: ImageArgs,
+    execfn: bytes,
+    cred: Ucred,
+    secure: bool,
 ) -> int:
     """Make the stack and put what a program finds there at its start:
 

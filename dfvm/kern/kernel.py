@@ -57,9 +57,9 @@ _KSTACK_CACHE: Final = 64  # stacks kept for the next fork
 class KernelStack:
     """A kernel stack: wired pages of kernel_map above a guard page.
 
-        ks_kva            guard, no memory
-        ks_kva + 4096     (the kernel's own frames are Python's)
-        … - 2 pages       pcb: the user registers while they are not loaded
+    ks_kva            guard, no memory
+    ks_kva + 4096     (the kernel's own frames are Python's)
+    … - 2 pages       pcb: the user registers while they are not loaded
     """
 
     __slots__ = ("ctx", "ks_kva")
@@ -254,4 +254,3 @@ class Kernel:
         from dfvm.kern.kern_check import check_machine
 
         check_machine(self)
-

@@ -207,9 +207,7 @@ def sys_pwritev(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int)
     return _transferv(lwp, fp, vec, vlen, UIO_WRITE, off)
 
 
-def sys_preadv2(
-    lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int, flags: int
-) -> int:
+def sys_preadv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int, flags: int) -> int:
     """preadv2(2)"""
     return _transferv2(lwp, fd, vec, vlen, pos, flags, UIO_READ)
 
@@ -435,9 +433,7 @@ _SEL_OUT: Final = POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR
 _SEL_EX: Final = POLLPRI
 
 
-def _kern_select(
-    lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, deadline: int | None
-) -> int:
+def _kern_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, deadline: int | None) -> int:
     """The body of select and pselect6.
 
     :raises OSError: EINVAL, EBADF, EFAULT, EINTR, ERESTART
@@ -502,9 +498,7 @@ def sys_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, utv: int) -> 
         _give_left(lwp, utv, deadline, 1000)
 
 
-def sys_pselect6(
-    lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, uts: int, usig: int
-) -> int:
+def sys_pselect6(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, uts: int, usig: int) -> int:
     """pselect(2); the sixth argument points at the mask's address and size"""
     sigmask = sigsetsize = 0
     if usig:

@@ -442,9 +442,7 @@ def sys_symlink(lwp: Lwp, utarget: int, upath: int) -> int:
     return sys_symlinkat(lwp, utarget, AT_FDCWD, upath)
 
 
-def sys_linkat(
-    lwp: Lwp, olddirfd: int, uold: int, newdirfd: int, unew: int, flags: int
-) -> int:
+def sys_linkat(lwp: Lwp, olddirfd: int, uold: int, newdirfd: int, unew: int, flags: int) -> int:
     """linkat(2)"""
     flags = u32(flags)
     if flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH):
@@ -494,9 +492,7 @@ def sys_rmdir(lwp: Lwp, upath: int) -> int:
     return sys_unlinkat(lwp, AT_FDCWD, upath, AT_REMOVEDIR)
 
 
-def sys_renameat2(
-    lwp: Lwp, olddirfd: int, uold: int, newdirfd: int, unew: int, flags: int
-) -> int:
+def sys_renameat2(lwp: Lwp, olddirfd: int, uold: int, newdirfd: int, unew: int, flags: int) -> int:
     """renameat2(2)"""
     flags = u32(flags)
     if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
@@ -944,9 +940,7 @@ def _user_off(lwp: Lwp, uoff: int) -> int | None:
     return s64(int.from_bytes(copyin(lwp.lwp_proc.p_vmspace, uoff, 8), "little")) if uoff else None
 
 
-def _copy(
-    lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, int], None]
-) -> int:
+def _copy(lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, int], None]) -> int:
     """Copy `count` bytes, or as many as there are, from the regular file `src` at `src_off` to
     wherever put(uio, bytes done so far) puts them, until a signal comes. Returns how many were
     put; raises only when none were. May block."""

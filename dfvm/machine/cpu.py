@@ -60,7 +60,9 @@ X86_TRAP_UD: Final = 6  # an invalid opcode
 X86_TRAP_PF: Final = 14
 
 TICK_NS: Final = 10_000_000  # the clock's period while the engine runs
-KICK_NS: Final = 8_000_000  # CPU time after which a poisoned engine accesses no memory at all
+# CPU time after which a poisoned engine accesses no memory at all: far longer than the host ever
+# takes to find a page, compaction included.
+KICK_NS: Final = 100_000_000
 PCB_PAGES: Final = 2  # frames a saved context takes
 
 # What a program may change in the flags: the arithmetic flags, TF, DF, AC, ID. IF stays on.

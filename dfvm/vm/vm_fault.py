@@ -185,9 +185,7 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     return KERN_SUCCESS
 
 
-def _report(
-    fs: FaultState, map: VmMap, va: int, fault_type: int, rv: int, started: int
-) -> None:
+def _report(fs: FaultState, map: VmMap, va: int, fault_type: int, rv: int, started: int) -> None:
     """Tell whoever listens what happened."""
     record = probe.FaultRecord()
     record.vm = fs.vm

@@ -301,9 +301,7 @@ def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
                 vm_page_wakeup(vm, m)
                 fs.m = None
                 return _no_memory(fs)
-            if object is vm.kernel_object or (
-                m.valid == VM_PAGE_BITS_ALL and not m.flags & PG_RAM
-            ):
+            if object is vm.kernel_object or (m.valid == VM_PAGE_BITS_ALL and not m.flags & PG_RAM):
                 fs.pindex = pindex
                 fs.how |= HOW_RESIDENT
                 return KERN_SUCCESS

@@ -173,12 +173,7 @@ def _resident(
     plain."""
     vm = pmap.vm
     flags = m.flags
-    if (
-        m.busy_count
-        or m.valid != VM_PAGE_BITS_ALL
-        or flags & _UNUSUAL_PAGE
-        or m.queue >= PQ_CACHE
-    ):
+    if m.busy_count or m.valid != VM_PAGE_BITS_ALL or flags & _UNUSUAL_PAGE or m.queue >= PQ_CACHE:
         return 0
     object = m.object
     assert object is not None
@@ -353,9 +348,7 @@ def _zero_fill(
         while first > lowest and first - 1 not in memq:
             first -= 1
     room = min(ahead + 1, ba.end - va >> 12, 512 - (va >> 12 & 511), object.size - pindex)
-    run = vm_page_alloc_run(
-        object, first, pindex - first + room, VM_ALLOC_NORMAL | VM_ALLOC_ZERO
-    )
+    run = vm_page_alloc_run(object, first, pindex - first + room, VM_ALLOC_NORMAL | VM_ALLOC_ZERO)
     if len(run) <= pindex - first:
         # A colour has run out on the way: what we have is worth mapping, but not enough.
         m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_ZERO)

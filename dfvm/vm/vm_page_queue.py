@@ -377,10 +377,10 @@ def vm_page_add_queue(vm: VmSystem, m: VmPage, base: int, athead: bool = False) 
 
 
 def vm_page_list_find(vm: VmSystem, base: int, color: int) -> VmPage | None:
-    """Take a page from PQ_FREE or PQ_CACHE (`base`), of the given colour if there is one, else of a colour
-    near it: the search widens to the 16 colours around, then 32, 64 … to all. Returns the page,
-    on no queue and as busy as it was, or None when the queue is empty. For PQ_FREE a frame that
-    was never used counts as being at the tail of its queue. Does not block."""
+    """Take a page from PQ_FREE or PQ_CACHE (`base`), of the given colour if there is one, else of
+    a colour near it: the search widens to the 16 colours around, then 32, 64 … to all. Returns the
+    page, on no queue and as busy as it was, or None when the queue is empty. For PQ_FREE a frame
+    that was never used counts as being at the tail of its queue. Does not block."""
     m = _take(vm, base, color)
     if m is not None:
         return m

@@ -39,7 +39,9 @@ static void tell(const char *what) {
 
 @pytest.mark.spec("SPACE-3")
 def test_clone_shares_directories_or_descriptors_or_both() -> None:
-    out = same(PART + r"""
+    out = same(
+        PART
+        + r"""
     int main(void) {
         tell("start");
         run(change, 0); tell("none");
@@ -49,12 +51,15 @@ def test_clone_shares_directories_or_descriptors_or_both() -> None:
         run(change, CLONE_VM | CLONE_FS); tell("vm, fs");
         return 0;
     }
-    """)
+    """
+    )
     assert b"fs: /usr 0 fd 0\n" in out and b"files: / 22 fd -1\n" in out
 
 
 def test_exec_shares_directories_on_and_descriptors_not() -> None:
-    same(PART + r"""
+    same(
+        PART
+        + r"""
     static int again(void *arg) {
         char *v[] = {"again", arg, 0};
         execv("/proc/self/exe", v);
@@ -72,11 +77,14 @@ def test_exec_shares_directories_on_and_descriptors_not() -> None:
         }
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_unshare() -> None:
-    out = same(PART + r"""
+    out = same(
+        PART
+        + r"""
     static int apart_fs(void *arg) { int r = unshare(CLONE_FS); change(0); return r; }
     static int apart_files(void *arg) { int r = unshare(CLONE_FILES); change(0); return r; }
     static int apart(void *arg) { int r = unshare(CLONE_FS | CLONE_FILES); change(0); return r; }
@@ -99,7 +107,8 @@ def test_unshare() -> None:
         }
         return 0;
     }
-    """)
+    """
+    )
     assert b"fs: / 22 fd -1\n" in out and b"all: / 22 fd 0\n" in out
 
 
@@ -125,7 +134,10 @@ def test_namespaces_are_not_to_be_had() -> None:
 def test_unshare_of_memory() -> None:
     """A process that shares its memory gets a copy; Linux does not know how to. Signal actions
     can't be taken apart."""
-    status, out = by_guest(build(PART + r"""
+    status, out = by_guest(
+        build(
+            PART
+            + r"""
     static volatile int n;
     static int apart(void *arg) {
         n = 1;
@@ -141,5 +153,7 @@ def test_unshare_of_memory() -> None:
         printf("%d\n", unshare(CLONE_VM | CLONE_SIGHAND));
         return 0;
     }
-    """))
+    """
+        )
+    )
     assert (status, out) == (0, b"[0] 1\n[1600] 0\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -154,7 +156,8 @@ def test_headers_as_pyelftools_sees_them() -> None:
         assert [(s.vaddr, s.memsz, s.offset, s.filesz) for s in ours.segments] == [
             (h.p_vaddr, h.p_memsz, h.p_offset, h.p_filesz) for h in loads]  # fmt: skip
         assert [s.prot for s in ours.segments] == [
-            (h.p_flags & 4) >> 2 | h.p_flags & 2 | (h.p_flags & 1) << 2 for h in loads]
+            (h.p_flags & 4) >> 2 | h.p_flags & 2 | (h.p_flags & 1) << 2 for h in loads
+        ]
         assert ([] if ours.interp is None else [ours.interp.decode()]) == interp
         assert [h.p_vaddr for h in headers if h.p_type == "PT_PHDR"] in ([], [ours.phdr_vaddr])
 
@@ -544,3 +547,48 @@ def test_spawn_errors_and_path(tmp_path: Path) -> None:
         m.run(timeout=10)
         assert p.exit_status == 42
         m.check()
+
+
+SETID = r"""
+int main(int argc, char **argv) {
+    if (argc > 2) {
+        struct stat s;
+        char name[64];
+        snprintf(name, sizeof name, "/proc/%d/environ", getpid());
+        stat(name, &s);
+        printf("%s: aux %lu %lu %lu %lu %lu ids %d %d %d %d dumpable %d owner %d\n", argv[2],
+               getauxval(AT_SECURE), getauxval(AT_UID), getauxval(AT_EUID), getauxval(AT_GID),
+               getauxval(AT_EGID), getuid(), geteuid(), getgid(), getegid(),
+               prctl(PR_GET_DUMPABLE), prctl(PR_GET_DUMPABLE) ? -1 : (int)s.st_uid);
+        return 0;
+    }
+    char *self = argv[1];
+    int modes[] = {0755, 04755, 02755, 06755, 02745};
+    for (int i = 0; i < 5; i++) {
+        chmod(self, modes[i]);
+        fflush(stdout);
+        char what[16], *v[] = {argv[0], self, what, 0};
+        snprintf(what, sizeof what, "%o", modes[i]);
+        if (!fork()) { execv(self, v); _exit(1); }
+        wait(0);
+        if (!fork()) { setgid(1000); setuid(1000); execv(self, v); _exit(1); }
+        wait(0);
+        if (!fork()) { setresuid(1000, 1001, 1002); execv(self, v); _exit(1); }
+        wait(0);
+    }
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make such files")
+def test_set_id_programs() -> None:
+    """They run as somebody else, the auxiliary vector says so, and nobody may look into them."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # /tmp is nosuid
+        os.chmod(directory, 0o755)
+        program = f"{directory}/program"
+        shutil.copy(build(SETID), program)
+        expected = by_host(program, program)
+        os.chmod(program, 0o755)
+        assert by_guest(program, program) == expected
+    assert b"4755: aux 1 1000 0 1000 1000 ids 1000 0 1000 1000 dumpable 0 owner 0\n" in expected[1]

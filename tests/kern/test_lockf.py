@@ -5,7 +5,9 @@ from __future__ import annotations
 from file_util import T
 from guest_util import same
 
-L = T + r"""
+L = (
+    T
+    + r"""
 static int lk(int fd, int cmd, int type, long start, long len) {
     struct flock l = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len};
     return fcntl(fd, cmd, &l);
@@ -21,6 +23,7 @@ static void get(int fd, int cmd, int type, long start, long len) {
 static void other(void (*f)(int), int fd) { fflush(stdout); if (!fork()) { f(fd); _exit(0); }
 wait(0); }
 """
+)
 
 
 def test_ranges() -> None:

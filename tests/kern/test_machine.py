@@ -70,14 +70,16 @@ def test_inherited_descriptors() -> None:
 
 
 def test_environment_and_directory(tmp_path: Path) -> None:
-    program = str(build(r"""
+    program = str(
+        build(r"""
     int main(int argc, char **argv, char **envp) {
         char d[4096];
         puts(getcwd(d, sizeof d));
         while (*envp) puts(*envp++);
         return 0;
     }
-    """))
+    """)
+    )
     with Machine(env={"A": "1", "B": "zwei"}) as m:
         p = m.spawn([program], stdout=PIPE, cwd=str(tmp_path))
         q = m.spawn([program], stdout=PIPE, env={}, cwd="/usr")
@@ -95,13 +97,15 @@ def test_environment_and_directory(tmp_path: Path) -> None:
 
 def test_timeout_and_going_on() -> None:
     """A machine whose time is over stays as it is, and can be run on."""
-    computes = str(build(r"""
+    computes = str(
+        build(r"""
     int main(void) {
         volatile long i;
         for (i = 0; i < 400000000; i++);
         return 5;
     }
-    """))
+    """)
+    )
     sleeps = str(build("int main(void) { usleep(300000); return 6; }"))
     with Machine() as m:
         p, q = m.spawn([computes]), m.spawn([sleeps])
@@ -146,7 +150,8 @@ def test_several_machines() -> None:
 
 
 def test_counters() -> None:
-    program = str(build(r"""
+    program = str(
+        build(r"""
     int main(void) {
         volatile char *m = malloc(1 << 20);
         for (int i = 0; i < 1 << 20; i += 4096) m[i] = 1;
@@ -157,7 +162,8 @@ def test_counters() -> None:
         wait(0);
         return 0;
     }
-    """))
+    """)
+    )
     with Machine() as m:
         m.spawn([program])
         before = m.vmmeter.v_zfod
@@ -168,7 +174,8 @@ def test_counters() -> None:
 
 
 def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> None:
-    program = str(build(r"""
+    program = str(
+        build(r"""
     int main(void) {
         for (long n = 0;; n++) {
             volatile char *m = malloc(1 << 20);
@@ -176,7 +183,8 @@ def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> N
             for (int i = 0; i < 1 << 20; i += 4096) m[i] = 1;
         }
     }
-    """))
+    """)
+    )
     small = str(build("int main(void) { usleep(200000); return 4; }"))
     with Machine(mem="16M", check=True) as m:
         p, q = m.spawn([program]), m.spawn([small])
@@ -188,7 +196,8 @@ def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> N
 
 def test_nothing_is_left_behind() -> None:
     """Exit gives back frames, page tables and kernel stacks; only the page cache stays."""
-    program = str(build(r"""
+    program = str(
+        build(r"""
     int main(void) {
         for (int i = 0; i < 20; i++)
             if (!fork()) {
@@ -199,7 +208,8 @@ def test_nothing_is_left_behind() -> None:
         while (wait(0) > 0);
         return 0;
     }
-    """))
+    """)
+    )
     with Machine() as m:
         m.spawn([program])
         m.run(timeout=30)
@@ -220,14 +230,16 @@ def _resident_kib() -> int:
 
 
 def test_close_gives_the_memory_back() -> None:
-    program = str(build(r"""
+    program = str(
+        build(r"""
     int main(void) {
         volatile char *m = malloc(40 << 20);
         for (int i = 0; i < 40 << 20; i += 4096) m[i] = 1;
         pause();
         return 0;
     }
-    """))
+    """)
+    )
 
     def once() -> None:
         with Machine(mem="64M") as m:
@@ -260,6 +272,13 @@ def test_checker_sees_a_broken_machine() -> None:
         m.kernel.launcher.p_children[77] = m.kernel.initproc
         with pytest.raises(Panic, match="Machine"):
             m.check()
+        del m.kernel.launcher.p_children[77]
+        m.check()
+        m.kernel.vfs.rootvnode.vref()
+        with pytest.raises(Panic, match="references are explained"):
+            m.check()
+        m.kernel.vfs.rootvnode.vrele()
+        m.check()
 
 
 SIZES = [("64M", 64 << 20), ("1G", 1 << 30), ("8192k", 8 << 20), ("16777216", 16 << 20), (5, 5)]
@@ -320,14 +339,16 @@ def test_kernel_memory_of_a_process() -> None:
 def test_exit_and_reap_are_two_steps() -> None:
     """A zombie has no mappings and no pages, but still its page tables; they go when it is waited
     for."""
-    program = str(build(r"""
+    program = str(
+        build(r"""
     int main(void) {
         if (!fork()) _exit(0);
         usleep(300000);
         wait(0);
         pause();
     }
-    """))
+    """)
+    )
     with Machine() as m:
         p = m.spawn([program])
         with pytest.raises(TimeoutError):

@@ -516,7 +516,8 @@ def test_affinity_is_a_set_of_the_cpus_there_are() -> None:
 
 def test_nice_shares_the_cpu() -> None:
     """Two that compute: the nicer one gets clearly less done."""
-    status, out = by_guest(build(r"""
+    status, out = by_guest(
+        build(r"""
     int main(void) {
         long *n = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         pid_t p[2];
@@ -531,7 +532,8 @@ def test_nice_shares_the_cpu() -> None:
         printf("%d\n", n[0] > 2 * n[8] && n[8] > 0);
         return 0;
     }
-    """))
+    """)
+    )
     assert (status, out) == (0, b"1\n")
 
 
@@ -574,7 +576,8 @@ def test_exit_flushes_and_atexit() -> None:
 
 def test_fork_bomb_is_bounded() -> None:
     """RLIMIT_NPROC; root is not bound by it, so with another identity."""
-    status, out = by_guest(build(r"""
+    status, out = by_guest(
+        build(r"""
     int main(void) {
         setuid(1000);
         struct rlimit r = {20, 20};
@@ -597,5 +600,6 @@ def test_fork_bomb_is_bounded() -> None:
         while (wait(0) > 0);
         return 0;
     }
-    """))
+    """)
+    )
     assert (status, out) == (0, b"1 1\n")

@@ -7,7 +7,9 @@ from __future__ import annotations
 from file_util import T
 from guest_util import same
 
-P = T + r"""
+P = (
+    T
+    + r"""
 #include <termios.h>
 static int m, s;
 static void open_(void) {
@@ -35,6 +37,7 @@ CHANGE(iflag) CHANGE(oflag) CHANGE(lflag)
 static void cc(int i, int v) { tcgetattr(s, &t_); t_.c_cc[i] = v; tcsetattr(s, TCSANOW, &t_); }
 static void settle(void) { usleep(20000); }
 """
+)
 
 
 def test_a_pair() -> None:

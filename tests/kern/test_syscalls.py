@@ -99,9 +99,7 @@ ARGUMENTS = st.one_of(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    calls=st.lists(
-        st.tuples(st.sampled_from(NUMBERS), *[ARGUMENTS] * 6), min_size=1, max_size=40
-    )
+    calls=st.lists(st.tuples(st.sampled_from(NUMBERS), *[ARGUMENTS] * 6), min_size=1, max_size=40)
 )
 def test_random_calls(calls: list[tuple[int, ...]]) -> None:
     """The machine survives whatever a program asks for."""

@@ -253,6 +253,7 @@ def test_bad_ram_size() -> None:
 def test_clock_stops_between_instructions(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the clock hits, everything before RIP has been executed once and nothing behind."""
     monkeypatch.setattr(c, "TICK_NS", 100_000)
+    monkeypatch.setattr(c, "KICK_NS", 1_000_000)  # no memory access here that it could hit
     # l: inc rax; jmp 1f; 1: inc rbx; jmp 2f; 2: inc rcx; jmp l
     bench.code("48ffc0 eb00 48ffc3 eb00 48ffc1 ebf1")
     bench.vcpu.start_clock()

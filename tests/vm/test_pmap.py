@@ -278,9 +278,7 @@ def test_what_a_pte_knows_goes_to_its_page(vm: VmSystem, map: VmMap) -> None:
 
 @pytest.mark.spec("PMAP-3")
 @pytest.mark.parametrize("npages", [3, 700])
-def test_protect_takes_rights_and_never_gives_any(
-    vm: VmSystem, map: VmMap, npages: int
-) -> None:
+def test_protect_takes_rights_and_never_gives_any(vm: VmSystem, map: VmMap, npages: int) -> None:
     anon(map, BASE, npages, RWX, max=RWX)
     for i in range(npages):
         store(map, BASE + i * P, 1)
@@ -360,9 +358,7 @@ def test_copy_gives_a_child_the_parents_mappings(vm: VmSystem, proc: Proc, map: 
 
 
 @pytest.mark.spec("PMAP-3")
-def test_the_mappings_of_a_page_come_from_its_object(
-    vm: VmSystem, proc: Proc, map: VmMap
-) -> None:
+def test_the_mappings_of_a_page_come_from_its_object(vm: VmSystem, proc: Proc, map: VmMap) -> None:
     vp = StubVnode(bytes(range(256)) * 16 * 4)
     from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
 
@@ -403,9 +399,7 @@ def test_page_protect_read_pulls_modification_out_of_every_pte(
 
 
 @pytest.mark.spec("PMAP-3")
-def test_a_page_that_mprotect_made_read_only_can_still_be_cleaned(
-    vm: VmSystem, map: VmMap
-) -> None:
+def test_a_page_that_mprotect_made_read_only_can_still_be_cleaned(vm: VmSystem, map: VmMap) -> None:
     """M stays in the PTE when only the right to write goes, and must not stay for ever."""
     anon(map, BASE, 1)
     load(map, BASE)

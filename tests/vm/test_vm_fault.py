@@ -412,9 +412,7 @@ def test_every_direction_of_copy_on_write(vm: VmSystem, proc: Proc, map: VmMap) 
 
 @pytest.mark.spec("FAULT-5")
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_read_of_unshared_memory_maps_it_writable(
-    vm: VmSystem, map: VmMap, quick: bool
-) -> None:
+def test_a_read_of_unshared_memory_maps_it_writable(vm: VmSystem, map: VmMap, quick: bool) -> None:
     anon(map, BASE, 64)
     touch(map, BASE + 32 * P, False)
     vm.sysctl.prefault_pages = 0
@@ -493,9 +491,7 @@ def test_advice_changes_the_burst(vm: VmSystem, map: VmMap) -> None:
 
 @pytest.mark.spec("FAULT-6")
 @pytest.mark.parametrize("quick", [False, True])
-def test_fast_fault_and_prefault_can_be_turned_off(
-    vm: VmSystem, map: VmMap, quick: bool
-) -> None:
+def test_fast_fault_and_prefault_can_be_turned_off(vm: VmSystem, map: VmMap, quick: bool) -> None:
     anon(map, BASE, 128)
     touch(map, BASE, True)
     vm.sysctl.fast_fault = 0

@@ -80,8 +80,6 @@ from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
 from dfvm.lwkt.panic import panic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from dfvm.kern.vfs.devfs import Cdev
     from dfvm.kern.vfs.mount import Mount
     from dfvm.lwkt.kern_lock import Lock

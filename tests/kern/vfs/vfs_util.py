@@ -27,7 +27,10 @@ class TestCred:
     def __init__(self, uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
         self.cr_fsuid = uid
         self.cr_fsgid = gid
-        self.cr_groups = groups
+        self.groups = groups
+
+    def groupmember(self, gid: int) -> bool:
+        return gid == self.cr_fsgid or gid in self.groups
 
 
 def make_vm(mib: int = 64) -> VmSystem:

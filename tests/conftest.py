@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from tests.spec import REQUIREMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST_BIN = ROOT / "guest" / "bin"
+
+
+# A shell starts what it runs in the background with these ignored, nohup another; programs inherit
+# that, and then neither side of a comparison shows what a signal does.
+for _sig, _action in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_sig) == signal.SIG_IGN:
+        signal.signal(_sig, _action)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,8 +21,9 @@ VARIANTS = ["hello_pie", "hello_musl", "cow_fork_musl"]
 def by_host(program: Path, *args: str) -> tuple[int, bytes]:
     """Exit status as a shell shows it, and standard output."""
     done = subprocess.run(
-        [program, *args], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-    )
+        [program, *args], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+        process_group=0,  # not orphaned, whoever started us: SIGTSTP and its kin stop it
+    )  # fmt: skip
     status = done.returncode if done.returncode >= 0 else 128 - done.returncode
     return status, done.stdout
 

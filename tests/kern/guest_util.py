@@ -64,7 +64,10 @@ def build(source: str, *flags: str, link: tuple[str, ...] = ("-static",)) -> Pat
 
 def by_host(*argv: str | Path, stdin: bytes = b"") -> tuple[int, bytes]:
     """Exit status as a shell shows it, and standard output."""
+    # In a process group of its own, whose parent is in another one of the session: not orphaned,
+    # whoever started us, so that SIGTSTP and its kin stop it.
     done = subprocess.run([str(a) for a in argv], input=stdin, capture_output=True, timeout=60,
+                          process_group=0,
                           check=False)  # fmt: skip
     status = done.returncode if done.returncode >= 0 else 128 - done.returncode
     return status, done.stdout

@@ -123,6 +123,7 @@ def same(argv: list[str], tmp_path: Path) -> None:
         env=ENV,
         timeout=60,
         check=False,
+        process_group=0,  # not orphaned, whoever started us: SIGTSTP and its kin stop it
     )
     with Machine(mem="64M", check=True, env=ENV) as m:
         p = m.spawn(argv, stdin=b"", stdout=PIPE, stderr=PIPE, cwd=str(files(tmp_path / "ours")))

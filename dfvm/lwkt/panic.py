@@ -1,7 +1,7 @@
 """Panic: a broken invariant. Everything that finds one ends here; nothing catches it below the
 tools, which print it with the kernel threads and exit 70.
 
-Source: DragonFly sys/kern/kern_shutdown.c (panic), sys/sys/systm.h (KASSERT).
+Source: DragonFly sys/kern/kern_shutdown.c (panic).
 """
 
 from __future__ import annotations
@@ -16,9 +16,3 @@ class Panic(Exception):
 def panic(msg: str) -> NoReturn:
     """Give up: `msg` says what was violated, with the values that show it."""
     raise Panic(msg)
-
-
-def kassert(cond: object, msg: str) -> None:
-    """Panic with `msg` unless `cond`. Off the hot paths only: the message is built either way."""
-    if not cond:
-        raise Panic(msg)

@@ -11,8 +11,9 @@ argument or writing a result is an index into a memoryview. Another context's re
 in when it runs, and the old one's out, to kernel memory (the pcb at the top of a kernel stack).
 
 A context is loaded and run by the one kernel thread of the host. While the engine runs, a clock
-thread makes it come back every 10 ms: to end a slice, to let host signals through, and to flush the
-TLB, which only then grows to what the program needs (docs/engine.md).
+thread makes it come back every 10 ms (after 100 ms of code that makes no memory access at all): to
+end a slice, to let host signals through, and to flush the TLB, which only then grows to what the
+program needs (docs/engine.md).
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ Source: DragonFly sys/kern/imgact_elf.c; where they differ, Linux fs/binfmt_elf.
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING, Final
+
+from elftools.elf.structs import ELFStructs
 
 from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.vm.copyio import copyout
@@ -58,22 +59,12 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_exec import ImageParams
     from dfvm.vm.vmspace import Vmspace
 
-# Elf64_Ehdr and Elf64_Phdr. pyelftools has them too (the tests compare), but importing it takes a
-# tenth of the time in which a program is to have come and gone.
-_EHDR: Final = Struct("<16x HHIQQQIHHHHHH")
-_PHDR: Final = Struct("<IIQQQQQQ")
-_EHDR_BYTES: Final = _EHDR.size
-_PHDR_BYTES: Final = _PHDR.size
-
+# Places in e_ident of what decides how all the rest is to be read, and what we can read.
+_EI_CLASS: Final = 4
+_EI_DATA: Final = 5
 _ELFCLASS64: Final = 2
 _ELFDATA2LSB: Final = 1
-_EV_CURRENT: Final = 1
-_ET_EXEC: Final = 2
-_ET_DYN: Final = 3
-_EM_X86_64: Final = 62
-_PT_LOAD: Final = 1
-_PT_INTERP: Final = 3
-_PT_GNU_STACK: Final = 0x6474_E551
+
 _PHDRS_MAX: Final = 65536  # bytes, as Linux
 _INTERP_MAX: Final = 4096
 _ALIGN_MAX: Final = 1 << 30  # larger alignments are not honoured
@@ -81,6 +72,20 @@ _ALIGN_MAX: Final = 1 << 30  # larger alignments are not honoured
 _PF_X: Final = 1
 _PF_W: Final = 2
 _PF_R: Final = 4
+
+
+def _elf64_structs() -> ELFStructs:
+    """pyelftools' description of what is in a little-endian ELF64 file. Its ELFFile would be more
+    than is needed, and takes longer to import than half of what starts with dfvm."""
+    structs = ELFStructs(little_endian=True, elfclass=64)
+    structs.create_basic_structs()
+    structs.create_advanced_structs("ET_EXEC", "EM_X86_64")
+    return structs
+
+
+_ELF64: Final = _elf64_structs()
+_EHDR_BYTES: Final = _ELF64.Elf_Ehdr.sizeof()
+_PHDR_BYTES: Final = _ELF64.Elf_Phdr.sizeof()
 
 # Where a position-independent program is put, and where its interpreter's search begins.
 ET_DYN_BASE: Final = 0x5555_5555_4000
@@ -134,23 +139,22 @@ def elf_parse(image: ImageParams) -> ElfImage:
     :raises OSError: ENOEXEC for whatever is wrong with them; `image.reason` says what.
     """
     head = image.read(0, _EHDR_BYTES)
-    # Class and byte order come first: they decide what all the rest means.
     if len(head) < _EHDR_BYTES:
         raise image.malformed("the ELF header is truncated")
-    if head[4] != _ELFCLASS64:
+    if head[_EI_CLASS] != _ELFCLASS64:
         raise image.malformed("not a 64-bit ELF")
-    if head[5] != _ELFDATA2LSB:
+    if head[_EI_DATA] != _ELFDATA2LSB:
         raise image.malformed("not little-endian")
-    (e_type, e_machine, e_version, e_entry, e_phoff, _, _, _, e_phentsize, e_phnum, _, _,
-     _) = _EHDR.unpack(head)  # fmt: skip
-    if head[6] != _EV_CURRENT or e_version != _EV_CURRENT:
+    ehdr = _ELF64.Elf_Ehdr.parse(head)
+    if ehdr.e_ident.EI_VERSION != "EV_CURRENT" or ehdr.e_version != "EV_CURRENT":
         raise image.malformed("unknown ELF version")
-    if e_machine != _EM_X86_64:
-        raise image.malformed(f"machine {e_machine} is not x86-64")
-    if e_type not in (_ET_EXEC, _ET_DYN):
-        raise image.malformed(f"type {e_type} is not executable")
-    if e_phentsize != _PHDR_BYTES:
-        raise image.malformed(f"program headers of {e_phentsize} bytes")
+    if ehdr.e_machine != "EM_X86_64":
+        raise image.malformed(f"machine {ehdr.e_machine} is not x86-64")
+    if ehdr.e_type not in ("ET_EXEC", "ET_DYN"):
+        raise image.malformed(f"type {ehdr.e_type} is not executable")
+    if ehdr.e_phentsize != _PHDR_BYTES:
+        raise image.malformed(f"program headers of {ehdr.e_phentsize} bytes")
+    e_phoff, e_phnum = ehdr.e_phoff, ehdr.e_phnum
     size = e_phnum * _PHDR_BYTES
     if not 0 < size <= _PHDRS_MAX:
         raise image.malformed(f"{e_phnum} program headers")
@@ -161,24 +165,26 @@ def elf_parse(image: ImageParams) -> ElfImage:
         raise image.malformed("the program headers are truncated")
 
     elf = ElfImage()
-    elf.pic = e_type == _ET_DYN
-    elf.entry = e_entry
+    elf.pic = ehdr.e_type == "ET_DYN"
+    elf.entry = ehdr.e_entry
     elf.phnum = e_phnum
     elf.segments = []
     elf.align = PAGE_SIZE
     elf.interp = None
     elf.stack_exec = False
     elf.phdr_vaddr = 0
-    for phdr in _PHDR.iter_unpack(table):
-        p_type, p_flags, p_offset, p_vaddr, _, p_filesz, p_memsz, p_align = phdr
-        if p_type == _PT_LOAD:
-            _add_load(image, elf, Segment(p_vaddr, p_memsz, p_offset, p_filesz, p_flags), p_align)
+    for at in range(0, size, _PHDR_BYTES):
+        phdr = _ELF64.Elf_Phdr.parse(table[at : at + _PHDR_BYTES])
+        p_offset, p_filesz = phdr.p_offset, phdr.p_filesz
+        if phdr.p_type == "PT_LOAD":
+            seg = Segment(phdr.p_vaddr, phdr.p_memsz, p_offset, p_filesz, phdr.p_flags)
+            _add_load(image, elf, seg, phdr.p_align)
             if p_offset <= e_phoff < p_offset + p_filesz:
-                elf.phdr_vaddr = e_phoff - p_offset + p_vaddr
-        elif p_type == _PT_INTERP and elf.interp is None:
+                elf.phdr_vaddr = e_phoff - p_offset + seg.vaddr
+        elif phdr.p_type == "PT_INTERP" and elf.interp is None:
             elf.interp = _interp(image, p_offset, p_filesz)
-        elif p_type == _PT_GNU_STACK:
-            elf.stack_exec = bool(p_flags & _PF_X)
+        elif phdr.p_type == "PT_GNU_STACK":
+            elf.stack_exec = bool(phdr.p_flags & _PF_X)
     if not elf.segments:
         raise image.malformed("no segment to load")
     first, last = elf.segments[0], elf.segments[-1]

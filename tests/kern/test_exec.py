@@ -122,8 +122,8 @@ def test_malformed(name: str, tmp_path: Path) -> None:
     assert execute(tmp_path, MALFORMED[name]) == -errno.ENOEXEC
 
 
-def test_headers_as_pyelftools_sees_them() -> None:
-    """The loader's own idea of the headers, against an independent one."""
+def test_headers_as_elffile_sees_them() -> None:
+    """The loader's idea of a file, against that of pyelftools' own reader of whole files."""
     from elftools.elf.elffile import ELFFile
 
     from dfvm.kern.imgact_elf import elf_parse

@@ -147,11 +147,10 @@ class Bare:
         self.restore()
         uc.reg_write(UC_X86_REG_CR3, self.cr3)
 
-    def faults(self, order: list[int], zero: bool = False) -> float:
-        """Seconds per page fault: one store to each address of `order` by a loop over a table, all
-        absent, each resolved by the bare handler. With `zero` it also clears the frame. The median
-        over chunks, as the guest's own benchmark has it."""
-        code, table, data = 0x40_0000, 0x1_0000_0000, bytes(4096)
+    def _store_loop(self, order: list[int]) -> int:
+        """Put a program in place that stores to each address of `order`, by a table, and then
+        makes a system call; returns its address."""
+        code, table = 0x40_0000, 0x1_0000_0000
         text = bytes.fromhex("488b06 488900 4883c608 48ffc9 75f1 0f05")
         pa = self.alloc()
         self.ram[pa : pa + len(text)] = text
@@ -161,6 +160,28 @@ class Bare:
             part = struct.pack(f"<{len(order[at : at + 512])}Q", *order[at : at + 512])
             self.ram[pa : pa + len(part)] = part
             self.enter(table + at * 8, pa, P | U)
+        self.uc.reg_write(UC_X86_REG_RSI, table)
+        self.uc.reg_write(UC_X86_REG_RCX, len(order))
+        return code
+
+    def misses(self, order: list[int]) -> float:
+        """Seconds per store to a page that is present but not in the engine's TLB: one store to
+        each address of `order`, more pages than a TLB holds that was never flushed (256). Zeroed
+        memory that has been touched before."""
+        code, zeros = self._store_loop(order), bytes(4096)
+        for va in order:
+            pa = self.alloc()
+            self.ram[pa : pa + 4096] = zeros
+            self.enter(va, pa, P | W | U | NX)
+        start = time.perf_counter()
+        self.uc.emu_start(code, 0)
+        return (time.perf_counter() - start) / len(order)
+
+    def faults(self, order: list[int], zero: bool = False) -> float:
+        """Seconds per page fault: one store to each address of `order` by a loop over a table, all
+        absent, each resolved by the bare handler. With `zero` it also clears the frame. The median
+        over chunks, as the guest's own benchmark has it."""
+        code, data = self._store_loop(order), bytes(4096)
         ram, ctx_q, ctx_i, i_cr2, i_old = self.ram, self.ctx_q, self.ctx_i, self.i_cr2, self.i_old
         count = 0
         clock = time.perf_counter
@@ -180,10 +201,7 @@ class Bare:
             self.restore()
 
         self.on_exception = handler
-        uc = self.uc
-        uc.reg_write(UC_X86_REG_RSI, table)
-        uc.reg_write(UC_X86_REG_RCX, len(order))
-        uc.emu_start(code, 0)
+        self.uc.emu_start(code, 0)
         assert count == len(order), f"{count} faults for {len(order)} pages"
         return median(b - a for a, b in pairwise(times[1:])) / CHUNK
 

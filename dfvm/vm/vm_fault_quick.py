@@ -25,10 +25,10 @@ Source: DragonFly sys/vm/vm_fault.c, whose vm_fault_bypass it extends.
 
 from __future__ import annotations
 
+from array import array
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.lwkt.panic import panic
 from dfvm.machine.pte import PG_NX
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_allocpt, pmap_enter, pmap_pte
@@ -72,7 +72,6 @@ from dfvm.vm.vm_page import (
     vm_page_alloc_run,
     vm_page_hash_enter,
     vm_page_hash_get,
-    vm_page_queue_run,
     vm_page_sbusy_drop,
 )
 
@@ -344,32 +343,31 @@ def _zero_fill(
     memq = object.rb_memq
     first = pindex
     if back:
-        lowest = max(pindex - min(back, va - ba.start >> 12, va >> 12 & 511), 0)
+        # Memory for this many is certain, so that the run gets as far as the page itself.
+        back = min(back, va - ba.start >> 12, va >> 12 & 511, _PLENTY - 1)
+        lowest = max(pindex - back, 0)
         while first > lowest and first - 1 not in memq:
             first -= 1
     room = min(ahead + 1, ba.end - va >> 12, 512 - (va >> 12 & 511), object.size - pindex)
-    run = vm_page_alloc_run(object, first, pindex - first + room, VM_ALLOC_NORMAL | VM_ALLOC_ZERO)
-    if len(run) <= pindex - first:
-        # A colour has run out on the way: what we have is worth mapping, but not enough.
-        m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_ZERO)
-        if m is None:
-            panic("vm_fault_quick: no page where memory is plentiful")
-        run.append(m)
+    run = vm_page_alloc_run(
+        object,
+        first,
+        pindex - first + room,
+        VM_ALLOC_NORMAL | VM_ALLOC_ZERO,
+        PQ_ACTIVE,
+        PG_MAPPED | PG_WRITEABLE,
+    )
     object.flags |= _DIRTY_OBJECT
     bits = pmap.pm_prot[entry.protection & 7]
-    slot -= pindex
-    for m in run:
-        m.valid = VM_PAGE_BITS_ALL
-        m.flags = PG_MAPPED | PG_WRITEABLE
-        q[slot + m.pindex] = m.phys_addr | bits
+    count = len(run)
+    slot += first - pindex
+    q[slot : slot + count] = array("Q", [m.phys_addr | bits for m in run])
     if not bits & PG_NX:
         pmap.code_frames.update([m.phys_addr >> 12 for m in run])
-    count = len(run)
-    m = memq[pindex]
+    m = run[pindex - first]
     m.flags = PG_MAPPED | PG_WRITEABLE | PG_REFERENCED
     if write:
         m.dirty = VM_PAGE_BITS_ALL
-    vm_page_queue_run(vm, run, PQ_ACTIVE)
     pmap.pm_pt_m[va >> 21].wire_count += count
     pmap.pm_stats.resident_count += count
     cnt = vm.gd.gd_cnt

@@ -29,6 +29,7 @@ from dfvm.vm.vm_page_paging import (
     vm_page_protect,
 )
 from dfvm.vm.vm_page_queue import (
+    ACT_INIT,
     PBUSY_LOCKED,
     PBUSY_WANTED,
     PG_FICTITIOUS,
@@ -36,9 +37,11 @@ from dfvm.vm.vm_page_queue import (
     PG_NEED_COMMIT,
     PG_UNQUEUED,
     PG_WRITEABLE,
+    PQ_ACTIVE,
     PQ_CACHE,
     PQ_FREE,
     PQ_HOLD,
+    PQ_INACTIVE,
     PQ_L2_MASK,
     PQ_L2_SHIFT,
     PQ_NONE,
@@ -217,17 +220,25 @@ def vm_page_select_cache(vm: VmSystem, color: int) -> VmPage | None:
         vm_page_wakeup(vm, m)
 
 
-def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> list[VmPage]:
+def vm_page_alloc_run(
+    object: VmObject, pindex: int, n: int, page_req: int, base: int = PQ_NONE, flags: int = 0
+) -> list[VmPage]:
     """Allocate pages for `pindex` … `pindex` + n - 1, each as vm_page_alloc would, for less. The
     run ends early at the first index that has a page, and where memory gets short: a run never
-    goes below v_free_reserved. The object is held; does not block."""
+    goes below v_free_reserved.
+
+    With `base`, PQ_ACTIVE or PQ_INACTIVE, the pages are not busied but ready for use: valid, on
+    that queue, with `flags`. This is for memory that is right as it comes, which is to say zeroed;
+    it is what a fault on anonymous memory takes most of its time for.
+
+    The object is held; does not block."""
     vm = object.vm
     pages = vm.pages
     gd = vm.gd
     own = gd.gd_vmstats
     memq = object.rb_memq
     span = pages.cpu_colors
-    base = gd.gd_cpuid * span
+    slice_base = gd.gd_cpuid * span
     pg_color = object.pg_color
     queues = pages.vm_page_queues
     next_block = pages.next_block
@@ -235,6 +246,11 @@ def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> l
     code_frames = vm.mmu.code_frames
     zero = page_req & _ZERO
     mem = vm.ram.mem
+    new = VmPage.__new__
+    if base:
+        busy, act_count, valid = 0, ACT_INIT, VM_PAGE_BITS_ALL
+    else:
+        busy, act_count, valid = PBUSY_LOCKED, 0, 0
     fresh = 0  # frames that were never used
     counted = 0  # pages that the counts have already
     run: list[VmPage] = []
@@ -242,7 +258,7 @@ def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> l
     for i in range(pindex, pindex + (n if n < limit else limit)):
         if i in memq:
             break
-        color = base + (i + pg_color) % span
+        color = slice_base + (i + pg_color) % span
         q = queues[PQ_FREE + color]
         if q is not None and q.lcnt:
             m = q.pq_next
@@ -250,10 +266,6 @@ def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> l
             q.pq_next = after
             after.pq_prev = q
             q.lcnt -= 1
-            m.queue = PQ_NONE
-            m.busy_count = PBUSY_LOCKED
-            m.object = object
-            m.pindex = i
             pa = m.phys_addr
             if pa >> PAGE_SHIFT in code_frames:
                 vm.mmu.code_reused(pa >> PAGE_SHIFT)
@@ -267,13 +279,43 @@ def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> l
                     single = vm_page_alloc(vm, object, i, page_req)
                     if single is None:
                         break
+                    if base:
+                        single.valid = valid
+                        single.flags = flags
+                        single.act_count = act_count
+                        single.busy_count = 0
+                        vm_page_add_queue(vm, single, base)
                     run.append(single)
                     counted += 1
                     continue
                 pages.grow(frame)
             next_block[color] = b + 1
-            m = array[frame] = VmPage(frame << PAGE_SHIFT, color, object, i)
+            # VmPage(), in place: the call alone costs as much as all that it would do.
+            m = array[frame] = new(VmPage)
+            m.phys_addr = frame << PAGE_SHIFT
+            m.pc = color
+            m.dirty = m.wire_count = m.hold_count = 0
+            m.pat_mode = VM_MEMATTR_DEFAULT
             fresh += 1
+        m.object = object
+        m.pindex = i
+        m.busy_count = busy
+        m.act_count = act_count
+        m.valid = valid
+        m.flags = flags
+        if base:
+            queue = m.queue = base + color
+            q = queues[queue]
+            if q is None:
+                q = pages.queue(queue)
+            q.lcnt += 1
+            before = q.pq_prev
+            m.pq_prev = before
+            m.pq_next = q
+            before.pq_next = m
+            q.pq_prev = m
+        else:
+            m.queue = PQ_NONE
         memq[i] = m
         run.append(m)
     got = len(run) - counted
@@ -285,7 +327,14 @@ def vm_page_alloc_run(object: VmObject, pindex: int, n: int, page_req: int) -> l
         own.v_free_count -= got
         adj = gd.gd_vmstats_adj
         adj.v_free_count -= got
-        if adj.v_free_count < -VMSTATS_ADJ_LIMIT:
+        queued = 0
+        if base == PQ_ACTIVE:
+            own.v_active_count += got
+            queued = adj.v_active_count = adj.v_active_count + got
+        elif base == PQ_INACTIVE:
+            own.v_inactive_count += got
+            queued = adj.v_inactive_count = adj.v_inactive_count + got
+        if adj.v_free_count < -VMSTATS_ADJ_LIMIT or queued > VMSTATS_ADJ_LIMIT:
             vmstats_rollup(vm)
     return run
 

@@ -16,6 +16,7 @@ from dfvm.vm.vm_object import OBJT_VNODE
 from dfvm.vm.vm_page import (
     PBUSY_LOCKED,
     PG_NEED_COMMIT,
+    PG_REFERENCED,
     PQ_ACTIVE,
     PQ_CACHE,
     PQ_FREE,
@@ -384,6 +385,51 @@ def test_a_run_is_what_single_allocations_would_be(
         assert all(m.queue - m.pc == PQ_ACTIVE and not m.busy_count for m in got)
         check(vm)
     assert frames[0] == frames[1]
+
+
+@pytest.mark.spec("PAGE-5")
+@settings(deadline=None, max_examples=50)
+@given(
+    n=st.integers(0, 40),
+    used=st.integers(0, 30),
+    base=st.sampled_from([PQ_ACTIVE, PQ_INACTIVE]),
+    left=st.integers(0, 40),
+)
+def test_a_run_that_is_ready_for_use(n: int, used: int, base: int, left: int) -> None:
+    """Queued while it is allocated, it is what one gets that is queued afterwards; also where the
+    colours run out."""
+    seen = []
+    for at_once in (True, False):
+        vm = make_vm(4)
+        other = make_object(vm)
+        for m in [alloc(other, i) for i in range(used)]:
+            vm.ram.mem[m.phys_addr] = 1
+            vm_page_free(vm, m)
+        own = vm.gd.gd_vmstats
+        at = 1000
+        while own.v_free_count > own.v_free_reserved + left:
+            alloc(other, at)
+            at += 1
+        object = make_object(vm)
+        object.pg_color = 1
+        req = VM_ALLOC_NORMAL | VM_ALLOC_ZERO
+        if at_once:
+            got = vm_page_alloc_run(object, 5, n, req, base, PG_REFERENCED)
+        else:
+            got = vm_page_alloc_run(object, 5, n, req)
+            for m in got:
+                m.valid = VM_PAGE_BITS_ALL
+                m.flags = PG_REFERENCED
+            vm_page_queue_run(vm, got, base)
+        assert len(got) == min(n, left)
+        check(vm)
+        seen.append([
+            (m.phys_addr, m.pindex, m.queue, m.act_count, m.valid, m.dirty, m.flags, m.busy_count,
+             m.wire_count, m.hold_count, m.pat_mode, vm.ram.mem[m.phys_addr]) for m in got
+        ])  # fmt: skip
+        seen[-1].append([[m.phys_addr for m in q.pages()] for q in vm.pages.queues(base)])
+        seen[-1].append((own.v_free_count, own.v_active_count, own.v_inactive_count))
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.spec("PAGE-4")

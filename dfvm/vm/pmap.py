@@ -87,6 +87,8 @@ __all__ = [
 ]  # fmt: skip
 
 _ZEROS: Final = memoryview(bytes(PAGE_SIZE)).cast("Q")
+_NOTHING_BYTES: Final = 512
+_NOTHING: Final = bytes(_NOTHING_BYTES)  # 64 PTEs that are 0
 _KERNEL_LEAF: Final = PG_V | PG_RW | PG_A | PG_M | PG_G | PG_NX  # of an unmanaged mapping
 _MAX_INIT_PT: Final = 96  # pages that object_init_pt maps of a large object when asked lightly
 
@@ -229,7 +231,7 @@ def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
     pages = pmap.vm.pages.vm_page_array
     in_use = table.wire_count - 1
     found = wired = accessed = 0
-    for pte in filter(None, q[base + lo : base + hi].tolist()):  # most are 0: skip them in C
+    for pte in _present(pmap, base + lo, base + hi):
         found += 1
         if pte & PG_MANAGED and (m := pages[(pte & PG_FRAME) >> 12]) is not None:
             flags = m.flags
@@ -245,8 +247,6 @@ def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
             accessed |= pte & PG_A
         if pte & PG_W:
             wired += 1
-        if found == in_use:
-            break
     if not found:
         return
     q[base + lo : base + hi] = _ZEROS[lo:hi]
@@ -257,6 +257,19 @@ def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
         pmap.vm.mmu.stale(pmap.pm_pml4)
     if found == in_use:
         pmap_freept(pmap, key)
+
+
+def _present(pmap: Pmap, first: int, end: int) -> list[int]:
+    """The PTEs among slots first … end - 1 that are not 0. Most of a table is: runs of zeros are
+    passed over at the speed of C."""
+    q = pmap.q
+    raw = bytes(pmap.vm.ram.mem[first * 8 : end * 8])
+    ptes: list[int] = []
+    for at in range(0, len(raw), _NOTHING_BYTES):
+        if raw[at : at + _NOTHING_BYTES] != _NOTHING:
+            slot = first + (at >> 3)
+            ptes += filter(None, q[slot : min(slot + (_NOTHING_BYTES >> 3), end)].tolist())
+    return ptes
 
 
 def pmap_protect(pmap: Pmap, sva: int, eva: int, prot: int) -> None:

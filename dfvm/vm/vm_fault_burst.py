@@ -190,17 +190,23 @@ def vm_prefault_quick(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_f
         return 0
     ptes = pmap.q[base + index - back : base + index + ahead + 1].tolist()
     above: list[VmPage] = []
-    for i in range(1, ahead + 1):
-        m = memq.get(pindex + i)
-        if m is None or ptes[back + i] or not _idle(pmap.vm, m, entry, prot, fault_flags):
-            break
-        above.append(m)
     below: list[VmPage] = []
-    for i in range(1, back + 1):
-        m = memq.get(pindex - i)
-        if m is None or ptes[back - i] or not _idle(pmap.vm, m, entry, prot, fault_flags):
-            break
-        below.append(m)
+    for run, indices in ((above, range(1, ahead + 1)), (below, range(-1, -back - 1, -1))):
+        for i in indices:
+            m = memq.get(pindex + i)
+            if m is None or ptes[back + i]:
+                break
+            # Text that others run is by far the most of it: no call for what _idle would find.
+            if (
+                prot & VM_PROT_WRITE
+                or m.busy_count
+                or m.valid != VM_PAGE_BITS_ALL
+                or m.queue >= PQ_CACHE
+                or m.flags & PG_FICTITIOUS
+                or m.pat_mode != VM_MEMATTR_DEFAULT
+            ) and not _idle(pmap.vm, m, entry, prot, fault_flags):
+                break
+            run.append(m)
     if above:
         pmap_enter_run(pmap, va + PAGE_SIZE, above, prot)
     if below:

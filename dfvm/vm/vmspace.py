@@ -199,9 +199,10 @@ def _terminate2(vmspace: Vmspace) -> None:
         panic(f"vmspace_terminate: {vmspace!r} flags {vmspace.vm_flags:#x}")
     vmspace.vm_flags |= VMSPACE_EXIT2
     map = vmspace.vm_map
-    vm_map_lock(map)
-    vm_map_delete(map, map.min_addr, map.max_addr)
-    vm_map_unlock(map)
+    if map.first is not None:  # somebody who held the space has mapped something
+        vm_map_lock(map)
+        vm_map_delete(map, map.min_addr, map.max_addr)
+        vm_map_unlock(map)
     pmap_release(vmspace.vm_pmap)
 
 

@@ -557,7 +557,6 @@ def exec_signals(p: Proc, lp: Lwp) -> None:
                 acts.set(sig, (SIG_IGN, 0, 0, 0))
         p.p_sigacts = acts
     lp.lwp_sigstk_sp = lp.lwp_sigstk_size = 0
-    lp.lwp_sigstk_flags = SS_DISABLE
 
 
 # ---- masks for a while ---------------------------------------------------------------------------
@@ -598,27 +597,20 @@ def restore_user_sigmask(lp: Lwp, interrupted: bool) -> None:
 # ---- system calls --------------------------------------------------------------------------------
 
 
-def _check_sig(sig: int) -> int:
-    sig = s32(sig)
-    if not 0 <= sig <= NSIG:
-        raise err(EINVAL)
-    return sig
-
-
 def sys_rt_sigaction(lp: Lwp, sig: int, act: int, oact: int, sigsetsize: int) -> int:
     """Set and tell what a signal does. struct: handler, flags, restorer, mask."""
     if sigsetsize != 8:
         raise err(EINVAL)
     sig = s32(sig)
     p = lp.lwp_proc
+    raw = memoryview(copyin(p.p_vmspace, act, 32) if act else b"").cast("Q")
     if not 1 <= sig <= NSIG or (act and sig in (SIGKILL, SIGSTOP)):
         raise err(EINVAL)
     old = p.p_sigacts.ps_act[sig]
     if act:
-        raw = memoryview(copyin(p.p_vmspace, act, 32)).cast("Q")
         # Flags nobody knows are dropped, so that a program can find out which are supported.
         flags = raw[1] & _SA_KNOWN
-        new = (raw[0], flags, raw[2] if flags & SA_RESTORER else 0, raw[3] & _UNMASKABLE_INV)
+        new = (raw[0], flags, raw[2], raw[3] & _UNMASKABLE_INV)
         p.p_sigacts.set(sig, new)
         if p.p_sigacts.ps_sigignore >> (sig - 1) & 1:
             _discard_everywhere(p, sigbit(sig))
@@ -726,6 +718,17 @@ def take_pending(lp: Lwp, these: int) -> Siginfo | None:
     return None
 
 
+def _check_signal(lp: Lwp, target: Proc, sig: int) -> None:
+    """`sig`, or 0, can be sent by `lp` to `target`, which exists.
+
+    :raises OSError: EINVAL there is no such signal, EPERM.
+    """
+    if not 0 <= sig <= NSIG:
+        raise err(EINVAL)
+    if not can_signal(lp, target, sig):
+        raise err(EPERM)
+
+
 def can_signal(lp: Lwp, target: Proc, sig: int) -> bool:
     """Whether `lp` may send `sig` to `target`."""
     p = lp.lwp_proc
@@ -745,7 +748,7 @@ def _user_info(lp: Lwp, sig: int, code: int) -> Siginfo:
 def sys_kill(lp: Lwp, pid: int, sig: int) -> int:
     """Send a signal to a process (pid > 0), one's own group (0), a group (< -1) or everybody whom
     one may (-1)."""
-    pid, sig = s32(pid), _check_sig(sig)
+    pid, sig = s32(pid), s32(sig)
     p = lp.lwp_proc
     kernel = p.kernel
     if pid > 0:
@@ -758,13 +761,15 @@ def sys_kill(lp: Lwp, pid: int, sig: int) -> int:
         targets = [] if pgrp is None else list(pgrp.pg_members.values())
     if not targets:
         raise err(ESRCH)
+    if not 0 <= sig <= NSIG:
+        raise err(EINVAL)
     allowed = [q for q in targets if can_signal(lp, q, sig)]
     if not allowed:
         raise err(EPERM)
     if sig:
         info = _user_info(lp, sig, SI_USER)
         for q in allowed:
-            ksignal(q, sig, info)
+            _send_user(q, None, info)
     return 0
 
 
@@ -777,29 +782,30 @@ def _find_lwp(lp: Lwp, tgid: int, tid: int, sig: int) -> Lwp | None:
     proc = target.lwp_proc if target is not None else lp.lwp_proc.kernel.procs.get(tid)
     if proc is None or (tgid and proc.p_pid != tgid):
         raise err(ESRCH)
-    if not can_signal(lp, proc, sig):
-        raise err(EPERM)
+    _check_signal(lp, proc, sig)
     return target
 
 
 def sys_tkill(lp: Lwp, tid: int, sig: int) -> int:
     """Send a signal to a thread."""
-    sig = _check_sig(sig)
-    target = _find_lwp(lp, 0, s32(tid), sig)
-    if sig and target is not None:
-        lwpsignal(target, sig, _user_info(lp, sig, SI_TKILL))
+    sig = s32(sig)
+    _send_lwp(_find_lwp(lp, 0, s32(tid), sig), _user_info(lp, sig, SI_TKILL))
     return 0
 
 
 def sys_tgkill(lp: Lwp, tgid: int, tid: int, sig: int) -> int:
     """Send a signal to a thread of a certain process."""
-    sig = _check_sig(sig)
+    sig = s32(sig)
     if s32(tgid) <= 0:
         raise err(EINVAL)
-    target = _find_lwp(lp, s32(tgid), s32(tid), sig)
-    if sig and target is not None:
-        lwpsignal(target, sig, _user_info(lp, sig, SI_TKILL))
+    _send_lwp(_find_lwp(lp, s32(tgid), s32(tid), sig), _user_info(lp, sig, SI_TKILL))
     return 0
+
+
+def _send_lwp(target: Lwp | None, info: Siginfo) -> None:
+    """Send a signal (none if it is 0) to what _find_lwp found."""
+    if info.si_signo and target is not None:
+        _send_user(target.lwp_proc, target, info)
 
 
 def _queued_info(lp: Lwp, sig: int, uinfo: int, target_pid: int) -> Siginfo:
@@ -816,36 +822,48 @@ def _queued_info(lp: Lwp, sig: int, uinfo: int, target_pid: int) -> Siginfo:
     return info
 
 
-def _check_queue(p: Proc, sig: int, queue: SigQueue) -> None:
-    if sig >= SIGRTMIN and queue.count() >= p.p_rlimit(RLIMIT_SIGPENDING):
-        raise err(EAGAIN)
+def _send_user(p: Proc, lp: Lwp | None, info: Siginfo) -> None:
+    """Send what a program sends to `p`, or to its thread `lp`, as far as RLIMIT_SIGPENDING lets
+    it be queued. That is counted by receiver here, not by user.
+
+    :raises OSError: EAGAIN for a real-time signal that is not sent by kill.
+    """
+    sig, code = info.si_signo, info.si_code
+    if (sig >= SIGRTMIN or code < 0) and queued_signals(p) >= p.p_rlimit(RLIMIT_SIGPENDING):
+        if sig >= SIGRTMIN:
+            if code != SI_USER:
+                raise err(EAGAIN)
+            if p.p_sigqueue.pending & sigbit(sig):
+                return
+        info = Siginfo(sig, SI_USER)  # it arrives, but what it would tell is lost
+    _send(p, lp, sig, info)
+
+
+def queued_signals(p: Proc) -> int:
+    """How many signals wait for `p` and its threads."""
+    return p.p_sigqueue.count() + sum(lp.lwp_sigqueue.count() for lp in p.p_lwps.values())
 
 
 def sys_rt_sigqueueinfo(lp: Lwp, pid: int, sig: int, uinfo: int) -> int:
     """Send a signal with a value to a process."""
-    pid, sig = s32(pid), _check_sig(sig)
+    pid, sig = s32(pid), s32(sig)
     info = _queued_info(lp, sig, uinfo, pid)
     target = lp.lwp_proc.kernel.procs.get(pid)
     if target is None:
         raise err(ESRCH)
-    if not can_signal(lp, target, sig):
-        raise err(EPERM)
+    _check_signal(lp, target, sig)
     if sig:
-        _check_queue(target, sig, target.p_sigqueue)
-        ksignal(target, sig, info)
+        _send_user(target, None, info)
     return 0
 
 
 def sys_rt_tgsigqueueinfo(lp: Lwp, tgid: int, tid: int, sig: int, uinfo: int) -> int:
     """Send a signal with a value to a thread."""
-    tgid, tid, sig = s32(tgid), s32(tid), _check_sig(sig)
+    tgid, tid, sig = s32(tgid), s32(tid), s32(sig)
+    info = _queued_info(lp, sig, uinfo, tgid)
     if tgid <= 0 or tid <= 0:
         raise err(EINVAL)
-    info = _queued_info(lp, sig, uinfo, tgid)
-    target = _find_lwp(lp, tgid, tid, sig)
-    if sig and target is not None:
-        _check_queue(target.lwp_proc, sig, target.lwp_sigqueue)
-        lwpsignal(target, sig, info)
+    _send_lwp(_find_lwp(lp, tgid, tid, sig), info)
     return 0
 
 
@@ -861,8 +879,10 @@ def on_sigstack(lp: Lwp, sp: int) -> bool:
 def sigstack_flags(lp: Lwp, sp: int) -> int:
     """ss_flags as sigaltstack tells them."""
     if not lp.lwp_sigstk_size:
-        return SS_DISABLE
-    return (SS_ONSTACK if on_sigstack(lp, sp) else 0) | (lp.lwp_sigstk_flags & SS_AUTODISARM)
+        state = SS_DISABLE
+    else:
+        state = SS_ONSTACK if on_sigstack(lp, sp) else 0
+    return state | (lp.lwp_sigstk_flags & SS_AUTODISARM)
 
 
 def set_sigstack(lp: Lwp, sp: int, flags: int, size: int, user_sp: int) -> None:
@@ -877,14 +897,14 @@ def set_sigstack(lp: Lwp, sp: int, flags: int, size: int, user_sp: int) -> None:
     elif size < MINSIGSTKSZ:
         raise err(ENOMEM)
     lp.lwp_sigstk_sp, lp.lwp_sigstk_size = sp, size
-    lp.lwp_sigstk_flags = flags & (SS_AUTODISARM | SS_DISABLE)
+    lp.lwp_sigstk_flags = flags
 
 
 def sys_sigaltstack(lp: Lwp, uss: int, uoss: int) -> int:
     """Set and tell the alternate signal stack."""
     space = lp.lwp_proc.p_vmspace
     user_sp = lp.ctx.q[RSP]
-    old = sigstack_pack(lp, user_sp)
+    old = sigstack_pack(lp, sigstack_flags(lp, user_sp))
     if uss:
         raw = copyin(space, uss, 24)
         set_sigstack(lp, int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:12], "little"),
@@ -894,10 +914,9 @@ def sys_sigaltstack(lp: Lwp, uss: int, uoss: int) -> int:
     return 0
 
 
-def sigstack_pack(lp: Lwp, user_sp: int) -> bytes:
+def sigstack_pack(lp: Lwp, flags: int) -> bytes:
     """stack_t: sp, flags, (padding), size."""
-    return (lp.lwp_sigstk_sp | sigstack_flags(lp, user_sp) << 64
-            | lp.lwp_sigstk_size << 128).to_bytes(24, "little")  # fmt: skip
+    return (lp.lwp_sigstk_sp | flags << 64 | lp.lwp_sigstk_size << 128).to_bytes(24, "little")
 
 
 def sys_restart_syscall(lp: Lwp) -> int:

@@ -39,6 +39,7 @@ from dfvm.kern.kern_sig import (
     Siginfo,
     ksignal,
     lwpsignal,
+    queued_signals,
 )
 from dfvm.kern.proc import RLIMIT_CPU, RLIMIT_SIGPENDING, SZOMB, calcru
 from dfvm.lwkt.kern_clock import TICK_NS
@@ -585,7 +586,7 @@ def sys_timer_create(lp: Lwp, clock: int, usevp: int, utimerid: int) -> int:
     if clock in _ANY_WALL and clock not in _WALL:
         raise err(EOPNOTSUPP)
     timers = proc_timers(p)
-    if len(timers.posix) >= p.p_rlimit(RLIMIT_SIGPENDING):
+    if len(timers.posix) + queued_signals(p) >= p.p_rlimit(RLIMIT_SIGPENDING):
         raise err(EAGAIN)
     timerid = timers.nextid
     while timerid in timers.posix:

@@ -206,7 +206,7 @@ class Lwp:
     lwp_sigwait: int  # signals that rt_sigtimedwait waits for; 0 outside of it
     lwp_sigstk_sp: int  # the alternate signal stack
     lwp_sigstk_size: int
-    lwp_sigstk_flags: int  # SS_DISABLE, SS_AUTODISARM
+    lwp_sigstk_flags: int  # as sigaltstack was told: SS_ONSTACK, SS_DISABLE, SS_AUTODISARM
     lwp_trapno: int  # the last exception, for ucontext: vector, error code, address
     lwp_err: int
     lwp_cr2: int
@@ -232,7 +232,7 @@ class Lwp:
         self.lwp_sigqueue = sigqueue
         self.lwp_sigwait = 0
         self.lwp_sigstk_sp = self.lwp_sigstk_size = 0
-        self.lwp_sigstk_flags = SS_DISABLE
+        self.lwp_sigstk_flags = 0
         self.lwp_trapno = self.lwp_err = self.lwp_cr2 = 0
         self.lwp_clear_tid = self.lwp_robust_list = 0
         self.lwp_policy = 0  # SCHED_OTHER

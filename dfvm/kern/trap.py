@@ -37,6 +37,7 @@ from dfvm.kern.kern_sig import (
     SIGILL,
     SIGSEGV,
     SIGTRAP,
+    TRAP_BRKPT,
     TRAP_TRACE,
     Siginfo,
     trapsignal,
@@ -49,10 +50,12 @@ from dfvm.machine.cpu import (
     EXIT_FAULT,
     EXIT_PREEMPTED,
     EXIT_SYSCALL,
+    INT,
     RAX,
     RIP,
 )
 from dfvm.machine.pte import PGEX_I, PGEX_P, PGEX_RSV, PGEX_W
+from dfvm.vm.copyio import copyin
 from dfvm.vm.vm import (
     KERN_INVALID_ADDRESS,
     KERN_PROTECTION_FAILURE,
@@ -94,7 +97,7 @@ T_FAULT: Final = 14
 T_FPERR: Final = 16
 T_ALIGN: Final = 17
 T_XMM: Final = 19
-T_SYSCALL80: Final = 128  # int 0x80: the 32-bit ABI, which does not exist here
+T_ICEBP: Final = 0x101  # no vector: T_DEBUG, by an instruction of its own
 
 # Vectors whose signal has nothing else to say.
 _SIMPLE: Final = {
@@ -106,9 +109,12 @@ _SIMPLE: Final = {
     T_SEGNP: (SIGBUS, SI_KERNEL),
     T_STK: (SIGBUS, SI_KERNEL),
     T_PROT: (SIGSEGV, SI_KERNEL),
-    T_SYSCALL80: (SIGSEGV, SI_KERNEL),
 }
-_INT80_BYTES: Final = 2
+_INT_BYTES: Final = 2
+_ERR_IDT: Final = 2  # in an error code: it is about a gate
+_ICEBP: Final = 0xF1
+_RDPMC: Final = b"\x0f\x33"  # user mode may not read the counters
+_INT_OPEN: Final = (T_BPT, T_OFLOW)  # what user mode may make with an int instruction
 
 CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
 
@@ -164,7 +170,7 @@ def user_mode(lp: Lwp) -> None:
                     sched.yield_()
             elif why == EXIT_EXCEPTION:
                 cnt.v_trap += 1
-                trap(lp, vcpu.exception)
+                trap(lp, vcpu.exception, vcpu.exception_err)
 
 
 def syscall_error(lp: Lwp, errno: int | None) -> None:
@@ -228,19 +234,22 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
     trapsignal(lp, Siginfo(sig, code, addr=va))
 
 
-def trap(lp: Lwp, vector: int) -> None:
-    """An exception other than a page fault."""
+def trap(lp: Lwp, vector: int, error: int) -> None:
+    """An exception other than a page fault, or an int instruction (INT)."""
     q = lp.ctx.q
     addr = 0
+    if vector & INT:
+        vector, error = _int_instruction(q, vector & ~INT)
+    elif vector == T_PRIVIN:
+        vector = _known_opcode(lp)
     if vector in _SIMPLE:
         sig, code = _SIMPLE[vector]
-        if vector == T_SYSCALL80:
-            q[RIP] -= _INT80_BYTES
-            vector = T_PROT
     elif vector == T_DIVIDE:
         sig, code, addr = SIGFPE, FPE_INTDIV, q[RIP]
     elif vector == T_DEBUG:
         sig, code, addr = SIGTRAP, TRAP_TRACE, q[RIP]
+    elif vector == T_ICEBP:
+        sig, code, addr, vector = SIGTRAP, TRAP_BRKPT, q[RIP], T_DEBUG
     elif vector == T_PRIVIN:
         sig, code, addr = SIGILL, ILL_ILLOPN, q[RIP]
     elif vector == T_ALIGN:
@@ -248,12 +257,33 @@ def trap(lp: Lwp, vector: int) -> None:
     elif vector in (T_FPERR, T_XMM):
         sig, code, addr = SIGFPE, _fpe_code(lp, vector), q[RIP]
     else:
-        # A vector that the CPU can't raise by itself: int n with a gate that user mode may not
-        # use is a general protection fault.
-        sig, code = SIGSEGV, SI_KERNEL
-        vector = T_PROT
-    lp.lwp_trapno, lp.lwp_err = vector, 0
+        panic(f"exception {vector}, which the CPU does not have")
+    lp.lwp_trapno, lp.lwp_err = vector, error
     trapsignal(lp, Siginfo(sig, code, addr=addr))
+
+
+def _int_instruction(q: memoryview, vector: int) -> tuple[int, int]:
+    """What `int vector` is: user mode may use two of the gates, and with others it gets a general
+    protection fault that names the gate. 0x80 would be the 32-bit ABI, which does not exist here.
+    Returns vector and error code."""
+    if vector in _INT_OPEN:
+        return vector, 0
+    q[RIP] -= _INT_BYTES
+    return T_PROT, vector * 8 + _ERR_IDT
+
+
+def _known_opcode(lp: Lwp) -> int:
+    """The vector of an instruction that the engine takes for an invalid one: there are two that
+    the processor knows."""
+    q = lp.ctx.q
+    try:
+        code = copyin(lp.lwp_proc.p_vmspace, q[RIP], 2)
+    except OSError:
+        return T_PRIVIN
+    if code[0] == _ICEBP:
+        lp.ctx.q[RIP] += 1
+        return T_ICEBP
+    return T_PROT if code == _RDPMC else T_PRIVIN
 
 
 def _fpe_code(lp: Lwp, vector: int) -> int:

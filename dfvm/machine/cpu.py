@@ -3,7 +3,8 @@
     code = vcpu.run(context, cr3, slice_ns)
       EXIT_SYSCALL     a syscall instruction; arguments in the registers, RIP behind it
       EXIT_FAULT       a page fault that on_fault could not finish: fault_va, fault_err
-      EXIT_EXCEPTION   any other exception: `exception` is the vector
+      EXIT_EXCEPTION   any other exception: `exception` is the vector, `exception_err` its error
+                       code; an int instruction has INT in it, and RIP behind it
       EXIT_PREEMPTED   the slice is over
 
 Between two runs the registers of the loaded context are simply the engine's own, live: reading an
@@ -55,9 +56,11 @@ EXIT_PREEMPTED: Final = 0
 EXIT_SYSCALL: Final = 1
 EXIT_FAULT: Final = 2
 EXIT_EXCEPTION: Final = 3
+INT: Final = 0x100  # in Vcpu.exception: made by an int instruction
 _EXIT_RESUME: Final = -1  # resolved in the callback, but flush before going on
 
 X86_TRAP_UD: Final = 6  # an invalid opcode
+X86_TRAP_GP: Final = 13
 X86_TRAP_PF: Final = 14
 
 TICK_NS: Final = 10_000_000  # the clock's period while the engine runs
@@ -230,9 +233,9 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_clock", "_failure", "_poisoned", "_running", "_start", "_wake",
-                 "engine", "exception", "exit", "fault_err", "fault_va", "loaded", "mmu",
-                 "on_fault", "ram")  # fmt: skip
+    __slots__ = ("_clock", "_failure", "_poisoned", "_refused", "_running", "_start", "_wake",
+                 "engine", "exception", "exception_err", "exit", "fault_err", "fault_va", "loaded",
+                 "mmu", "on_fault", "ram")  # fmt: skip
 
     ram: Ram
     mmu: Mmu
@@ -241,7 +244,8 @@ class Vcpu:
     exit: int  # why the last run ended, EXIT_*
     fault_va: int  # with EXIT_FAULT: the address
     fault_err: int  # with EXIT_FAULT: the hardware's error code
-    exception: int  # with EXIT_EXCEPTION: the vector
+    exception: int  # with EXIT_EXCEPTION: the vector, and INT
+    exception_err: int  # with EXIT_EXCEPTION: the hardware's error code
     on_fault: Callable[[int, int], bool] | None  # (va, error code) → resolved. Runs inside the
     #                             engine: it must not block, switch threads, or touch registers
 
@@ -251,10 +255,11 @@ class Vcpu:
         self.engine = Engine(ram)
         self.loaded = None
         self.exit = EXIT_PREEMPTED
-        self.fault_va = self.fault_err = self.exception = 0
+        self.fault_va = self.fault_err = self.exception = self.exception_err = 0
         self.on_fault = None
         self._failure: BaseException | None = None
         self._poisoned = False
+        self._refused: bytes | None = None  # the state before an I/O instruction
         self._running = False
         self._start = self.engine.start
         self._clock: threading.Thread | None = None
@@ -290,6 +295,12 @@ class Vcpu:
             if self._poisoned:
                 self._poisoned = False
                 engine.cure(mmu.cr3)
+            if self._refused is not None:
+                # Whatever came after the instruction has not happened.
+                engine.b[:], self._refused = self._refused, None
+                engine.q[engine.q_cr3] = mmu.cr3
+                self.exception, self.exception_err = X86_TRAP_GP, 0
+                self.exit = EXIT_EXCEPTION
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -356,18 +367,19 @@ class Vcpu:
         """The engine's callbacks, as closures: they run for every fault and system call. An
         exception must not leave a callback, because the engine's C frames are below it."""
         engine, mmu = self.engine, self.mmu
-        q, i, q_cr2, i_error, i_old = (engine.q, engine.i, engine.q_cr2, engine.i_error,
-                                       engine.i_old)  # fmt: skip
+        q, i, q_cr2 = engine.q, engine.i, engine.q_cr2
+        i_error, i_int, i_old = engine.i_error, engine.i_int, engine.i_old
         stop, handle = engine.stop, engine.uch
 
         def on_exception(vector: int) -> None:
             i[i_old] = -1
-            if self._poisoned:
-                # Most likely no fault at all; a true one comes again when we go on.
+            if self._poisoned and not i[i_int]:
+                # Most likely no fault at all; a true one comes again when we go on. An int
+                # instruction is over and would not.
                 stop(handle)
             elif vector == X86_TRAP_PF:
                 va, error = q[q_cr2], i[i_error]
-                resolve = self.on_fault
+                resolve = self.on_fault if error else None  # a fault of ring 3's says so: int 14
                 if resolve is not None:
                     try:
                         if resolve(va, error):
@@ -380,8 +392,12 @@ class Vcpu:
                         self._failure = failure
                 self.fault_va, self.fault_err = va, error
                 self.exit = EXIT_FAULT
+                if not error:
+                    self.exception = vector | INT
+                    self.exit = EXIT_EXCEPTION
             else:
-                self.exception = vector
+                self.exception = vector | INT if i[i_int] else vector
+                self.exception_err = i[i_error]
                 self.exit = EXIT_EXCEPTION
             stop(handle)
 
@@ -392,7 +408,20 @@ class Vcpu:
         def on_invalid() -> None:
             i[i_old] = -1
             self.exception = X86_TRAP_UD
+            if i[i_int]:
+                self.exception |= INT
+                q[RIP] += 2  # behind it, as for other int instructions
+            self.exception_err = 0
             self.exit = EXIT_EXCEPTION
 
-        engine.on_exception, engine.on_syscall, engine.on_invalid = (
-            on_exception, on_syscall, on_invalid)  # fmt: skip
+        def on_io() -> None:
+            # Ring 3 may not, which the engine does not check. It can't be kept from going on to
+            # the end of the block, but from touching memory there; registers are put back.
+            if self._refused is None:
+                self._refused = bytes(engine.b)
+                self._poisoned = True
+                engine.poison()
+                stop(handle)
+
+        engine.on_exception, engine.on_syscall = on_exception, on_syscall
+        engine.on_invalid, engine.on_io = on_invalid, on_io

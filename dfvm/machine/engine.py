@@ -30,6 +30,8 @@ from unicorn import (
 from unicorn.unicorn_const import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_TLB_CPU
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 from unicorn.x86_const import (
+    UC_X86_INS_IN,
+    UC_X86_INS_OUT,
     UC_X86_INS_SYSCALL,
     UC_X86_REG_CR0,
     UC_X86_REG_CR3,
@@ -61,6 +63,8 @@ EFER_SCE: Final = 0x001
 EFER_LME: Final = 0x100
 EFER_NXE: Final = 0x800
 CR0_PE: Final = 0x0000_0001
+CR0_MP: Final = 0x0000_0002  # FWAIT and x87 belong together
+CR0_NE: Final = 0x0000_0020  # x87 errors are exceptions, not interrupts
 CR0_WP: Final = 0x0001_0000
 CR0_PG: Final = 0x8000_0000
 CR4_PAE: Final = 0x0020
@@ -81,6 +85,12 @@ X86_TRAP_DF: Final = 8
 
 _INTR_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _INSN_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
+_IN_HOOK: Final = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+)
+_OUT_HOOK: Final = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
+)
 _INVALID_HOOK: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 
 # QEMU's cpu-all.h and cpu-defs.h.
@@ -108,9 +118,10 @@ class Engine:
 
     __slots__ = ("_countdown", "_exception", "_exit_request", "_hooks", "_keep", "_nothing",
                  "_tlb", "_victims", "b", "cpu_state", "flush_code", "flush_tlb", "i", "i_error",
-                 "i_old", "image_bytes", "o_fpregs", "o_fpuc", "o_mxcsr", "o_xmm", "on_exception",
-                 "on_invalid", "on_syscall", "q", "q_cr2", "q_cr3", "q_fs_base", "q_gs_base",
-                 "start", "stop", "template", "uc", "uch", "xmm_stride")  # fmt: skip
+                 "i_int", "i_old", "image_bytes", "o_fpregs", "o_fpuc", "o_mxcsr", "o_xmm",
+                 "on_exception", "on_invalid", "on_io", "on_syscall", "q", "q_cr2", "q_cr3",
+                 "q_fs_base", "q_gs_base", "start", "stop", "template", "uc", "uch",
+                 "xmm_stride")  # fmt: skip
 
     uc: Any  # the unicorn.Uc, whose methods are mostly made at run time
     b: memoryview  # the live CPU state as bytes
@@ -121,6 +132,7 @@ class Engine:
     q_cr2: int  # index in q: the address of the last page fault
     q_cr3: int  # index in q: the loaded page table
     i_error: int  # index in i: error code of the last exception
+    i_int: int  # index in i: 1 when that was made by an int instruction
     i_old: int  # index in i: exception being delivered, -1 none. To be reset by us after each one
     q_fs_base: int
     q_gs_base: int
@@ -134,6 +146,7 @@ class Engine:
     on_exception: Callable[[int], None]  # called inside the engine with the vector
     on_syscall: Callable[[], None]  # at a syscall instruction, RIP still before it
     on_invalid: Callable[[], None]  # at an invalid opcode
+    on_io: Callable[[], None]  # at an instruction for an I/O port, which the engine goes on to do
 
     def __init__(self, ram: Ram) -> None:
         uc: Any = Uc(UC_ARCH_X86, UC_MODE_64)
@@ -205,18 +218,27 @@ class Engine:
         self.on_exception = lambda vector: None
         self.on_syscall = lambda: None
         self.on_invalid = lambda: None
+        self.on_io = lambda: None
 
         def invalid(_uc: Any, _data: Any) -> bool:
             self.on_invalid()
             return False
 
+        def port_in(_uc: Any, _port: int, _size: int, _data: Any) -> int:
+            self.on_io()
+            return 0
+
         intr = _INTR_HOOK(lambda _uc, vector, _data: self.on_exception(vector))
         insn = _INSN_HOOK(lambda _uc, _data: self.on_syscall())
         bad = _INVALID_HOOK(invalid)
-        self._hooks = (intr, insn, bad)
+        ins = _IN_HOOK(port_in)
+        outs = _OUT_HOOK(lambda _uc, _port, _size, _value, _data: self.on_io())
+        self._hooks = (intr, insn, bad, ins, outs)
         self._hook_add(UC_HOOK_INTR, intr)
         self._hook_add(UC_HOOK_INSN, insn, ctypes.c_int(UC_X86_INS_SYSCALL))
         self._hook_add(UC_HOOK_INSN_INVALID, bad)
+        self._hook_add(UC_HOOK_INSN, ins, ctypes.c_int(UC_X86_INS_IN))
+        self._hook_add(UC_HOOK_INSN, outs, ctypes.c_int(UC_X86_INS_OUT))
 
     def _hook_add(self, kind: int, callback: Any, *extra: Any) -> None:
         handle = ctypes.c_size_t()
@@ -241,17 +263,18 @@ class Engine:
         pt = tables[3 * 512 : 4 * 512]
         pt[0x10] = base + 4 * 4096 | PG_V
         mem[4 * 4096 : 4 * 4096 + 3] = b"\x48\x0f\x07"  # sysretq, in ring 0 at 0x10000
-        # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx
-        code = bytes.fromhex("488b07 488906 488902 ffe3")
+        # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx; int 0x20
+        code = bytes.fromhex("488b07 488906 488902 ffe3 cd20")
         mem[5 * 4096 : 5 * 4096 + len(code)] = code
 
         uc.msr_write(MSR_EFER, uc.msr_read(MSR_EFER) | EFER_SCE | EFER_LME | EFER_NXE)
         uc.msr_write(MSR_STAR, STAR_VALUE)
         uc.msr_write(MSR_PAT, PAT_MSR_VALUE)
         cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE
+        cr0 = CR0_PE | CR0_MP | CR0_NE | CR0_WP | CR0_PG
         uc.reg_write(UC_X86_REG_CR3, base)
         uc.reg_write(UC_X86_REG_CR4, uc.reg_read(UC_X86_REG_CR4) | cr4)
-        uc.reg_write(UC_X86_REG_CR0, uc.reg_read(UC_X86_REG_CR0) | CR0_PE | CR0_WP | CR0_PG)
+        uc.reg_write(UC_X86_REG_CR0, uc.reg_read(UC_X86_REG_CR0) | cr0)
         self.q_cr3 = self._unique_word(base, "CR3")
         self._find_registers()
 
@@ -320,6 +343,21 @@ class Engine:
             raise EngineError(f"page faults arrive as {seen}, expected {expected}")
         self._check_tlb(0x13000)
 
+        # 3. An int instruction, which is told from an exception only by the word behind the error
+        #    code.
+        self.i_int = self.i_error + 1
+        flags = [self.i[self.i_int]]
+
+        def third(vector: int) -> None:
+            flags.append(self.i[self.i_int])
+            self.i[self.i_old] = -1
+            self.stop(self.uch)
+
+        self.on_exception = third
+        uc.emu_start(0x1100B, 0)
+        if flags != [0, 1] or q[Q_RIP] != 0x1100D:
+            raise EngineError(f"an int instruction is marked {flags}, at {q[Q_RIP]:#x}")
+
         self.on_exception = lambda vector: None
         uc.reg_write(UC_X86_REG_EFLAGS, 0x202)
         for n in range(Q_RIP + 1):
@@ -348,6 +386,7 @@ class Engine:
         self.o_fpregs = self._unique_bytes(mantissa.to_bytes(8, "little"), "x87 registers")
         uc.reg_write(UC_X86_REG_FP0, (0, 0))
         self.o_fpuc = self.o_fpregs - 14  # 8 tags and padding between
+        self.b[self.o_fpuc + 2 : self.o_fpuc + 10] = bytes([1]) * 8  # all empty
         uc.reg_write(UC_X86_REG_FPCW, 0x027F)
         if int.from_bytes(self.b[self.o_fpuc : self.o_fpuc + 2], "little") != 0x027F:
             raise EngineError("the x87 control word is not before the x87 registers")

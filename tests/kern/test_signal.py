@@ -788,3 +788,151 @@ def test_signalfd() -> None:
     }
     """
     )
+
+
+def test_instructions_that_ring_3_may_not_use() -> None:
+    """What is left of the registers is what they were before the instruction, for those, too, that
+    the engine itself lets pass; gates other than int3 and int 4 are closed."""
+    same(r"""
+    static sigjmp_buf jb;
+    static volatile int word;
+    static void h(int s, siginfo_t *i, void *c) {
+        greg_t *g = ((ucontext_t *)c)->uc_mcontext.gregs;
+        printf("sig %d code %d at %d trap %lld err %llx insn %02x rax %llx cf %lld word %d\n", s,
+               i->si_code, i->si_addr == (void *)g[REG_RIP], g[REG_TRAPNO], g[REG_ERR],
+               *(unsigned char *)g[REG_RIP], g[REG_RAX], g[REG_EFL] & 1, word);
+        siglongjmp(jb, 1);
+    }
+    #define TRY(x)                                                                           \
+        if (!sigsetjmp(jb, 1)) {                                                             \
+            printf("%s: ", x);                                                               \
+            __asm__ volatile("mov $5, %%eax; stc;" x "; clc; movl $3, (%%rdi);"              \
+                             "mov $39, %%eax; syscall" ::"D"(&word)                          \
+                             : "rax", "rcx", "r11", "rdx", "memory", "cc");                  \
+            puts("went on");                                                                 \
+        }
+    int main(void) {
+        struct sigaction a = {.sa_sigaction = h, .sa_flags = SA_SIGINFO};
+        sigaction(SIGSEGV, &a, 0);
+        sigaction(SIGILL, &a, 0);
+        sigaction(SIGFPE, &a, 0);
+        sigaction(SIGTRAP, &a, 0);
+        TRY("inb $0x60, %%al") TRY("outb %%al, $0x80") TRY("insb") TRY("inl %%dx, %%eax")
+        TRY("outl %%eax, %%dx") TRY("inb $0x60, %%al; inb $0x61, %%al")
+        TRY("hlt") TRY("cli") TRY("mov %%cr0, %%rax") TRY("rdmsr") TRY("rdpmc")
+        TRY("int $0") TRY("int $1") TRY("int $2") TRY("int $6") TRY("int $13") TRY("int $14")
+        TRY("int $0x20") TRY("int $0xff") TRY("int $4") TRY("int3") TRY(".byte 0xf1")
+        TRY("movw %%ax, %%ds; mov $0x1234, %%eax; movw %%ax, %%ds")
+        return 0;
+    }
+    """)
+
+
+def test_x87_errors_are_signals() -> None:
+    same(r"""
+    static sigjmp_buf jb;
+    static void h(int s, siginfo_t *i, void *c) {
+        ucontext_t *u = c;
+        printf("sig %d code %d trap %lld at %d\n", s, i->si_code,
+               u->uc_mcontext.gregs[REG_TRAPNO],
+               i->si_addr == (void *)u->uc_mcontext.gregs[REG_RIP]);
+        siglongjmp(jb, 1);
+    }
+    int main(void) {
+        struct sigaction a = {.sa_sigaction = h, .sa_flags = SA_SIGINFO};
+        sigaction(SIGFPE, &a, 0);
+        unsigned short cw = 0x37b;
+        if (!sigsetjmp(jb, 1))
+            __asm__ volatile("fninit; fldcw %0; fldz; fld1; fdiv %%st(1), %%st; fwait" ::"m"(cw));
+        return 0;
+    }
+    """)
+
+
+def test_frame() -> None:
+    """What the frame says, and what becomes of a handler's changes to it."""
+    same(r"""
+    static char stack[65536];
+    static void show(int s, siginfo_t *i, void *c) {
+        ucontext_t *u = c;
+        printf("flags %lx stack %x %zu cs %llx fpu %x %x %x mxcsr %x mask %llx\n",
+               u->uc_flags & 6, u->uc_stack.ss_flags, u->uc_stack.ss_size,
+               u->uc_mcontext.gregs[REG_CSGSFS] & 0xffff, u->uc_mcontext.fpregs->cwd,
+               u->uc_mcontext.fpregs->swd, u->uc_mcontext.fpregs->ftw,
+               u->uc_mcontext.fpregs->mxcsr, u->uc_mcontext.gregs[REG_OLDMASK]);
+    }
+    static void no_fpu(int s, siginfo_t *i, void *c) { ((ucontext_t *)c)->uc_mcontext.fpregs = 0; }
+    static void bad_cs(int s, siginfo_t *i, void *c) {
+        ((ucontext_t *)c)->uc_mcontext.gregs[REG_CSGSFS] &= ~0xffffLL;
+        ((ucontext_t *)c)->uc_mcontext.gregs[REG_CSGSFS] |= 0x10;
+    }
+    static void on(void (*f)(int, siginfo_t *, void *), int flags) {
+        struct sigaction a = {.sa_sigaction = f, .sa_flags = SA_SIGINFO | flags};
+        sigaction(SIGUSR1, &a, 0);
+    }
+    int main(void) {
+        stack_t st = {.ss_sp = stack, .ss_size = sizeof stack}, old;
+        on(show, 0);
+        raise(SIGUSR1);
+        sigaltstack(&st, 0);
+        on(show, SA_ONSTACK);
+        raise(SIGUSR1);
+        st.ss_flags = SS_DISABLE | 1 << 31;
+        sigaltstack(&st, 0);
+        sigaltstack(0, &old);
+        printf("%x %zu\n", old.ss_flags, old.ss_size);
+        raise(SIGUSR1);
+        on(no_fpu, 0);
+        unsigned mxcsr = 0x9fc0;
+        __asm__ volatile("ldmxcsr %0" ::"m"(mxcsr));
+        raise(SIGUSR1);
+        __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+        printf("mxcsr %x\n", mxcsr);
+        fflush(stdout);
+        on(bad_cs, 0);
+        raise(SIGUSR1);
+        puts("unreached");
+        return 0;
+    }
+    """)
+
+
+def test_what_is_checked_first() -> None:
+    """Bad arguments in combination: Linux's order decides the errno. The restorer is told as it
+    was given; RLIMIT_SIGPENDING bounds what is queued, not what kill makes pending."""
+    out = same(r"""
+    static void nop(int s) {}
+    int main(void) {
+        void *bad = (void *)-1;
+        struct { void *h; unsigned long flags; void *restorer; unsigned long mask; } k = {
+            nop, 0, (void *)0x1234, 0}, old;
+        siginfo_t si = {.si_code = SI_QUEUE};
+        #define E(x) (errno = 0, printf("%s %d\n", #x, (int)(x) < 0 ? errno : 0))
+        E(syscall(SYS_rt_sigaction, SIGKILL, bad, 0, 8));
+        E(syscall(SYS_rt_sigaction, SIGUSR1, &k, 0, 8));
+        E(syscall(SYS_rt_sigaction, SIGUSR1, 0, &old, 8));
+        printf("%p %lx\n", old.restorer, old.flags);
+        E(syscall(SYS_rt_sigqueueinfo, getpid(), 65, bad));
+        E(kill(0x7fffffff, 65));
+        E(kill(getpid(), 65));
+        E(syscall(SYS_tgkill, getpid(), 0x7fffffff, 65));
+        sigset_t s;
+        sigfillset(&s);
+        sigprocmask(SIG_SETMASK, &s, 0);
+        struct rlimit rl = {0, 0};
+        E(setrlimit(RLIMIT_SIGPENDING, &rl));
+        E(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){0}));
+        E(raise(SIGRTMIN + 2));
+        E(kill(getpid(), SIGRTMIN + 3));
+        E(sigqueue(getpid(), SIGUSR1, (union sigval){0}));
+        E(raise(SIGUSR2));
+        timer_t t;
+        E(timer_create(CLOCK_REALTIME, 0, &t));
+        sigpending(&s);
+        for (int i = 1; i <= SIGRTMAX; i++)
+            if (sigismember(&s, i) == 1) printf(" %d", i);
+        puts("");
+        return 0;
+    }
+    """)
+    assert out.endswith(b" 10 12 37\n")

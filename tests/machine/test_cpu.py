@@ -137,10 +137,13 @@ def test_exception_in_the_callback_comes_out_of_run(bench: Bench) -> None:
     ("text", "vector", "rip"),
     [
         ("31c9 f7f1", 0, 2),  # xor ecx,ecx; div ecx
-        ("cc", 3, 1),  # int3: RIP behind it
+        ("cc", 3 | c.INT, 1),  # int3: RIP behind it
+        ("cd06", 6 | c.INT, 2),  # int 6: not an invalid opcode
+        ("cd0e", 14 | c.INT, 2),  # int 14: not a page fault
         ("0f0b", 6, 0),  # ud2
         ("f4", 13, 0),  # hlt in ring 3
-        ("cd80", 0x80, 2),  # int 0x80
+        ("cd80", 0x80 | c.INT, 2),  # int 0x80
+        ("ffc0 e460 ffc3 fec3", 13, 2),  # in al,60h, after which nothing has happened
     ],
 )
 def test_other_exceptions(bench: Bench, text: str, vector: int, rip: int) -> None:

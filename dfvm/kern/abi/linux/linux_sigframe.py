@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 
 _REDZONE: Final = 128
 _FPSTATE_BYTES: Final = 512
+# The state of a new program: control word and MXCSR, nothing else.
+_FPSTATE_INIT: Final = Struct("<H22xI484x").pack(0x37F, 0x1F80)
 _FRAME_BYTES: Final = 8 + 304 + 128
 
 _UC_SIGCONTEXT_SS: Final = 2  # the frame has a valid SS
@@ -79,6 +81,8 @@ _UC_STRICT_RESTORE_SS: Final = 4  # and sigreturn restores it
 
 _USER_CS: Final = 0x33
 _USER_SS: Final = 0x2B
+
+_T_PROT: Final = 13  # the vector of a general protection fault
 
 _PSL_DF: Final = 0x0400
 _PSL_RF: Final = 0x1_0000
@@ -131,7 +135,7 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     ctx.load()
     q = ctx.q
     sp = q[RSP] - _REDZONE
-    stack = sigstack_pack(lp, q[RSP])
+    stack = sigstack_pack(lp, lp.lwp_sigstk_flags)
     nested = on_sigstack(lp, q[RSP])
     if nested:
         switched = False
@@ -180,12 +184,12 @@ def sys_rt_sigreturn(lp: Lwp) -> int:
     lp.lwp_restart_block = None
     try:
         fields = _FRAME.unpack(copyin(space, frame, _FRAME.size))
+        setsigmask(lp, fields[-1] & ~SIGS_CANTMASK)
         fp = fields[-2]
-        fxsave = copyin(space, fp, _FPSTATE_BYTES) if fp else None
+        fxsave = copyin(space, fp, _FPSTATE_BYTES) if fp else _FPSTATE_INIT
         ctx.load()
         q = ctx.q
-        if fxsave is not None:
-            ctx.fxrstor(fxsave)
+        ctx.fxrstor(fxsave)
     except (OSError, ValueError):
         trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))
         raise err(EJUSTRETURN) from None
@@ -194,11 +198,24 @@ def sys_rt_sigreturn(lp: Lwp) -> int:
     for n, value in zip(_GREGS, regs, strict=True):
         q[n] = value
     ctx.eflags = fields[21]
-    setsigmask(lp, fields[-1] & ~SIGS_CANTMASK)
     try:
         set_sigstack(lp, int.from_bytes(stack[:8], "little"),
-                     int.from_bytes(stack[8:12], "little") & ~1,
+                     int.from_bytes(stack[8:12], "little"),
                      int.from_bytes(stack[16:24], "little"), q[RSP])  # fmt: skip
     except OSError:
         pass  # as Linux: what the handler wrote there is its own affair
+    _check_segments(lp, fields[1], fields[22], fields[25])
     raise err(EJUSTRETURN)
+
+
+def _check_segments(lp: Lwp, uc_flags: int, cs: int, ss: int) -> None:
+    """There are one code and one data segment to return to: with others the return itself is a
+    general protection fault."""
+    bad = 0
+    if cs | 3 != _USER_CS:
+        bad = cs
+    elif uc_flags & _UC_STRICT_RESTORE_SS and ss | 3 != _USER_SS:
+        bad = ss
+    if bad:
+        lp.lwp_trapno, lp.lwp_err = _T_PROT, bad & ~3
+        trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))

@@ -266,6 +266,10 @@ class File:
         """What /proc/PID/fd/N points at when there is no path."""
         return f"anon_inode:[{type(self).__name__}]"
 
+    def fo_show(self) -> str:
+        """Lines of its own in /proc/PID/fdinfo/N."""
+        return ""
+
     def fo_reopen(self, lwp: Lwp, flag: int) -> File:
         """open(2) of /proc/PID/fd/N: a new open file on the same thing."""
         raise err(ENXIO)

@@ -107,10 +107,11 @@ def copyin_timespec(lp: Lwp, addr: int) -> int:
     :raises OSError: EFAULT, EINVAL for negative seconds or ns out of range.
     """
     seconds, ns = _TIMESPEC.unpack(copyin(lp.lwp_proc.p_vmspace, addr, 16))
-    return _timespec(seconds, ns)
+    return timespec_ns(seconds, ns)
 
 
-def _timespec(seconds: int, ns: int) -> int:
+def timespec_ns(seconds: int, ns: int) -> int:
+    """The fields of a struct timespec as ns, at most TIME_MAX. EINVAL as copyin_timespec."""
     if seconds < 0 or not 0 <= ns < NS:
         raise err(EINVAL)
     return min(seconds * NS + ns, TIME_MAX)
@@ -124,7 +125,7 @@ def copyout_timespec(lp: Lwp, ns: int, addr: int) -> None:
 def copyin_timeval(lp: Lwp, addr: int) -> int:
     """A struct timeval as ns, at most TIME_MAX; errors as copyin_timespec."""
     seconds, us = _TIMESPEC.unpack(copyin(lp.lwp_proc.p_vmspace, addr, 16))
-    return _timespec(seconds, us * 1000)
+    return timespec_ns(seconds, us * 1000)
 
 
 # ---- clocks --------------------------------------------------------------------------------------
@@ -547,7 +548,7 @@ def sys_setitimer(lp: Lwp, which: int, uvalue: int, uold: int) -> int:
     interval = value = 0
     if uvalue:
         i_sec, i_us, v_sec, v_us = _ITIMERSPEC.unpack(copyin(p.p_vmspace, uvalue, 32))
-        interval, value = _timespec(i_sec, i_us * 1000), _timespec(v_sec, v_us * 1000)
+        interval, value = timespec_ns(i_sec, i_us * 1000), timespec_ns(v_sec, v_us * 1000)
     if which not in (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF):
         raise err(EINVAL)
     old = _itimer_pack(p, which)
@@ -630,7 +631,7 @@ def sys_timer_settime(lp: Lwp, timerid: int, flags: int, unew: int, uold: int) -
     if not unew:
         raise err(EINVAL)
     i_sec, i_ns, v_sec, v_ns = _ITIMERSPEC.unpack(copyin(space, unew, 32))
-    interval, value = _timespec(i_sec, i_ns), _timespec(v_sec, v_ns)
+    interval, value = timespec_ns(i_sec, i_ns), timespec_ns(v_sec, v_ns)
     timer = _find_timer(lp, timerid)
     old = _timer_pack(timer)
     ktimer = timer.ktimer

@@ -102,6 +102,9 @@ class EventFile(File):
     def fo_name(self) -> str:
         return "anon_inode:[eventfd]"
 
+    def fo_show(self) -> str:
+        return f"eventfd-count: {self.ev_count:16x}\n"
+
 
 def sys_eventfd2(lwp: Lwp, count: int, flags: int) -> int:
     """eventfd2(2)"""

@@ -88,6 +88,9 @@ class SignalFile(File):
     def fo_name(self) -> str:
         return "anon_inode:[signalfd]"
 
+    def fo_show(self) -> str:
+        return f"sigmask:\t{self.sf_mask:016x}\n"
+
 
 def _pack(info: Siginfo) -> bytes:
     value = info.si_value & (1 << 64) - 1

@@ -425,7 +425,7 @@ class FdDir(ProcNode):
         flag = fp.f_flag | (0o2000000 if fd in p.p_fd.fd_cloexec else 0)
         va = fp.fo_stat(self.kernel.sched.curthread.td_lwp)
         text = f"pos:\t{fp.f_offset}\nflags:\t0{flag:o}\nmnt_id:\t1\nino:\t{va.va_fileid}\n"
-        return text.encode()
+        return (text + fp.fo_show()).encode()
 
     def vop_readdir(self) -> list[tuple[bytes, int, int]]:
         p = self.alive()

@@ -177,6 +177,10 @@ class Scheduler(Synch):
     _vpass: int  # td_pass of the last thread dispatched: the virtual time
     _until: Callable[[], bool] | None  # condition that ends run(); asked at every switch
     _idle: Thread  # runs when nothing else can
+    _cradle: greenlet | None
+    # Where every thread's stack begins. A greenlet begins on top of the stack of the one that
+    # switches to it first, and with as much of Python's recursion limit used: begun by whoever
+    # happens to make way for it, the child of a child of a child … would have nothing left.
     _boot_ns: int  # clock at the start, where ticks count from
     _idle_moves: int  # sum of the live threads' td_pass when nothing could run last time
     _idle_ran: int  # callouts run when that last changed
@@ -204,6 +208,7 @@ class Scheduler(Synch):
         self.curthread = self.thread0
         self._threads = {self.thread0: None}
         self._idle = self._make_idle()
+        self._cradle = None
 
     # -- time -----------------------------------------------------------------------------------
 
@@ -233,6 +238,9 @@ class Scheduler(Synch):
         td.td_name = name or f"td{id(td):x}"
         td.td_fn = (fn, args)
         td.daemon = daemon
+        if self._cradle is None:
+            self._cradle = greenlet(_cradle_loop, self.thread0.td_greenlet)
+        self._cradle.switch(getcurrent(), td.td_greenlet, self._cradle)
         self._threads[td] = None
         if not daemon:
             self._nlive += 1
@@ -244,8 +252,12 @@ class Scheduler(Synch):
         """Every thread, in order of creation."""
         return iter(tuple(self._threads))
 
-    def _start(self, *_dispatched: object) -> None:
+    def _start(self, cradle: greenlet) -> None:
         """First and last frame of every thread."""
+        try:
+            cradle.switch()  # until it is dispatched
+        except GreenletExit:
+            return
         td = self.curthread
         assert td.td_fn is not None
         fn, args = td.td_fn
@@ -495,6 +507,8 @@ class Scheduler(Synch):
                 self._threads.pop(td, None)
         # A greenlet that stands somewhere is never collected, nor is what its frames refer to.
         self._idle.td_greenlet.throw(GreenletExit)
+        if self._cradle is not None:
+            self._cradle.throw(GreenletExit)
         self._events.close()
         self._runq.clear()
         self.curthread = self.thread0
@@ -526,6 +540,13 @@ class Scheduler(Synch):
                 + (f"; holds {held}" if held else "")
             )
         return "kernel threads:\n" + "\n".join(lines)
+
+
+def _cradle_loop(mother: greenlet, born: greenlet, cradle: greenlet) -> None:
+    """Begin one greenlet after the other, each as far as its first switch, which is back here."""
+    while True:
+        born.switch(cradle)
+        mother, born, cradle = mother.switch()
 
 
 def _held(td: Thread) -> str:

@@ -274,3 +274,19 @@ def test_ending_with_a_lock_held_panics(sched: Scheduler) -> None:
     sched.create(lockmgr_exclusive, lock, name="careless")
     with pytest.raises(Panic, match="careless ended holding lock vmmap"):
         sched.run()
+
+
+def test_a_long_line_of_descent(sched: Scheduler) -> None:
+    """What a thread may use of the stack and of the recursion limit does not depend on how many
+    threads before it have each made the next."""
+    generations: list[int] = []
+
+    def descend(n: int) -> None:
+        generations.append(n)
+        if n < 2000:
+            sched.create(descend, n + 1)
+            sched.yield_()
+
+    sched.create(descend, 1)
+    sched.run()
+    assert generations == list(range(1, 2001))

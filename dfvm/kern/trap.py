@@ -118,6 +118,11 @@ _INT_OPEN: Final = (T_BPT, T_OFLOW)  # what user mode may make with an int instr
 
 CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
 
+# What kind of access a page fault's error code tells of. (No access is a write and a fetch.)
+_PGEX_ACCESS: Final = PGEX_I | PGEX_W
+_ACCESS: Final = {0: VM_PROT_READ, PGEX_W: VM_PROT_WRITE, PGEX_I: VM_PROT_EXECUTE,
+                  PGEX_I | PGEX_W: VM_PROT_EXECUTE}  # fmt: skip
+
 # What vm_fault's answer is to the program; anything else is a page that could not be had.
 _FAULT_SIGNALS: Final = {
     KERN_INVALID_ADDRESS: (SIGSEGV, SEGV_MAPERR),
@@ -186,17 +191,11 @@ def syscall_error(lp: Lwp, errno: int | None) -> None:
 
 def install_quick_faults(kernel: Kernel) -> None:
     """Have the engine's page faults resolved inside its callback where that takes no sleep."""
-    sched = kernel.sched
+    sched, access = kernel.sched, _ACCESS
 
     def on_fault(va: int, error: int) -> bool:
-        if error & PGEX_I:
-            prot = VM_PROT_EXECUTE
-        elif error & PGEX_W:
-            prot = VM_PROT_WRITE
-        else:
-            prot = VM_PROT_READ
         vm_map: VmMap = sched.curthread.td_lwp.lwp_proc.p_vmspace.vm_map
-        return vm_fault_quick(vm_map, va, prot)
+        return vm_fault_quick(vm_map, va, access[error & _PGEX_ACCESS])
 
     def on_fault_checked(va: int, error: int) -> bool:
         kernel.faults += 1
@@ -212,13 +211,9 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
         panic(f"page fault at {va:#x}: a reserved bit is set in the page tables")
     p = lp.lwp_proc
     flags = VM_FAULT_BURST | VM_FAULT_USERMODE
-    if error & PGEX_I:
-        prot = VM_PROT_EXECUTE
-    elif error & PGEX_W:
-        prot = VM_PROT_WRITE
+    prot = _ACCESS[error & _PGEX_ACCESS]
+    if prot == VM_PROT_WRITE:
         flags |= VM_FAULT_DIRTY
-    else:
-        prot = VM_PROT_READ
     result = KERN_INVALID_ADDRESS
     if va < VM_MAX_USER_ADDRESS:
         result = vm_fault(p.p_vmspace.vm_map, va & ~PAGE_MASK, prot, flags)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from dfvm.vm.vm import KERN_SUCCESS
+
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMapEntry
@@ -53,6 +55,23 @@ class FaultRecord:
     prefault: int  # how many neighbours were mapped along with it
     major: bool  # a pager had to read
     ns: int  # how long vm_fault took
+
+    def __init__(
+        self, vm: VmSystem, entry: VmMapEntry | None, va: int, fault_type: int, how: int
+    ) -> None:
+        """A fault that was resolved with nothing to tell but `how`; the rest is filled in."""
+        self.vm = vm
+        self.map_entry = entry
+        self.entry_start = entry.ba.start if entry is not None else 0
+        self.entry_end = entry.ba.end if entry is not None else 0
+        self.va = va
+        self.fault_type = fault_type
+        self.how = how
+        self.result = KERN_SUCCESS
+        self.page = None
+        self.depth = self.pindex = self.pte = self.prefault = 0
+        self.major = False
+        self.ns = 0
 
 
 fault: Callable[[FaultRecord], None] | None = None

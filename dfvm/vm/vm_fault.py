@@ -86,6 +86,7 @@ from dfvm.vm.vm_param import PAGE_MASK, PAGE_SIZE
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_map_entry import VmMap
+    from dfvm.vm.vm_map_lookup import LookupResult
     from dfvm.vm.vm_page import VmPage
 
 __all__ = [
@@ -124,30 +125,43 @@ def vm_fault(map: VmMap, vaddr: int, fault_type: int, fault_flags: int) -> int:
     return rv
 
 
-def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
-    """One try from the map to the PTE. KERN_TRY_AGAIN: it slept on the way."""
+def _lookup(
+    fs: FaultState, map: VmMap, va: int, fault_type: int
+) -> tuple[int, LookupResult | None]:
+    """vm_map_lookup, noted in `fs`; where there is no entry but a stack that can grow, it grows
+    and is to be looked up again (KERN_TRY_AGAIN). May block."""
     rv, look = vm_map_lookup(map, va, fault_type)
     if look is None:
         if rv == KERN_INVALID_ADDRESS and not fs.how & probe.HOW_GROW and not map.system_map:
             fs.how |= probe.HOW_GROW
             if vm_map_growstack(map, va) == KERN_SUCCESS:
-                return KERN_TRY_AGAIN
+                return KERN_TRY_AGAIN, None
             fs.how &= ~probe.HOW_GROW
-        return rv
+        return rv, None
     fs.map = look.map
     fs.map_locked = True
-    entry = fs.entry = look.entry
-    ba = fs.first_ba = fs.ba = look.ba
+    fs.entry = look.entry
+    fs.first_ba = fs.ba = look.ba
     fs.first_prot = fs.prot = look.prot
     fs.wflags = look.wflags
+    if look.ba.object is None:
+        panic(f"vm_fault: unrecoverable fault at {va:#x} in {look.entry!r}")
+    return rv, look
+
+
+def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
+    """One try from the map to the PTE. KERN_TRY_AGAIN: it slept on the way."""
+    rv, look = _lookup(fs, map, va, fault_type)
+    if look is None:
+        return rv
+    entry, ba = look.entry, look.ba
     if entry.eflags & (MAP_ENTRY_NOFAULT | MAP_ENTRY_KSTACK):
         if entry.eflags & MAP_ENTRY_NOFAULT:
             panic(f"vm_fault: fault on nofault entry, address {va:#x}")
         if va < ba.start + PAGE_SIZE:
             panic(f"vm_fault: fault on stack guard, address {va:#x}")
     object = ba.object
-    if object is None:
-        panic(f"vm_fault: unrecoverable fault at {va:#x} in {entry!r}")
+    assert object is not None
     if fs.wflags & FW_WIRED:
         fault_type = look.prot  # what is wired must not fault again
 
@@ -187,11 +201,6 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
 
 def _report(fs: FaultState, map: VmMap, va: int, fault_type: int, rv: int, started: int) -> None:
     """Tell whoever listens what happened."""
-    record = probe.FaultRecord()
-    record.vm = fs.vm
-    record.va = va
-    record.fault_type = fault_type & VM_PROT_ALL
-    record.result = rv
     how = fs.how
     if rv != KERN_SUCCESS:
         how |= probe.HOW_SIGNAL
@@ -199,14 +208,13 @@ def _report(fs: FaultState, map: VmMap, va: int, fault_type: int, rv: int, start
         how |= probe.HOW_WIRE
     elif not fs.fault_flags & VM_FAULT_USERMODE:
         how |= probe.HOW_KERNEL
-    record.how = how
-    entry = record.map_entry = fs.entry
-    record.entry_start = entry.ba.start if entry is not None else 0
-    record.entry_end = entry.ba.end if entry is not None else 0
+    record = probe.FaultRecord(fs.vm, fs.entry, va, fault_type & VM_PROT_ALL, how)
+    record.result = rv
     record.depth = fs.depth
-    record.page = fs.m if rv == KERN_SUCCESS else None
     record.pindex = fs.pindex
-    record.pte = pmap_pte(map.pmap, va) if rv == KERN_SUCCESS else 0
+    if rv == KERN_SUCCESS:
+        record.page = fs.m
+        record.pte = pmap_pte(map.pmap, va)
     record.prefault = fs.prefault
     record.major = fs.hardfault
     record.ns = perf_counter_ns() - started
@@ -252,24 +260,15 @@ def vm_fault_page(
 
 def _attempt_page(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     """One try of vm_fault_page; on success fs.m is hard-busied and nothing else is kept."""
-    rv, look = vm_map_lookup(map, va, fault_type)
+    rv, look = _lookup(fs, map, va, fault_type)
     if look is None:
-        if rv == KERN_INVALID_ADDRESS and not fs.how & probe.HOW_GROW and not map.system_map:
-            fs.how |= probe.HOW_GROW
-            if vm_map_growstack(map, va) == KERN_SUCCESS:
-                return KERN_TRY_AGAIN
-            fs.how &= ~probe.HOW_GROW
         return rv
-    fs.map = look.map
-    fs.map_locked = True
-    fs.entry = look.entry
-    fs.first_ba = fs.ba = look.ba
-    fs.first_prot = look.prot
-    fs.wflags = look.wflags
-    if look.ba.object is None or look.entry.eflags & MAP_ENTRY_NOFAULT:
-        panic(f"vm_fault_page: unrecoverable fault at {va:#x} in {look.entry!r}")
+    object = look.ba.object
+    assert object is not None
+    if look.entry.eflags & MAP_ENTRY_NOFAULT:
+        panic(f"vm_fault_page: nofault entry, address {va:#x}")
     fs.first_shared = False
-    vm_object_hold(look.ba.object)
+    vm_object_hold(object)
     fs.first_held = True
     rv = vm_fault_object(fs, look.pindex, look.prot if fs.wflags & FW_WIRED else fault_type)
     if rv != KERN_SUCCESS:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.machine.pte import PG_NX
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_allocpt, pmap_enter, pmap_pte
-from dfvm.vm.vm import KERN_SUCCESS, VM_PROT_ALL, VM_PROT_WRITE
+from dfvm.vm.vm import VM_PROT_ALL, VM_PROT_WRITE
 from dfvm.vm.vm_fault_burst import (
     prefault_extent,
     vm_fault_lookup,
@@ -387,22 +387,13 @@ def _report(
     started: int,
 ) -> None:
     """Tell whoever listens what happened."""
-    record = probe.FaultRecord()
-    record.vm = map.vm
-    record.va = va
-    record.fault_type = fault_type & VM_PROT_ALL
-    record.how = how
-    record.result = KERN_SUCCESS
-    record.map_entry = entry
-    record.entry_start = entry.ba.start
-    record.entry_end = entry.ba.end
+    record = probe.FaultRecord(map.vm, entry, va, fault_type & VM_PROT_ALL, how)
     record.page, _ = vm_fault_lookup(entry, va)
     record.depth = depth
     assert record.page is not None
     record.pindex = record.page.pindex
     record.pte = pmap_pte(map.pmap, va)
     record.prefault = map.vm.gd.gd_cnt.v_prefault - prefaulted
-    record.major = False
     record.ns = perf_counter_ns() - started
     assert probe.fault is not None
     probe.fault(record)

@@ -135,7 +135,7 @@ def lockmgr(lkp: Lock, flags: int, timo: int = 0) -> int:
     elif what == LK_CANCEL_BEG:
         lockmgr_cancel_beg(lkp)
     elif what == LK_CANCEL_END:
-        lkp.lk_cancel = False
+        lockmgr_cancel_end(lkp)
     else:
         panic(f"lockmgr: {lkp!r}: unknown request {what}")
     return 0

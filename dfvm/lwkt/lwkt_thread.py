@@ -353,12 +353,9 @@ class Scheduler(Synch):
             self.setrunnable(td)
             self.switch(td)
 
-    def runnable_others(self) -> bool:
-        """Whether another thread waits for the CPU."""
-        return bool(self._runq)
-
     def hardclock(self) -> bool:
-        """The clock tick of a thread that computes: run what is due. Returns runnable_others()."""
+        """The clock tick of a thread that computes: run what is due. Returns whether another
+        thread waits for the CPU."""
         now = monotonic_ns()
         if now >= self._next_event:
             self._softclock(now)

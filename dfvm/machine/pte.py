@@ -33,7 +33,6 @@ PG_FRAME: Final = 0x000F_FFFF_FFFF_F000
 # The error code of a page fault.
 PGEX_P: Final = 0x01  # the PTE was present: a right was missing
 PGEX_W: Final = 0x02  # a write
-PGEX_U: Final = 0x04  # from ring 3
 PGEX_RSV: Final = 0x08  # a reserved bit was set
 PGEX_I: Final = 0x10  # an instruction fetch
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 PML4SHIFT: Final = 39
 PDPSHIFT: Final = 30
 PDRSHIFT: Final = 21
-NPTEPG: Final = 512  # entries in a table of any level
 _KERNEL_PML4E: Final = 256  # first PML4 entry of the kernel's half
 
 # What a table entry above the leaves grants: everything; the leaf decides.

@@ -61,7 +61,9 @@ _PROTECTION: Final = tuple(
     PG_V | (PG_RW if prot & 2 else 0) | (0 if prot & 4 else PG_NX) for prot in range(8)
 )
 _PROT_USER: Final = tuple(bits | PG_U | PG_MANAGED for bits in _PROTECTION)
-_PROT_KERNEL: Final = tuple(bits | PG_G | PG_MANAGED for bits in _PROTECTION)
+# The kernel's code is not in guest RAM: what is mapped there is data, whatever its entry allows. A
+# frame that might hold code would cost all translated code when it is given out again.
+_PROT_KERNEL: Final = tuple(bits | PG_G | PG_NX | PG_MANAGED for bits in _PROTECTION)
 
 
 class PmapStatistics:

@@ -592,3 +592,24 @@ def test_set_id_programs() -> None:
         os.chmod(program, 0o755)
         assert by_guest(program, program) == expected
     assert b"4755: aux 1 1000 0 1000 1000 ids 1000 0 1000 1000 dumpable 0 owner 0\n" in expected[1]
+
+
+def test_translated_code_outlives_the_programs_that_ran_it() -> None:
+    """Nothing that exec, fork and exit give back has held code: the text is the file's, which
+    stays, so that no program has to be translated anew."""
+    program = build(
+        """
+        int main(int argc, char **argv) {
+            for (int i = 0; argc < 2 && i < 20; i++) {
+                char *v[] = {argv[0], "x", 0};
+                if (!fork()) execv("/proc/self/exe", v);
+                wait(0);
+            }
+        }
+        """
+    )
+    with Machine(mem="64M", check=True) as m:
+        m.spawn([str(program)], stdin=b"")
+        m.run()
+        assert m.vmmeter.v_exec == 21
+        assert m.kernel.vm.mmu.code_flushes == 0

@@ -12,7 +12,7 @@ Source: DragonFly sys/kern/kern_exec.c; the stack's contents as Linux fs/binfmt_
 
 from __future__ import annotations
 
-from os import urandom
+from os import fsdecode, urandom
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
@@ -318,9 +318,25 @@ def _find_image(p: Proc, image: ImageParams, args: ImageArgs, path: bytes) -> Im
             raise
         image.release()
         path = interp
-        image = exec_check(p, _lookup(p, path, None, NAMEI_FOLLOW))
+        image = _find_interp(p, path)
     image.release()
     raise err(ELOOP)
+
+
+def _find_interp(p: Proc, path: bytes) -> ImageParams:
+    """The interpreter of a script or program, checked as exec_check does it."""
+    try:
+        return exec_check(p, _lookup(p, path, None, NAMEI_FOLLOW))
+    except OSError as e:
+        raise _interp_error(e.errno or EACCES, path) from None
+
+
+def _interp_error(n: int, path: bytes) -> OSError:
+    """The error `n` with the interpreter's name: what was to be run is another file, which may be
+    all right."""
+    error = err(n)
+    error.strerror = f"{error.strerror}: interpreter {fsdecode(path)!r}"
+    return error
 
 
 def _open_interp(p: Proc, path: bytes) -> ImageParams:
@@ -328,14 +344,16 @@ def _open_interp(p: Proc, path: bytes) -> ImageParams:
 
     :raises OSError: ENOENT when there is none, ELIBBAD when it is no ELF file for this machine.
     """
-    interp = exec_check(p, _lookup(p, path, None, NAMEI_FOLLOW))
+    interp = _find_interp(p, path)
     try:
         if interp.read(0, 4) != b"\x7fELF":
-            raise err(ELIBBAD)
+            raise _interp_error(ELIBBAD, path)
         try:
             interp.elf = elf_parse(interp)
         except OSError as e:
-            raise err(ELIBBAD if e.errno == ENOEXEC else e.errno or ELIBBAD) from None
+            raise _interp_error(
+                ELIBBAD if e.errno == ENOEXEC else e.errno or ELIBBAD, path
+            ) from None
     except BaseException:
         interp.release()
         raise

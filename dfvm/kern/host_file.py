@@ -8,6 +8,7 @@ host says that it will not block, or when the descriptor can't (a regular file).
     host_stdio(table, fd)       a File for the host's `fd`; a terminal gives a HostTtyFile
     InputFile(table, data)      a stream that ends after `data`
     OutputFile(table, sink)     a stream collected in a bytearray
+    reserve_stdio()             keeps other files from becoming standard streams
 """
 
 from __future__ import annotations
@@ -296,17 +297,30 @@ class OutputFile(File):
         return OutputFile(self.f_table, self.f_sink)
 
 
+def reserve_stdio() -> None:
+    """Have a placeholder in each of descriptors 0 to 2 that was closed when this process was
+    started. Otherwise a file that is opened for the machine would get the number, and programs
+    would have it for their standard input or output."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/", os.O_PATH)  # gets the lowest number that is free
+
+
 def host_stdio(table: FileTable, fd: int) -> File | None:
-    """The guest's file for descriptor `fd` of the host; None when it is not open there. Nothing
-    is done to it: it stays open, and keeps its flags."""
+    """The guest's file for descriptor `fd` of the host; None when it is not open there, or a
+    placeholder. Nothing is done to it: it stays open, and keeps its flags."""
     from fcntl import F_GETFL, fcntl
 
     try:
-        flag = fcntl(fd, F_GETFL) & (O_ACCMODE | O_APPEND | O_NONBLOCK)
-        isatty = os.isatty(fd)
+        flag = fcntl(fd, F_GETFL)
     except OSError:
         return None
-    if isatty:
+    if flag & os.O_PATH:
+        return None
+    flag &= O_ACCMODE | O_APPEND | O_NONBLOCK
+    if os.isatty(fd):
         from dfvm.kern.tty import HostTtyFile
 
         return HostTtyFile(table, fd, flag)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.host_file import InputFile, OutputFile, host_stdio
-from dfvm.kern.kern_errno import EACCES, ENOENT, ENOTDIR
+from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
+from dfvm.kern.kern_errno import EACCES, ENOENT, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageArgs, ImageParams, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
 from dfvm.kern.kern_sig import SigActs, ksignal
@@ -139,6 +139,7 @@ class Machine:
         if ncpu < 1:
             raise ValueError(f"a machine needs a CPU, not {ncpu}")
         size = (size + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
+        reserve_stdio()
         self._env = os.environ if env is None else env
         self._host_root = root is None
         self.root = root or "/"
@@ -271,6 +272,8 @@ class Machine:
 
     def _find(self, p: Proc, name: bytes, path: str | None) -> tuple[bytes, ImageParams]:
         """Find the program, as execvp does: its file's name, and the file, held."""
+        if not name:
+            raise err(ENOENT)
         candidates = [name]
         if b"/" not in name:
             places = os.fsencode(path or "/usr/local/bin:/usr/bin:/bin").split(b":")

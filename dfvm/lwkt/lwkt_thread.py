@@ -449,6 +449,8 @@ class Scheduler(Synch):
         self._until = until
         restore = self._catch_sigint()
         try:
+            if self._abort is not None:  # from before: there was nobody to wake
+                self._raise_abort()
             while self._nlive and not (until is not None and until()):
                 self.tsleep(self, 0, "run")
         finally:
@@ -465,8 +467,7 @@ class Scheduler(Synch):
         def handler(signo: int, frame: object) -> None:
             if self._abort is not None:
                 raise KeyboardInterrupt
-            self._abort = KeyboardInterrupt()
-            self.post(self._abort_run)
+            self.interrupt_run()
 
         try:
             if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -475,6 +476,11 @@ class Scheduler(Synch):
         except ValueError:  # not Python's main thread: SIGINT does not come here
             return _no_signal
         return lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt_run(self) -> None:
+        """Have run() raise KeyboardInterrupt at the next switch, or when it is called next."""
+        self._abort = KeyboardInterrupt()
+        self.post(self._abort_run)
 
     def _abort_run(self) -> None:
         """Posted: make thread0 the next to run."""

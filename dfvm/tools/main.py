@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
-from typing import Final
+from errno import EBADF
+from typing import TYPE_CHECKING, Final, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 USAGE: Final = """\
 usage: dfvm COMMAND [options] ...
@@ -20,8 +25,14 @@ usage: dfvm COMMAND [options] ...
 `dfvm COMMAND --help` tells the options of each.
 """
 
-EXIT_USAGE: Final = 2  # wrong options, bad input
+COMMANDS: Final = ("run", "trace")
+
+EXIT_USAGE: Final = 2  # wrong options, bad input; what was asked for can't be written
 EXIT_PANIC: Final = 70  # a violated invariant
+EXIT_SIGPIPE: Final = 141  # nobody reads what we write
+# The program died of a ^C on our terminal: so do we, or a shell that runs us in a loop or a script
+# would believe that the ^C had been dealt with, and go on. To it, the status is 130 all the same.
+INTERRUPTED: Final = -2
 
 # Container objects between two collections of the youngest, and how many of these to a collection
 # of the next generation. The kernel makes structures by the thousand that live long (a page, a map
@@ -29,27 +40,34 @@ EXIT_PANIC: Final = 70  # a violated invariant
 GC_THRESHOLDS: Final = (50_000, 20, 20)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status of the process. Without `argv` the process is ours:
-    its arguments are taken, and if all went well it ends here."""
-    if argv is not None:
-        return command(argv)
+def main() -> NoReturn:
+    """Run the command that the process was started with, and end with its exit status."""
     gc.set_threshold(*GC_THRESHOLDS)
+    # Until a program runs, which then gets it, ^C ends us as it would have ended the program; and
+    # not at a place where Python happens to look for it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = command(sys.argv[1:])
-    try:
-        for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
+        try:
             if stream is not None:  # closed by whoever started us
                 stream.flush()
-    except OSError:
-        return status  # Python's own exit reports it
+        except OSError:
+            pass  # whoever wrote it has noticed
+    if status == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     # Every file is closed; what Python has left to do is to free the objects of a machine one by
     # one, and that takes a sixth of the whole run of a small program.
     os._exit(status)
 
 
 def command(args: list[str]) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command; returns the exit status, or INTERRUPTED."""
     name = args[0] if args else ""
+    if name == "help" and len(args) > 1:  # dfvm help run
+        args = [args[1], "--help"]
+        name = args[0]
     if name == "run":
         from dfvm.tools.run import run_command
 
@@ -59,17 +77,52 @@ def command(args: list[str]) -> int:
 
         return trace_command(args[1:])
     if name in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0
+        return show(USAGE)
     if name == "--version":
         from importlib.metadata import version
 
-        print(f"dfvm {version('dfvm')}")
-        return 0
+        return show(f"dfvm {version('dfvm')}\n")
     said = f"no command {name!r}" if name else "a command is needed"
-    print(f"dfvm: {said}; try dfvm --help", file=sys.stderr)
+    complain("dfvm", f"{said}{suggestion(name, COMMANDS)}; try dfvm --help")
     return EXIT_USAGE
 
 
+def show(text: str) -> int:
+    """Print what was asked for; returns the exit status."""
+    try:
+        if sys.stdout is None:  # closed by whoever started us
+            raise OSError(EBADF, os.strerror(EBADF))
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return EXIT_SIGPIPE
+    except OSError as e:
+        complain("dfvm", f"standard output: {e.strerror}")
+        return EXIT_USAGE
+    return 0
+
+
+def complain(prog: str, message: str) -> None:
+    """One line on stderr."""
+    say(f"{prog}: {message}\n")
+
+
+def say(text: str) -> None:
+    """Text on stderr, if anybody takes it there."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+    except OSError:
+        pass
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean …?)" when `word` looks like one of the `known`, else nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from dfvm.tools.main import EXIT_USAGE, complain, show, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,32 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, as everywhere in dfvm."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; try {self.prog} --help\n")
+        complain(self.prog, f"{message}; try {self.prog} --help")
+        self.exit(EXIT_USAGE)
+
+    def print_help(self, file: Any = None) -> None:
+        status = show(self.format_help())
+        if status:
+            self.exit(status)
+
+    def takes_value(self, word: str) -> bool:
+        """Whether the word behind `word`, which is an option, is its value.
+
+        :raises SystemExit: after a complaint, when there is no such option."""
+        options = self._option_string_actions
+        if word.startswith("--"):
+            name, given, _ = word.partition("=")
+            return self._option(name, options).nargs is None and not given
+        # Letters, up to the first that takes a value: what follows it in the word is the value.
+        for n, letter in enumerate(word[1:], 2):
+            if self._option("-" + letter, options).nargs is None:
+                return n == len(word)
+        return False
+
+    def _option(self, name: str, options: dict[str, argparse.Action]) -> argparse.Action:
+        if name not in options:
+            self.error(f"no option {name}{suggestion(name, options)}")
+        return options[name]
 
 
 def host_memory() -> int:
@@ -66,10 +92,10 @@ def run_parser(prog: str, description: str) -> OneLineParser:
     )  # fmt: skip
     parser.add_argument(
         "--env", metavar="K=V", action="append", default=[],
-        help="set a variable of the program's environment; K= unsets nothing, it sets it empty",
+        help="set a variable of the program's environment, which else is dfvm's own",
     )  # fmt: skip
     parser.add_argument(
-        "--stats", metavar="FILE", nargs="?", const="-",
+        "--stats", metavar="=FILE", nargs="?", const="-",
         help="print statistics at the end, or write them with --stats=FILE (JSON for *.json)",
     )  # fmt: skip
     parser.add_argument(
@@ -78,7 +104,7 @@ def run_parser(prog: str, description: str) -> OneLineParser:
     return parser
 
 
-def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Any:
+def parse_run(parser: OneLineParser, argv: Sequence[str]) -> Any:
     """Parse argv into the options, `program` and `args`. The first word that is neither an option
     nor its value is the program; what follows is its business alone."""
     own: list[str] = []
@@ -88,26 +114,21 @@ def parse_run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Any:
         if word == "--":
             program = next(words, None)
             break
-        if not word.startswith("-"):
+        if not word.startswith("-") or word == "-":
             program = word
             break
-        # A file is only taken from "--stats=FILE": otherwise it would swallow the program's name.
-        own.append("--stats=-" if word == "--stats" else word)
-        if word in _takes_value(parser):
-            own.extend(value for value in [next(words, None)] if value is not None)
+        if parser.takes_value(word):
+            value = next(words, None)
+            if value is None:
+                parser.error(f"{word} needs a value")
+            # In one word, so that a value may begin with "-".
+            word += f"={value}" if word.startswith("--") else value
+        own.append(word)
     args = parser.parse_args(own)
     if program is None:
         parser.error("a program is needed")
     args.program, args.args = program, list(words)
     return args
-
-
-def _takes_value(parser: argparse.ArgumentParser) -> set[str]:
-    """The options that are followed by a word of their own."""
-    return {
-        name for a in parser._actions if a.nargs is None and a.const is None
-        for name in a.option_strings
-    }  # fmt: skip
 
 
 def guest_environment(settings: list[str]) -> dict[str, str]:
@@ -132,7 +153,7 @@ def check_directories(args: Any) -> None:
     for option, path in [("--root", args.root), *(("--rw", path) for path in args.rw)]:
         if path is not None and not os.path.isdir(path):
             reason = "is not a directory" if os.path.exists(path) else "does not exist"
-            raise UsageError(f"{option}: {path}: {reason}")
+            raise UsageError(f"{option}: {shown(path)}: {reason}")
 
 
 def make_machine(args: Any) -> Machine:
@@ -147,12 +168,25 @@ def make_machine(args: Any) -> Machine:
 
     try:
         return Machine(mem=mem, root=args.root, rw=args.rw, env=env, check=args.check)
-    except ValueError as e:
-        raise UsageError(str(e)) from None
     except OSError as e:
-        raise UsageError(f"--mem: {args.mem}: {e.strerror}") from None
+        what = f"--mem: {args.mem}" if e.filename is None else shown(os.fsdecode(e.filename))
+        raise UsageError(f"{what}: {e.strerror}") from None
 
 
-def complain(prog: str, message: str) -> None:
-    """One line on stderr."""
-    print(f"{prog}: {message}", file=sys.stderr)
+def open_output(what: str, path: str) -> TextIO:
+    """A file to write to, a whole line at a time: who looks meanwhile finds no half one.
+
+    :raises UsageError: when it can't be written to.
+    """
+    from dfvm.kern.host_file import reserve_stdio
+
+    reserve_stdio()
+    try:
+        return open(path, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    except OSError as e:
+        raise UsageError(f"{what}: {shown(path)}: {e.strerror}") from None
+
+
+def shown(path: str) -> str:
+    """A file name for a message, which is one line and printable."""
+    return path if path and path.isprintable() else repr(os.fsencode(path))[1:]

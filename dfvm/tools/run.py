@@ -7,12 +7,19 @@ exits 128 + n. What dfvm itself has to say goes to stderr.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic
-from dfvm.tools.main import EXIT_PANIC, EXIT_USAGE
-from dfvm.tools.options import UsageError, complain, make_machine, parse_run, run_parser
+from dfvm.tools.main import EXIT_PANIC, EXIT_USAGE, INTERRUPTED, complain, say
+from dfvm.tools.options import (
+    UsageError,
+    make_machine,
+    open_output,
+    parse_run,
+    run_parser,
+    shown,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +32,7 @@ EXIT_INTERRUPTED = 130
 
 ENOENT = 2
 ENOTDIR = 20
+SIGINT = 2
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -35,8 +43,11 @@ def run_command(argv: Sequence[str]) -> int:
 
 def run_machine(prog: str, args: Any, prepare: Callable[[Machine], None]) -> int:
     """Make the machine that `args` describe, run its program to the end, and print what was asked
-    for. `prepare` is called before the first instruction; returns the exit status."""
+    for. `prepare` is called before the first instruction; returns the exit status, or INTERRUPTED.
+    """
     try:
+        to_file = args.stats not in (None, "-")
+        stats = open_output("--stats", args.stats) if to_file else None
         machine = make_machine(args)
     except UsageError as e:
         complain(prog, str(e))
@@ -45,13 +56,18 @@ def run_machine(prog: str, args: Any, prepare: Callable[[Machine], None]) -> int
         with machine:
             prepare(machine)
             try:
-                return run_program(prog, args, machine)
+                status = run_program(prog, args, machine)
+                if args.stats is not None:
+                    status = write_stats(prog, args, machine, stats) or status
+                return status
             except Deadlock as e:
                 complain(prog, f"deadlock: nothing can run, and nothing can change that\n{e}")
                 return EXIT_PANIC
             except Panic as e:
                 complain(prog, f"panic: {e}\n{machine.kernel.sched.deadlock_report()}")
                 return EXIT_PANIC
+            finally:
+                _finish_undisturbed()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as e:
@@ -64,24 +80,45 @@ def run_machine(prog: str, args: Any, prepare: Callable[[Machine], None]) -> int
 
 
 def run_program(prog: str, args: Any, machine: Machine) -> int:
-    """Spawn and run the program; returns its exit status."""
+    """Spawn and run the program; returns its exit status, or INTERRUPTED."""
     try:
         process = machine.spawn([args.program, *args.args])
     except OSError as e:
-        complain(prog, f"{args.program}: {e.strerror}")
+        complain(prog, f"{shown(args.program)}: {e.strerror}")
         return EXIT_NOT_FOUND if e.errno in (ENOENT, ENOTDIR) else EXIT_CANNOT_RUN
     machine.run(until=process)
-    if args.stats:
-        from dfvm.tools.stats import write_stats
-
-        try:
-            write_stats(machine, args.stats)
-        except OSError as e:
-            complain(prog, f"--stats: {args.stats}: {e.strerror}")
-            return EXIT_USAGE
+    if process.proc.p_xstat & 0x7F == SIGINT and machine.kernel.files.host_ttys:
+        return INTERRUPTED
     status = process.exit_status
     assert status is not None, "the machine has stopped, so its program has ended"
     return status
+
+
+def write_stats(prog: str, args: Any, machine: Machine, file: TextIO | None) -> int:
+    """Print the statistics, or write them to the file: JSON when its name ends in .json, the same
+    table otherwise. Returns EXIT_USAGE when that fails, else 0."""
+    from dfvm.tools.stats import as_json, as_table, gather
+
+    figures = gather(machine)
+    if file is None:
+        say(as_table(figures))
+        return 0
+    try:
+        with file:
+            file.write(as_json(figures) if args.stats.endswith(".json") else as_table(figures))
+    except OSError as e:
+        complain(prog, f"--stats: {shown(args.stats)}: {e.strerror}")
+        return EXIT_USAGE
+    return 0
+
+
+def _finish_undisturbed() -> None:
+    """The program has ended. What it wrote below --rw goes to the host now: all of it, even if
+    somebody presses ^C once more."""
+    import signal
+
+    for signo in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(signo, signal.SIG_IGN)
 
 
 def _where(e: BaseException) -> str:

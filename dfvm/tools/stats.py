@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,24 +24,11 @@ def gather(machine: Machine) -> dict[str, Any]:
     }
 
 
-def write_stats(machine: Machine, where: str) -> None:
-    """Print the figures to stderr for "-", else write them to the file: JSON when its name ends in
-    .json, the same table otherwise.
+def as_json(figures: dict[str, Any]) -> str:
+    """The figures for programs."""
+    import json
 
-    :raises OSError: when the file can't be written.
-    """
-    figures = gather(machine)
-    if where == "-":
-        sys.stderr.write(as_table(figures))
-        return
-    if where.endswith(".json"):
-        import json
-
-        text = json.dumps(figures, indent=2) + "\n"
-    else:
-        text = as_table(figures)
-    with open(where, "w", encoding="utf-8") as f:
-        f.write(text)
+    return json.dumps(figures, indent=2) + "\n"
 
 
 def as_table(figures: dict[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from errno import EPIPE
+from typing import TYPE_CHECKING
 
-from dfvm.tools.main import EXIT_USAGE
-from dfvm.tools.options import complain, parse_run, run_parser
+from dfvm.tools.main import EXIT_SIGPIPE, EXIT_USAGE, complain, say
+from dfvm.tools.options import UsageError, open_output, parse_run, run_parser, shown
 from dfvm.tools.run import run_machine
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ def trace_command(argv: Sequence[str]) -> int:
         "--walk", action="store_true", help="show the page-table walk after each fault (text)"
     )
     args = parse_run(parser, argv)
-    out: TextIO = sys.stderr
+    out = sys.stderr
     if args.output is not None:
         try:
-            out = open(args.output, "w", encoding="utf-8")  # noqa: SIM115  closed below
-        except OSError as e:
-            complain("dfvm trace", f"{args.output}: {e.strerror}")
+            out = open_output("-o", args.output)
+        except UsageError as e:
+            complain("dfvm trace", str(e))
             return EXIT_USAGE
     traces: list[FaultTrace] = []
 
@@ -46,13 +47,14 @@ def trace_command(argv: Sequence[str]) -> int:
         trace.start()
         traces.append(trace)
 
-    try:
-        status = run_machine("dfvm trace", args, prepare)
-    finally:
-        for trace in traces:
-            trace.stop()
-        if out is not sys.stderr:
-            out.close()
+    status = run_machine("dfvm trace", args, prepare)
     for trace in traces:
-        sys.stderr.write(trace.summary())
+        trace.stop()
+        if trace.error is not None:
+            if trace.error.errno == EPIPE:
+                return EXIT_SIGPIPE
+            where = "standard error" if args.output is None else shown(args.output)
+            complain("dfvm trace", f"{where}: {trace.error.strerror}")
+            status = EXIT_USAGE
+        say(trace.summary())
     return status

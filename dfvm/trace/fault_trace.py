@@ -13,6 +13,7 @@ for one machine; nothing of it runs while nobody traces.
 from __future__ import annotations
 
 import os
+from errno import EBADF, EPIPE
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from dfvm.kern.vfs.vnode import Vnode
@@ -49,12 +50,12 @@ _HOWS: Final = (
 
 
 class FaultTrace:
-    """Writes the faults of `machine` to `out` from start() to stop()."""
+    """Writes the faults of `machine` to `out`, a line at a time, from start() to stop()."""
 
     def __init__(
         self,
         machine: Machine,
-        out: TextIO,
+        out: TextIO | None,
         form: str = "text",
         verbose: bool = False,
         walk: bool = False,
@@ -67,6 +68,8 @@ class FaultTrace:
         self.symbols = Symbols(machine.root)
         self.counts: dict[str, int] = {}  # by way of resolving
         self.faults = self.major = self.prefault = self.ns = 0
+        self.error: OSError | None = None  # why the trace ended early
+        self._started = False
         self._disassemble: Any = None
 
     def start(self) -> None:
@@ -74,9 +77,26 @@ class FaultTrace:
         if probe.fault is not None:
             raise RuntimeError("somebody else is tracing faults")
         probe.fault = self._fault
+        self._started = True
 
     def stop(self) -> None:
-        probe.fault = None
+        """From now on nothing is written."""
+        if self._started:
+            self._started = False
+            probe.fault = None
+
+    def _write(self, text: str) -> None:
+        """Write to `out`. If that fails the trace is over; if nobody reads it any more, so is the
+        run, as it is for a program whose output nobody reads."""
+        try:
+            if self.out is None:
+                raise OSError(EBADF, os.strerror(EBADF))
+            self.out.write(text)
+        except OSError as e:
+            self.error = self.error or e
+            self.stop()
+            if e.errno == EPIPE:
+                self.machine.kernel.sched.interrupt_run()
 
     def _fault(self, r: FaultRecord) -> None:
         if r.vm is not self.machine.kernel.vm:
@@ -111,14 +131,14 @@ class FaultTrace:
             where = f"frame {r.pte & PG_FRAME:#x}  {pte_flags(r.pte)}"
         else:
             where = "-"
-        self.out.write(
+        self._write(
             f"{pid:>3} {rip:#14x}  {r.va:#14x} {kind} {side}  {describe_entry(r):<42} "
             f"{how + more:<18} {where}  {'maj' if r.major else 'min'} {r.ns / 1000:7.1f}\n"
         )
         if self.verbose:
             text = self._instruction(rip)
             if text:
-                self.out.write(f"    {text}\n")
+                self._write(f"    {text}\n")
         if self.walk:
             self._walk(r.va)
 
@@ -130,7 +150,7 @@ class FaultTrace:
             return
         for level in walk(kernel.ram, lwp.lwp_cr3, va):
             flags = pte_flags(level.entry, level.name == "PD") if level.leaf else ""
-            self.out.write(
+            self._write(
                 f"    {level.name:4} {level.table_pa:#010x} [{level.index:3}] "
                 f"{level.entry:#018x} {flags}\n"
             )
@@ -161,7 +181,7 @@ class FaultTrace:
         }  # fmt: skip
         if self.verbose:
             record["instruction"] = self._instruction(rip)
-        self.out.write(json.dumps(record) + "\n")
+        self._write(json.dumps(record) + "\n")
 
     def _instruction(self, rip: int) -> str:
         """The instruction at rip, as far as its bytes are mapped (reading it must not fault)."""
@@ -228,4 +248,7 @@ def describe_entry(r: FaultRecord) -> str:
     """The map entry of a fault: name, range, protection."""
     if r.map_entry is None:
         return "no entry"
-    return f"{entry_name(r.map_entry)} {r.entry_start:x}-{r.entry_end:x} {entry_prot(r.map_entry)}"
+    name = entry_name(r.map_entry)
+    if not name.isprintable():  # a file's name may be anything
+        name = ascii(name)[1:-1]
+    return f"{name} {r.entry_start:x}-{r.entry_end:x} {entry_prot(r.map_entry)}"

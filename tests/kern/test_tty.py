@@ -259,3 +259,17 @@ def test_job_control_calls_as_on_the_host() -> None:
     # The program lets go of its terminal at the end, and the host's pty then sometimes loses what
     # was written last.
     assert any(_collect(program) == ours for _ in range(4))
+
+
+@pytest.mark.parametrize("session", [["/bin/sh"]], indirect=True, ids=["host"])
+def test_interrupt_ends_a_loop_of_runs(session: Session) -> None:
+    """A shell goes on when what it ran exits by itself after ^C, so dfvm must not."""
+    session.expect(b"$ ")
+    dfvm = " ".join(DFVM)
+    session.send(f"for i in 1 2; do {dfvm} {BUSYBOX} cat; echo e''nded; done\n".encode())
+    session.expect(b"done\r\n")
+    session.send(b"one\n")
+    session.expect(b"one\r\none\r\n")
+    session.send(b"\x03")
+    assert b"ended" not in session.expect(b"$ ")
+    assert b"rc 130" in session.run(b"echo rc $?")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +50,12 @@ def test_name_is_looked_up_in_path() -> None:
     ("args", "status", "said"),
     [
         ([], 2, "a command is needed"),
-        (["rnu"], 2, "no command 'rnu'"),
+        (["rnu"], 2, "no command 'rnu' (did you mean run?)"),
         (["run"], 2, "a program is needed"),
-        (["run", "--meme", "1M", "x"], 2, "--meme"),
+        (["run", "--meme", "1M", "x"], 2, "no option --meme (did you mean --mem?)"),
+        (["run", "-x", "y"], 2, "no option -x"),
+        (["run", "--mem"], 2, "--mem needs a value"),
+        (["run", "--check=yes", "/bin/true"], 2, "--check"),
         (["run", "--mem", "12Q", "/bin/true"], 2, "'12Q' is not a size"),
         (["run", "--mem", "-5M", "/bin/true"], 2, "--mem"),
         (["run", "--mem", "1M", "/bin/true"], 2, "too little"),
@@ -58,12 +63,19 @@ def test_name_is_looked_up_in_path() -> None:
         (["run", "--env", "novalue", "/bin/true"], 2, "'novalue' is not K=V"),
         (["run", "--rw", "/no/such", "/bin/true"], 2, "/no/such: does not exist"),
         (["run", "--root", "/etc/passwd", "/bin/true"], 2, "is not a directory"),
+        (["run", "--stats=", "/bin/true"], 2, "--stats: '': No such file"),
+        (["run", "--stats=/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
+        (["run", "--stats=/dev/full", "busybox", "true"], 2, "/dev/full: No space left"),
+        (["run", ""], 127, "'': No such file"),
+        (["run", "./no\nsuch\x1b"], 127, r"'./no\nsuch\x1b': No such file"),
         (["run", "/no/such/program"], 127, "/no/such/program: No such file or directory"),
         (["run", "nosuchprogram"], 127, "nosuchprogram: No such file or directory"),
         (["run", "/etc/passwd"], 126, "/etc/passwd: Permission denied"),
         (["run", "/etc"], 126, "/etc: Permission denied"),
         (["trace", "--format", "xml", "/bin/true"], 2, "xml"),
         (["trace", "-o", "/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
+        (["trace", "-vo", "/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
+        (["trace", "-vx", "/bin/true"], 2, "no option -x"),
     ],
 )
 def test_bad_input_is_one_line(args: list[str], status: int, said: str) -> None:
@@ -82,6 +94,73 @@ def test_not_an_executable(tmp_path: Path, content: bytes) -> None:
     assert done.returncode == 126
     said = done.stderr.decode()
     assert said.startswith(f"dfvm run: {path}: Exec format error: ") and said.count("\n") == 1
+
+
+def test_missing_interpreter_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("#!/no/such/sh\n")
+    path.chmod(0o755)
+    done = dfvm("run", path)
+    said = f"dfvm run: {path}: No such file or directory: interpreter '/no/such/sh'\n"
+    assert (done.returncode, done.stderr.decode()) == (127, said)
+
+
+def test_help() -> None:
+    assert b"run a program" in dfvm("--help").stdout
+    done = dfvm("run", "--help")
+    assert (done.returncode, done.stderr) == (0, b"") and b"--stats [=FILE]" in done.stdout
+    assert dfvm("help", "run").stdout == done.stdout
+    assert b"--walk" in dfvm("trace", "--help").stdout
+    assert dfvm("--version").stdout.startswith(b"dfvm ")
+
+
+def shell(command: str, **more: Any) -> tuple[int, bytes, bytes]:
+    """Run a host shell's command, in which "dfvm" stands for ours."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'dfvm() { "$PYTHON" -m dfvm.tools.main "$@"; }\n' + command],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
+        env={**os.environ, "PYTHON": sys.executable}, **more,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("what", ["--help", "--version", "run --help", "trace --help"])
+def test_what_is_asked_for_cannot_be_written(what: str) -> None:
+    said = b"dfvm: standard output: No space left on device\n"
+    assert shell(f"dfvm {what} >/dev/full") == (2, b"", said)
+    said = b"dfvm: standard output: Bad file descriptor\n"
+    assert shell(f"dfvm {what} >&-") == (2, b"", said)
+    assert shell(f"dfvm {what} 2>&- >&-") == (2, b"", b"")
+
+
+def test_complaints_when_stderr_is_closed_go_nowhere() -> None:
+    assert shell("dfvm run /no/such 2>&-") == (127, b"", b"")
+    assert shell("dfvm rnu 2>&-") == (2, b"", b"")
+    assert shell("dfvm run --meme 2>/dev/full") == (2, b"", b"")
+    assert shell("dfvm run --stats busybox echo out 2>&-") == (0, b"out\n", b"")
+
+
+OPEN_STREAMS = r"""
+#include <fcntl.h>
+int main(void) {
+    int n = 0;
+    for (int fd = 0; fd < 20; fd++)
+        if (fcntl(fd, F_GETFD) >= 0)
+            n |= 1 << fd;
+    return n;
+}
+"""
+
+
+@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_closed_for_the_program(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "open.c").write_text(OPEN_STREAMS)
+    program, files = tmp_path / "open", f"--stats={tmp_path}/stats"
+    subprocess.run(["cc", "-static", "-o", program, f"{program}.c"], check=True)
+    is_open = shell(f"{program} {closed}")[0]
+    assert shell(f"dfvm run {files} {program} {closed}")[0] == is_open
+    assert shell(f"dfvm trace -o {tmp_path}/trace {files} {program} {closed}")[0] == is_open
+    assert (tmp_path / "trace").read_bytes().count(b"\n") > 5
 
 
 def test_statistics_as_table_and_json(guest_bin: Path, tmp_path: Path) -> None:
@@ -111,6 +190,38 @@ def test_trace_shows_every_fault(guest_bin: Path, tmp_path: Path) -> None:
     done = dfvm("trace", guest_bin / "cow_fork")
     assert done.stdout.startswith(b"child  xByD\n")
     assert b"cow from depth 1" in done.stderr
+
+
+def test_trace_that_cannot_be_written_ends(guest_bin: Path) -> None:
+    done = dfvm("trace", "-o", "/dev/full", "busybox", "sh", "-c", "echo out; exit 3")
+    assert (done.returncode, done.stdout) == (2, b"out\n")
+    assert done.stderr.startswith(b"dfvm trace: /dev/full: No space left on device\n1 faults")
+    assert shell("dfvm trace busybox echo out 2>/dev/full") == (2, b"out\n", b"")
+    assert shell("dfvm trace busybox echo out 2>&-") == (2, b"out\n", b"")
+
+
+@pytest.mark.parametrize("lines", [1, 100])
+def test_nobody_reads_the_trace_any_more(lines: int) -> None:
+    forever = "while :; do busybox true; done"
+    run = f"dfvm trace busybox sh -c '{forever}' 2>&1; echo $? >&2"
+    status, out, err = shell(f"{{ {run}; }} | head -n {lines}")
+    assert (status, err) == (0, b"141\n")
+    assert out.count(b"\n") == lines
+
+
+def test_odd_file_names_do_not_break_the_trace(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"odd\xff\n")
+    shutil.copy("/usr/bin/busybox", path)
+    path.with_name("busybox").symlink_to(path)
+    program = path.with_name("busybox")
+    done = dfvm("trace", "-o", tmp_path / "text", program, "true")
+    assert done.returncode == 0
+    lines = (tmp_path / "text").read_text().splitlines()
+    assert all(line.lstrip()[0].isdigit() for line in lines)
+    assert any(r" odd\udcff\n 4" in line for line in lines)
+    dfvm("trace", "--format", "jsonl", "-o", tmp_path / "json", program, "true")
+    records = [json.loads(line) for line in (tmp_path / "json").read_text().splitlines()]
+    assert path.name in {r["entry"]["name"] for r in records if r["entry"]}
 
 
 def test_memory_too_small_is_a_message_and_no_traceback(guest_bin: Path) -> None:
@@ -146,3 +257,15 @@ def test_interrupt_ends_a_program_that_ignores_nothing() -> None:
     _out, err = p.communicate(timeout=20)
     assert p.returncode == 128 + signal.SIGINT
     assert b"Traceback" not in err
+
+
+def test_interrupt_before_a_program_runs_is_no_traceback() -> None:
+    code = (
+        "import os, signal; from dfvm.tools import main\n"
+        "main.command = lambda args: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

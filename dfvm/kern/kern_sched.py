@@ -50,9 +50,14 @@ def sys_sched_yield(lp: Lwp) -> int:
 
 def _target(lp: Lwp, pid: int) -> Lwp:
     """The thread `pid`, 0 meaning the caller."""
-    pid = s32(pid)
-    if pid < 0:
+    if s32(pid) < 0:
         raise err(EINVAL)
+    return _find(lp, pid)
+
+
+def _find(lp: Lwp, pid: int) -> Lwp:
+    # As _target, for calls that take a negative number for one that nobody has.
+    pid = s32(pid)
     target = lp.lwp_proc.kernel.find_lwp(pid) if pid else lp
     if target is None:
         raise err(ESRCH)
@@ -83,11 +88,11 @@ def sched_fork(lp: Lwp, child: Lwp) -> None:
 
 def sys_sched_getaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
     """sched_getaffinity(2)"""
-    target = _target(lp, pid)
-    ncpu = target.lwp_proc.kernel.ncpu
+    ncpu = lp.lwp_proc.kernel.ncpu
     size = u32(size)
     if size * 8 < ncpu or size & 7:
         raise err(EINVAL)
+    target = _find(lp, pid)
     size = min(size, 8 * ((ncpu + 63) // 64))
     copyout(lp.lwp_proc.p_vmspace, target.lwp_cpumask.to_bytes(size, "little"), umask)
     return size
@@ -95,9 +100,9 @@ def sys_sched_getaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
 
 def sys_sched_setaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
     """sched_setaffinity(2): any set with a CPU of the machine in it will do."""
-    target = _target(lp, pid)
     size = min(u32(size), 128)
     mask = int.from_bytes(copyin(lp.lwp_proc.p_vmspace, umask, size), "little") if size else 0
+    target = _find(lp, pid)
     _may_change(lp, target)
     mask &= (1 << target.lwp_proc.kernel.ncpu) - 1
     if not mask:

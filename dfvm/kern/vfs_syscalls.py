@@ -14,7 +14,7 @@ from struct import unpack
 from time import time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.abi.linux.args import s32, s64, u32
+from dfvm.kern.abi.linux.args import id_or_none, s32, s64, u32
 from dfvm.kern.abi.linux.linux_struct import (
     NS,
     STATX__RESERVED,
@@ -693,7 +693,7 @@ def sys_fchownat(lwp: Lwp, dirfd: int, upath: int, uid: int, gid: int, flags: in
     flags = u32(flags)
     if flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH):
         raise err(EINVAL)
-    _target(lwp, dirfd, upath, flags).chown(s32(uid), s32(gid), lwp.lwp_proc.p_ucred)
+    _target(lwp, dirfd, upath, flags).chown(id_or_none(uid), id_or_none(gid), lwp.lwp_proc.p_ucred)
     return 0
 
 
@@ -712,7 +712,7 @@ def sys_fchown(lwp: Lwp, fd: int, uid: int, gid: int) -> int:
     vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
     if vp is None:
         raise err(EPERM)
-    vp.chown(s32(uid), s32(gid), lwp.lwp_proc.p_ucred)
+    vp.chown(id_or_none(uid), id_or_none(gid), lwp.lwp_proc.p_ucred)
     return 0
 
 

@@ -140,6 +140,7 @@ int main() {
     mode_("f"); T(fchmod(99, 0));
     T(chmod("f", 0644)); T(chown("f", 12, 34)); mode_("f"); T(chown("f", -1, 56)); mode_("f");
     T(lchown("l", 7, 7)); mode_("f"); T(fchown(fd, 0, 0)); chmod("f", 06755); T(chown("f", 1, 1));
+    mode_("f"); T(chown("f", 0x80000000, 0xfffffffe)); mode_("f"); T(fchown(fd, -1, 1u << 31));
     mode_("f"); T(chown("f", 0, 0));
     struct timespec ts[2] = {{1000000000, 5}, {1100000000, 999999999}};
     T(utimensat(AT_FDCWD, "f", ts, 0)); st_("f"); ts[0].tv_nsec = UTIME_OMIT;

@@ -414,6 +414,8 @@ def test_scheduling_calls() -> None:
         CPU_ZERO(&s);
         T(sched_setaffinity(0, sizeof s, &s));
         T(sched_getaffinity(0, 1, &s));
+        T(sched_getaffinity(-1, 1, &s)); T(sched_getaffinity(-1, sizeof s, &s));
+        T(sched_setaffinity(-1, sizeof s, &s)); T(sched_getscheduler(-1));
         CPU_ZERO(&s);
         T(sched_getaffinity(0, sizeof s, &s));
         T(CPU_ISSET(0, &s));

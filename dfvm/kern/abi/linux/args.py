@@ -17,6 +17,12 @@ def u32(x: int) -> int:
     return x & 0xFFFFFFFF
 
 
+def id_or_none(x: int) -> int:
+    """A uid or gid where `(uid_t)-1` means none: that is -1; all others are unsigned."""
+    x &= 0xFFFFFFFF
+    return -1 if x == 0xFFFFFFFF else x
+
+
 def s64(x: int) -> int:
     """`(long)x`: offsets, and lengths that may be negative."""
     return ((x & 0xFFFFFFFFFFFFFFFF) ^ 0x8000000000000000) - 0x8000000000000000

@@ -56,6 +56,8 @@ class HostFile(File):
 
     __slots__ = ("f_blocks", "f_hostfd", "f_moves", "f_pollable")
 
+    f_splice = True
+
     f_hostfd: int  # the host's descriptor; not ours to close
     f_blocks: bool  # reading or writing may block: a pipe, a terminal, a socket
     f_moves: int  # transfers so far: what an edge-triggered epoll goes by
@@ -175,6 +177,10 @@ class HostFile(File):
         if got & POLLOUT and self.f_mode & FWRITE:
             events |= POLL_WRITABLE
         return events
+
+    def is_fifo(self) -> bool:
+        """Whether it is a pipe of the host."""
+        return stat.S_ISFIFO(os.fstat(self.f_hostfd).st_mode)
 
     def fo_hostfd(self) -> int:
         return self.f_hostfd if self.f_blocks else -1

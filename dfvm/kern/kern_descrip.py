@@ -182,6 +182,7 @@ class File:
 
     f_vnode: Vnode | None = None  # overridden by files of vnodes
     f_pollable = True  # of a kind that epoll takes: readiness can change
+    f_splice = False  # of a kind that splice moves data to and from
 
     def __init__(self, table: FileTable, flag: int) -> None:
         if table.nfiles >= FILE_MAX:

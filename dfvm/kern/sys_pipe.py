@@ -368,6 +368,31 @@ class Pipe:
                 self.pi_table.sched.wakeup(self.pi_rwait)
                 self.pi_kq.knote(POLLIN)
 
+    # For splice, which moves the data itself, with the pipe locked, and reports it afterwards.
+
+    def consumed(self, n: int) -> None:
+        """The first `n` bytes of the first slot are read."""
+        buf = self.pi_bufs[0]
+        if n == buf.pb_len:
+            self.pi_bufs.popleft()
+            self.pi_pages.put(buf.pb_pa)
+        else:
+            buf.pb_off += n
+            buf.pb_len -= n
+
+    def drained(self) -> None:
+        """Something was read."""
+        self.pi_atime = time_ns()
+        if len(self.pi_bufs) < self.pi_slots:
+            self.pi_table.sched.wakeup(self.pi_wwait)
+            self.pi_kq.knote(POLLOUT)
+
+    def filled(self) -> None:
+        """Something was written."""
+        self.pi_mtime = time_ns()
+        self.pi_table.sched.wakeup(self.pi_rwait)
+        self.pi_kq.knote(POLLIN)
+
     # -- ends -----------------------------------------------------------------------------------
 
     def attach(self, mode: int) -> None:

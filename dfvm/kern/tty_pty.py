@@ -246,6 +246,8 @@ class PtsFile(File):
 
     __slots__ = ("f_tty",)
 
+    f_splice = True
+
     f_tty: PtyTty
 
     def __init__(self, tty: PtyTty, flag: int) -> None:
@@ -362,6 +364,8 @@ class PtmFile(File):
     """An open master. There is one for each pair; dup and fork share it."""
 
     __slots__ = ("f_tty",)
+
+    f_splice = True
 
     f_tty: PtyTty
 

@@ -932,7 +932,7 @@ def sys_readahead(lwp: Lwp, fd: int, offset: int, count: int) -> int:
 # -- copying inside the kernel ------------------------------------------------------------------
 
 
-def _user_off(lwp: Lwp, uoff: int) -> int | None:
+def user_off(lwp: Lwp, uoff: int) -> int | None:
     """The offset at `uoff`; None when it is null.
 
     :raises OSError: EFAULT
@@ -971,7 +971,7 @@ def _copy(lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, in
 def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> int:
     """sendfile(2)"""
     p = lwp.lwp_proc
-    off = _user_off(lwp, uoff)
+    off = user_off(lwp, uoff)
     ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
     if not ifp.f_mode & FREAD:
         raise err(EBADF)
@@ -999,7 +999,7 @@ def sys_copy_file_range(
     """copy_file_range(2)"""
     p = lwp.lwp_proc
     ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
-    in_off, out_off = _user_off(lwp, uinoff), _user_off(lwp, uoutoff)
+    in_off, out_off = user_off(lwp, uinoff), user_off(lwp, uoutoff)
     if u32(flags):
         raise err(EINVAL)
     ivp, ovp = getvnode(ifp), getvnode(ofp)

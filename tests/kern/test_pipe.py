@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from errno import EFAULT
 from typing import TYPE_CHECKING
 
 import pytest
 from file_util import T
-from guest_util import same
+from guest_util import build, same
 from user_util import PAGE, SCRATCH, User
 
+from dfvm import PIPE, Machine
 from dfvm.kern.kern_descrip import O_NONBLOCK, sys_close
 from dfvm.kern.sys_generic import sys_read, sys_write
 from dfvm.kern.sys_pipe import sys_pipe2
@@ -251,3 +253,96 @@ def test_a_fault_takes_nothing(kernel: Kernel) -> None:
     assert user.call(sys_read, r, SCRATCH, 100) == 100
     assert user.read(SCRATCH, 100) == bytes(range(100))
     assert user.call(sys_write, w, end - 2 * PAGE, 4 * PAGE) == 2 * PAGE
+
+
+def test_splice() -> None:
+    same(T + r"""
+static long drain(int fd) { long t = 0, r; while ((r = read(fd, buf, 5000)) > 0) t += r;
+return t; }
+int main() {
+    int p[2], q[2]; pipe2(p, O_NONBLOCK); pipe2(q, O_NONBLOCK); loff_t o = 3, e = 5, bad = -1;
+    put_("f", "0123456789"); int f = open("f", O_RDWR), g = open("g", O_RDWR | O_CREAT, 0600);
+    int a = open("g", O_WRONLY | O_APPEND), d = open(".", 0), w = open("f", O_WRONLY);
+    T(splice(p[0], 0, g, 0, 0, 0)); T(splice(99, 0, g, 0, 1, 0)); T(splice(p[0], 0, g, 0, 1, 16));
+    T(splice(f, 0, g, 0, 1, 0)); T(splice(p[1], 0, g, 0, 1, 0)); T(splice(w, 0, p[1], 0, 1, 0));
+    T(splice(p[0], &o, g, 0, 1, 0)); T(splice(f, 0, p[1], &o, 1, 0));
+    T(splice(f, &bad, p[1], 0, 1, 0));
+    T(splice(f, (void *)8, p[1], 0, 1, 0)); T(splice(d, 0, p[1], 0, 1, 0));
+    T(splice(p[0], 0, g, 0, 1, 0)); T(splice(p[0], 0, a, 0, 1, 0));
+    T(splice(p[0], 0, p[1], 0, 1, 0));
+    T(splice(f, 0, p[1], 0, 4, 0)); T(lseek(f, 0, SEEK_CUR)); T(splice(f, &o, p[1], 0, 100, 0));
+    T(o);
+    T(lseek(f, 0, SEEK_CUR)); T(splice(f, &o, p[1], 0, 100, 0));
+    T(splice(p[0], 0, g, 0, 2, 0)); T(splice(p[0], 0, g, &e, 100, 0)); T(e);
+    T(lseek(g, 0, SEEK_CUR)); T(pread(g, buf, 100, 0)); puts(buf + 5);
+    T(splice(p[0], 0, g, 0, 9, 0));
+    T(write(p[1], "some words", 10)); T(splice(p[0], 0, q[1], 0, 4, 0));
+    T(splice(p[0], 0, q[1], 0, 99, 0));
+    T(splice(p[0], 0, q[1], 0, 99, 0)); T(tee(q[0], p[1], 7, 0)); T(tee(q[0], p[1], 99, 0));
+    T(tee(q[0], q[1], 9, 0)); T(tee(f, p[1], 9, 0)); T(tee(p[0], q[1], 0, 0));
+    T(tee(p[0], q[1], 9, 16));
+    T(tee(p[1], q[1], 9, 0)); memset(buf, 0, 100); T(read(p[0], buf, 100)); puts(buf);
+    memset(buf, 0, 100); T(read(q[0], buf, 100)); puts(buf); T(tee(q[0], p[1], 9, 0));
+    struct iovec v[3] = {{"one", 3}, {"two", 3}, {(void *)8, 1}}; char x[5] = {0}, y[5] = {0};
+    T(vmsplice(p[1], v, 2, 0)); T(vmsplice(p[1], v + 2, 1, 0)); T(vmsplice(f, v, 2, 0));
+    T(vmsplice(p[1], v, 2, 16)); T(vmsplice(p[1], v, 2000, 0)); T(vmsplice(p[1], v, 0, 0));
+    struct iovec r[2] = {{x, 4}, {y, 4}}; T(vmsplice(p[0], r, 2, 0)); puts(x); puts(y);
+    T(vmsplice(p[0], r, 2, SPLICE_F_NONBLOCK));
+    memset(buf, 'z', 100000); write(g, buf, 100000); lseek(g, 0, 0);
+    T(splice(g, 0, p[1], 0, 100000, 0)); T(splice(g, 0, p[1], 0, 100000, 0)); T(lseek(g, 0, 1));
+    int null = open("/dev/null", O_RDWR), zero = open("/dev/zero", O_RDWR);
+    T(splice(p[0], 0, null, 0, 5000, 0)); T(splice(p[0], 0, null, 0, 100000, 0));
+    int s = splice(zero, 0, p[1], 0, 10000, 0);
+    T(drain(p[0]) == s);
+    T(write(p[1], "end", 3)); close(q[0]); signal(SIGPIPE, SIG_IGN);
+    T(splice(p[0], 0, q[1], 0, 9, 0)); T(splice(f, 0, q[1], 0, 9, 0)); T(tee(p[0], q[1], 9, 0));
+    close(p[1]); T(splice(p[0], 0, null, 0, 9, 0)); T(splice(p[0], 0, null, 0, 9, 0));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_splice_waits() -> None:
+    same(T + r"""
+int main() {
+    int p[2], q[2], f = open("f", O_RDWR | O_CREAT, 0600); pipe(p); pipe(q);
+    if (!fork()) {
+        for (int i = 0; i < 300000; i += 1000) {
+            for (int k = 0; k < 1000; k++) buf[k] = (i + k) * 7;
+            write(p[1], buf, 1000);
+        }
+        _exit(0);
+    }
+    close(p[1]);
+    if (!fork()) { close(q[0]); while (splice(p[0], 0, q[1], 0, 2345, 0) > 0) ; _exit(0); }
+    close(p[0]); close(q[1]);
+    long t = 0, r, wrong = 0; while ((r = splice(q[0], 0, f, 0, 7777, 0)) > 0) t += r;
+    T(r); T(t); lseek(f, 0, 0);
+    for (long at = 0; (r = read(f, buf, 4096)) > 0; at += r)
+        for (long k = 0; k < r; k++) wrong += buf[k] != (char)((at + k) * 7);
+    T(wrong); pipe(p); alarm(1); signal(SIGALRM, exit); splice(p[0], 0, f, 0, 1, 0);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_splice_from_and_to_pipes_of_the_host() -> None:
+    program = build(T + r"""
+int main() {
+    int p[2]; pipe(p); dprintf(2, "%ld", (long)splice(0, 0, p[1], 0, 5, 0));
+    dprintf(2, " %ld", (long)splice(p[0], 0, 1, 0, 99, 0));
+    dprintf(2, " %ld", (long)splice(0, 0, open("f", O_CREAT | O_RDWR, 0600), 0, 6, 0));
+    dprintf(2, " %s", get_("f"));
+    dprintf(2, " %ld", (long)splice(0, 0, 1, 0, 99, 0));
+    dprintf(2, " %ld", (long)splice(0, 0, 1, 0, 99, 0));
+    return 0;
+}""")  # fmt: skip
+    rin, win = os.pipe()
+    rout, wout = os.pipe()
+    os.write(win, b"alpha bravo charlie")
+    os.close(win)
+    with Machine(check=True) as m:
+        p = m.spawn([str(program)], stdin=rin, stdout=wout, stderr=PIPE)
+        m.run(timeout=60)
+        assert p.stderr == b"5 5 6  bravo 8 0"
+    assert os.read(rout, 100) == b"alpha charlie"
+    for fd in (rin, rout, wout):
+        os.close(fd)

@@ -1,0 +1,393 @@
+"""splice, tee and vmsplice: moving data between pipes and files without the program touching it.
+
+Between two pipes whole pages change hands; everything else is copied once, between a pipe's page
+and the file. The bytes that vmsplice puts into a pipe are those of the moment of the call.
+
+A pipe is locked as long as something moves through it, as for read and write. A pipe of the host
+(a standard stream) can't be peeked into or filled in place, so its data go through a buffer.
+
+Behaviour of Linux fs/splice.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.abi.linux.args import s64, u32
+from dfvm.kern.host_file import HostFile
+from dfvm.kern.kern_descrip import FREAD, FWRITE, O_APPEND, O_NONBLOCK, signal_self
+from dfvm.kern.kern_errno import EAGAIN, EBADF, EINVAL, EPIPE, ESPIPE, err
+from dfvm.kern.kern_event import POLLIN
+from dfvm.kern.kern_sig import SIGPIPE
+from dfvm.kern.sys_generic import MAX_RW_COUNT, user_iov
+from dfvm.kern.sys_pipe import PAGE_SIZE, PipeBuf, PipeFile
+from dfvm.kern.vfs.vnode import VCHR, VREG
+from dfvm.kern.vfs_syscalls import user_off
+from dfvm.lwkt.kern_synch import PCATCH
+from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, uiomove
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfvm.kern.kern_descrip import File
+    from dfvm.kern.proc import Lwp
+    from dfvm.kern.sys_pipe import Pipe
+
+_SPLICE_F_NONBLOCK: Final = 2
+_SPLICE_F_ALL: Final = 15  # MOVE, NONBLOCK, MORE, GIFT
+
+_BOUNCE: Final = 1 << 16  # most bytes moved through a buffer in one call
+
+
+# -- waiting ------------------------------------------------------------------------------------
+# Both return with the pipe's lock held, or raise without it.
+
+
+def _lock_for_data(pipe: Pipe, nonblock: bool) -> bool:
+    """Wait until there is something to read, and lock. False, and no lock, at the end of file.
+
+    :raises OSError: EAGAIN, EINTR, ERESTART
+    """
+    sched = pipe.pi_table.sched
+    while True:
+        pipe.lock()
+        if pipe.pi_bufs:
+            return True
+        pipe.unlock()
+        if not pipe.pi_writers:
+            return False
+        if nonblock:
+            raise err(EAGAIN)
+        error = sched.tsleep(pipe.pi_rwait, PCATCH, "splice")
+        if error:
+            raise err(error)
+
+
+def _lock_for_room(lwp: Lwp, pipe: Pipe, nonblock: bool) -> None:
+    """Wait until a page may be put in, and lock.
+
+    :raises OSError: EPIPE, EAGAIN, EINTR, ERESTART
+    """
+    sched = pipe.pi_table.sched
+    while True:
+        pipe.lock()
+        if pipe.pi_readers and len(pipe.pi_bufs) < pipe.pi_slots:
+            return
+        pipe.unlock()
+        if not pipe.pi_readers:
+            signal_self(lwp, SIGPIPE)
+            raise err(EPIPE)
+        if nonblock:
+            raise err(EAGAIN)
+        error = sched.tsleep(pipe.pi_wwait, PCATCH, "splice")
+        if error:
+            raise err(error)
+
+
+# -- a pipe and something else ------------------------------------------------------------------
+
+
+def _drain(pipe: Pipe, count: int, nonblock: bool, put: Callable[[Uio], None]) -> int:
+    """Wait for data and hand what is there, at most `count` bytes, to `put` page by page, until
+    it takes less than it was given. Returns how many it took. May block.
+
+    :raises OSError: when nothing was taken
+    """
+    if not _lock_for_data(pipe, nonblock):
+        return 0
+    mem = pipe.pi_table.vm.ram.mem
+    done = 0
+    try:
+        while pipe.pi_bufs and done < count:
+            buf = pipe.pi_bufs[0]
+            at = buf.pb_pa + buf.pb_off
+            n = min(buf.pb_len, count - done)
+            uio = Uio(None, [mem[at : at + n]], UIO_WRITE)
+            try:
+                put(uio)
+            except OSError:
+                if not done:
+                    raise
+                break
+            moved = n - uio.uio_resid
+            pipe.consumed(moved)
+            done += moved
+            if moved < n:
+                break
+    finally:
+        pipe.unlock()
+        if done:
+            pipe.drained()
+    return done
+
+
+def _fill(lwp: Lwp, pipe: Pipe, count: int, nonblock: bool, get: Callable[[Uio], None]) -> int:
+    """Wait for room and let `get` fill fresh pages, once and at most `count` bytes; they go into
+    the pipe. Returns how many bytes. May block.
+
+    :raises OSError: when nothing was put in
+    """
+    _lock_for_room(lwp, pipe, nonblock)
+    mem = pipe.pi_table.vm.ram.mem
+    pages: list[int] = []
+    done = used = 0
+    try:
+        count = min(count, (pipe.pi_slots - len(pipe.pi_bufs)) * PAGE_SIZE)
+        views = []
+        for at in range(0, count, PAGE_SIZE):
+            pa = pipe.pi_pages.get()
+            pages.append(pa)
+            views.append(mem[pa : pa + min(count - at, PAGE_SIZE)])
+        uio = Uio(None, views, UIO_READ)
+        get(uio)
+        done = count - uio.uio_resid
+        for at in range(0, done, PAGE_SIZE):
+            pipe.pi_bufs.append(PipeBuf(pages[used], 0, min(done - at, PAGE_SIZE), False))
+            used += 1
+    finally:
+        for pa in pages[used:]:
+            pipe.pi_pages.put(pa)
+        pipe.unlock()
+        if done:
+            pipe.filled()
+    return done
+
+
+# -- two pipes ----------------------------------------------------------------------------------
+
+
+def _pipe_to_pipe(
+    lwp: Lwp, source: Pipe, sink: Pipe, count: int, nonblock: bool, keep: bool
+) -> int:
+    """Move what is there, or with `keep` copy it, at most `count` bytes and as much as fits,
+    after waiting for the first byte and for room. Returns how many. May block.
+
+    :raises OSError: EPIPE, EAGAIN, ENOMEM, EINTR, ERESTART
+    """
+    first, second = (source, sink) if source.pi_serial < sink.pi_serial else (sink, source)
+    while True:
+        if not _lock_for_data(source, nonblock):
+            return 0
+        source.unlock()
+        _lock_for_room(lwp, sink, nonblock)
+        sink.unlock()
+        first.lock()
+        second.lock()
+        done = 0
+        try:
+            if sink.pi_readers:  # what was waited for may be gone again
+                done = _copy_slots(source, sink, count) if keep else _move(source, sink, count)
+        finally:
+            second.unlock()
+            first.unlock()
+        if done:
+            if not keep:
+                source.drained()
+            sink.filled()
+            return done
+
+
+def _move(source: Pipe, sink: Pipe, count: int) -> int:
+    bufs = source.pi_bufs
+    left = count
+    while left and bufs and len(sink.pi_bufs) < sink.pi_slots:
+        buf = bufs[0]
+        if buf.pb_len <= left:
+            sink.pi_bufs.append(bufs.popleft())
+            left -= buf.pb_len
+        else:
+            sink.pi_bufs.append(_copy_slot(sink, buf, left))
+            source.consumed(left)
+            left = 0
+    return count - left
+
+
+def _copy_slots(source: Pipe, sink: Pipe, count: int) -> int:
+    left = count
+    for buf in source.pi_bufs:
+        if not left or len(sink.pi_bufs) >= sink.pi_slots:
+            break
+        copy = _copy_slot(sink, buf, left)
+        sink.pi_bufs.append(copy)
+        left -= copy.pb_len
+    return count - left
+
+
+def _copy_slot(sink: Pipe, buf: PipeBuf, most: int) -> PipeBuf:
+    n = min(buf.pb_len, most)
+    pa = sink.pi_pages.get()
+    mem = sink.pi_table.vm.ram.mem
+    at = buf.pb_pa + buf.pb_off
+    mem[pa : pa + n] = mem[at : at + n]
+    return PipeBuf(pa, 0, n, buf.pb_packet)
+
+
+# -- system calls -------------------------------------------------------------------------------
+
+
+def _is_pipe(fp: File) -> bool:
+    return isinstance(fp, PipeFile) or (isinstance(fp, HostFile) and fp.is_fifo())
+
+
+def _bounce(lwp: Lwp, ifp: File, count: int, put: Callable[[Uio], None]) -> int:
+    # From a pipe of the host to where `put` puts it. What was read and can't be written is lost.
+    buffer = memoryview(bytearray(min(count, _BOUNCE)))
+    uio = Uio(None, [buffer], UIO_READ)
+    ifp.fo_read(lwp, uio)
+    n = len(buffer) - uio.uio_resid
+    uio = Uio(None, [buffer[:n]], UIO_WRITE)
+    while uio.uio_resid:
+        left = uio.uio_resid
+        put(uio)
+        if uio.uio_resid == left:
+            break
+    return n - uio.uio_resid
+
+
+def _check_files(ifp: File, ofp: File, in_off: int | None, out_off: int | None, count: int) -> None:
+    """One end is a pipe; the other is something that splice knows to handle.
+
+    :raises OSError: EBADF, EINVAL
+    """
+    if not ifp.f_mode & FREAD or not ofp.f_mode & FWRITE:
+        raise err(EBADF)
+    if not (_is_pipe(ifp) or _is_pipe(ofp)) or s64(count) < 0:
+        raise err(EINVAL)
+    for fp, off in ((ifp, in_off), (ofp, out_off)):
+        if _is_pipe(fp):
+            continue
+        vp = fp.f_vnode
+        if not fp.f_splice or (vp is not None and vp.v_type not in (VREG, VCHR)):
+            raise err(EINVAL)
+        if off is not None and (off < 0 or vp is None):
+            raise err(EINVAL)
+    if ofp.f_flag & O_APPEND and not _is_pipe(ofp):
+        raise err(EINVAL)
+
+
+def sys_splice(
+    lwp: Lwp, in_fd: int, uinoff: int, out_fd: int, uoutoff: int, count: int, flags: int
+) -> int:
+    """splice(2)"""
+    if not count:
+        return 0
+    flags = u32(flags)
+    if flags & ~_SPLICE_F_ALL:
+        raise err(EINVAL)
+    p = lwp.lwp_proc
+    ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
+    if (uinoff and _is_pipe(ifp)) or (uoutoff and _is_pipe(ofp)):
+        raise err(ESPIPE)
+    out_off, in_off = user_off(lwp, uoutoff), user_off(lwp, uinoff)
+    _check_files(ifp, ofp, in_off, out_off, count)
+    ifp.fhold()
+    ofp.fhold()
+    try:
+        done = _splice(lwp, ifp, in_off, ofp, out_off, min(count, MAX_RW_COUNT), flags)
+    finally:
+        ofp.fdrop()
+        ifp.fdrop()
+    for uoff, off in ((uoutoff, out_off), (uinoff, in_off)):
+        if off is not None:
+            copyout(p.p_vmspace, (off + done).to_bytes(8, "little"), uoff)
+    return done
+
+
+def _splice(
+    lwp: Lwp, ifp: File, in_off: int | None, ofp: File, out_off: int | None, count: int, flags: int
+) -> int:
+    nonblock = bool(flags & _SPLICE_F_NONBLOCK)
+    at = out_off
+
+    def get(uio: Uio) -> None:
+        if in_off is None:
+            ifp.fo_read(lwp, uio)
+        else:
+            ifp.fo_pread(lwp, uio, in_off)
+
+    def put(uio: Uio) -> None:
+        nonlocal at
+        if at is None:
+            ofp.fo_write(lwp, uio)
+        else:
+            n = uio.uio_resid
+            ofp.fo_pwrite(lwp, uio, at)
+            at += n - uio.uio_resid
+
+    if isinstance(ifp, PipeFile):
+        nonblock = nonblock or bool(ifp.f_flag & O_NONBLOCK)
+        if isinstance(ofp, PipeFile):
+            if ifp.f_pipe is ofp.f_pipe:
+                raise err(EINVAL)
+            nonblock = nonblock or bool(ofp.f_flag & O_NONBLOCK)
+            return _pipe_to_pipe(lwp, ifp.f_pipe, ofp.f_pipe, count, nonblock, False)
+        return _drain(ifp.f_pipe, count, nonblock, put)
+    if isinstance(ifp, HostFile) and ifp.is_fifo():
+        if nonblock and not ifp.fo_poll() & POLLIN:
+            raise err(EAGAIN)
+        ifp.wait(POLLIN)  # here, where no lock is held
+    if isinstance(ofp, PipeFile):
+        return _fill(lwp, ofp.f_pipe, count, nonblock or bool(ofp.f_flag & O_NONBLOCK), get)
+    return _bounce(lwp, ifp, count, put)
+
+
+def sys_tee(lwp: Lwp, in_fd: int, out_fd: int, count: int, flags: int) -> int:
+    """tee(2); not with pipes of the host, whose data can't be read and left there"""
+    flags = u32(flags)
+    if flags & ~_SPLICE_F_ALL:
+        raise err(EINVAL)
+    if not count:
+        return 0
+    fdp = lwp.lwp_proc.p_fd
+    ifp, ofp = fdp.fget(in_fd), fdp.fget(out_fd)
+    if not ifp.f_mode & FREAD or not ofp.f_mode & FWRITE:
+        raise err(EBADF)
+    if not isinstance(ifp, PipeFile) or not isinstance(ofp, PipeFile) or ifp.f_pipe is ofp.f_pipe:
+        raise err(EINVAL)
+    nonblock = bool((ifp.f_flag | ofp.f_flag) & O_NONBLOCK or flags & _SPLICE_F_NONBLOCK)
+    ifp.fhold()
+    ofp.fhold()
+    try:
+        return _pipe_to_pipe(lwp, ifp.f_pipe, ofp.f_pipe, count, nonblock, True)
+    finally:
+        ofp.fdrop()
+        ifp.fdrop()
+
+
+def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
+    """vmsplice(2): into a pipe as much as there is room for, or out of one"""
+    flags = u32(flags)
+    if flags & ~_SPLICE_F_ALL:
+        raise err(EINVAL)
+    fp = lwp.lwp_proc.p_fd.fget(fd)
+    reads = not fp.f_mode & FWRITE
+    if not isinstance(fp, PipeFile):
+        raise err(EBADF)
+    uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, uiov, vlen), UIO_READ if reads else UIO_WRITE)
+    count = uio.uio_resid
+    if not count:
+        return 0
+    nonblock = bool(flags & _SPLICE_F_NONBLOCK)
+    fp.fhold()
+    try:
+        if reads:
+            return _drain(fp.f_pipe, count, nonblock, lambda data: _between(data, uio))
+        return _fill(lwp, fp.f_pipe, count, nonblock, lambda data: _between(data, uio))
+    finally:
+        fp.fdrop()
+
+
+def _between(data: Uio, user: Uio) -> None:
+    # From or to the pipe's pages as far as the user's memory can be reached.
+    wanted = data.uio_resid
+    while data.uio_resid:
+        piece = data.piece(data.uio_resid)
+        left = user.uio_resid
+        try:
+            uiomove(piece, user)
+        except OSError:
+            data.advance(left - user.uio_resid)
+            if data.uio_resid == wanted:
+                raise
+            return
+        data.advance(len(piece))

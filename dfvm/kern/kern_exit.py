@@ -13,13 +13,16 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.kern_errno import ECHILD, EINVAL, ERESTART, ESRCH, err
+from dfvm.kern.kern_descrip import O_NONBLOCK
+from dfvm.kern.kern_errno import EAGAIN, ECHILD, EINVAL, ERESTART, ESRCH, err
+from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_fork import vfork_done
 from dfvm.kern.kern_sig import (
     CLD_CONTINUED,
     CLD_EXITED,
     CLD_KILLED,
     CLD_STOPPED,
+    NSIG,
     SA_NOCLDWAIT,
     SIG_IGN,
     SIGCHLD,
@@ -64,6 +67,7 @@ WCLONE: Final = 0x8000_0000
 P_ALL: Final = 0
 P_PID: Final = 1
 P_PGID: Final = 2
+P_PIDFD: Final = 3
 
 _W_STOPPED: Final = 0x7F
 _W_CONTINUED: Final = 0xFFFF
@@ -112,6 +116,8 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
     # Its parent no longer counts for its group, nor it for its children's groups.
     fixjobc(p, p.p_pgrp, entering=False)
     p.p_stat = SZOMB
+    if p.p_exitkq is not None:
+        p.p_exitkq.knote(POLLIN)
     _become_zombie(p)
     if kernel.checking:
         kernel.check()
@@ -201,7 +207,7 @@ def _become_zombie(p: Proc) -> None:
         autoreap = handler == SIG_IGN or bool(flags & SA_NOCLDWAIT)
         if handler == SIG_IGN:
             sig = 0
-    if sig:
+    if 1 <= sig <= NSIG:  # clone does not check what it is told
         code, status = _cld(p.p_xstat)
         info = child_info(p, code, status)
         info.si_signo = sig
@@ -366,9 +372,35 @@ def sys_waitid(lp: Lwp, idtype: int, ident: int, uinfo: int, options: int, urusa
         if ident < 0:
             raise err(EINVAL)
         ident = ident or p.p_pgrp.pg_id
+    elif idtype == P_PIDFD:
+        return _waitid_pidfd(lp, ident, uinfo, options, urusage)
     elif idtype != P_ALL:
         raise err(EINVAL)
-    found = kern_wait(lp, idtype, ident, options)
+    _tell_waitid(lp, kern_wait(lp, idtype, ident, options), uinfo, urusage)
+    return 0
+
+
+def _waitid_pidfd(lp: Lwp, fd: int, uinfo: int, options: int, urusage: int) -> int:
+    """waitid about the process of a pidfd. One with O_NONBLOCK does not wait, and says so."""
+    from dfvm.kern.sys_pidfd import pidfd_get
+
+    if fd < 0:
+        raise err(EINVAL)
+    fp = pidfd_get(lp, fd)
+    nonblock = fp.f_flag & O_NONBLOCK and not options & WNOHANG
+    child = fp.pf_proc
+    if child.p_pptr is not lp.lwp_proc or lp.lwp_proc.p_children.get(child.p_pid) is not child:
+        raise err(ECHILD)
+    found = kern_wait(lp, P_PID, child.p_pid, options | (WNOHANG if nonblock else 0))
+    if found is None and nonblock:
+        raise err(EAGAIN)
+    _tell_waitid(lp, found, uinfo, urusage)
+    return 0
+
+
+def _tell_waitid(lp: Lwp, found: tuple[Proc, int] | None, uinfo: int, urusage: int) -> None:
+    """Write what waitid found."""
+    p = lp.lwp_proc
     raw = bytes(128)
     if found is not None:
         child, status = found
@@ -385,4 +417,3 @@ def sys_waitid(lp: Lwp, idtype: int, ident: int, uinfo: int, options: int, urusa
             _copyout_usage(p, child, urusage)
     if uinfo:
         copyout(p.p_vmspace, raw, uinfo)
-    return 0

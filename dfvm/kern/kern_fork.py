@@ -12,9 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_descrip import nofile
 from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
 from dfvm.kern.kern_sched import sched_fork
 from dfvm.kern.kern_sig import (
+    NSIG,
     SIG_DFL,
     SIG_IGN,
     SIGCHLD,
@@ -41,10 +43,11 @@ from dfvm.kern.trap import user_mode
 from dfvm.machine.cpu import RAX, RSP
 from dfvm.vm.copyio import copyin, copyout
 from dfvm.vm.vm_proc import RLIM_INFINITY
-from dfvm.vm.vmspace import vmspace_fork, vmspace_ref, vmspace_unshare
+from dfvm.vm.vmspace import vmspace_fork, vmspace_free, vmspace_ref, vmspace_unshare
 
 if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
+    from dfvm.kern.sys_pidfd import PidFile
     from dfvm.vm.vmspace import Vmspace
 
 CSIGNAL: Final = 0x0000_00FF  # the signal to send at exit
@@ -63,11 +66,12 @@ CLONE_PARENT_SETTID: Final = 0x0010_0000
 CLONE_CHILD_CLEARTID: Final = 0x0020_0000
 CLONE_CHILD_SETTID: Final = 0x0100_0000
 _CLONE_NEW: Final = 0x7E02_0080  # namespaces of every kind
+CLONE_DETACHED: Final = 0x0040_0000  # of old, no effect
 _CLONE_CLEAR_SIGHAND: Final = 0x1_0000_0000
 _UNSHARE_FLAGS: Final = (
     CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | _CLONE_NEW
 )
-_CLONE3_FLAGS: Final = 0x1_FFFF_FFFF & ~CSIGNAL
+_CLONE3_FLAGS: Final = 0x1_FFFF_FFFF & ~(CSIGNAL | CLONE_DETACHED)
 
 _CLONE_ARGS_V0: Final = 64
 
@@ -130,12 +134,39 @@ def fork1(
     tls: int = 0,
     parent_tid: int = 0,
     child_tid: int = 0,
+    upidfd: int = 0,
 ) -> Proc:
     """Make a child of the calling process; CLONE_* flags say what it shares instead of getting a
     copy. It starts where the caller is, with 0 as the call's result.
 
-    :raises OSError: EINVAL for flags that don't go together, EAGAIN over RLIMIT_NPROC, ENOMEM.
+    :raises OSError: EINVAL for flags that don't go together, EAGAIN over RLIMIT_NPROC, ENOMEM;
+        with CLONE_PIDFD also EMFILE, and EFAULT when `upidfd` can't be written.
     """
+    if not flags & CLONE_PIDFD:
+        return _fork(lp, flags, exitsig, stack, tls, parent_tid, child_tid, -1, 0)
+    p = lp.lwp_proc
+    _check_limits(p)
+    fdp = p.p_fd
+    pidfd = fdp.fdalloc(0, nofile(p))
+    try:
+        return _fork(lp, flags, exitsig, stack, tls, parent_tid, child_tid, pidfd, upidfd)
+    except OSError:
+        fdp.fdrelease(pidfd)
+        raise
+
+
+def _fork(
+    lp: Lwp,
+    flags: int,
+    exitsig: int,
+    stack: int,
+    tls: int,
+    parent_tid: int,
+    child_tid: int,
+    pidfd: int,
+    upidfd: int,
+) -> Proc:
+    """fork1, with `pidfd` the reserved number of the child's pidfd, or -1."""
     p = lp.lwp_proc
     kernel = p.kernel
     _check_limits(p)
@@ -143,16 +174,29 @@ def fork1(
     parent = p.p_pptr if flags & CLONE_PARENT else p
     child, clp = newproc(kernel, pid, parent)
 
-    # The address space first: it is what can fail for want of memory.
+    # What can fail comes first: the address space may find no memory.
+    pidfile: PidFile | None = None
     try:
+        if pidfd >= 0:
+            from dfvm.kern import sys_pidfd
+
+            pidfile = sys_pidfd.PidFile(p.p_fd.fd_table, child, 0)
         space: Vmspace
         if flags & CLONE_VM:
             space = p.p_vmspace
             vmspace_ref(space)
         else:
             space = vmspace_fork(p.p_vmspace)
+        if pidfile is not None:  # the child's copy of the word is as it was
+            try:
+                copyout(p.p_vmspace, pidfd.to_bytes(4, "little"), upidfd)
+            except OSError:
+                vmspace_free(space)
+                raise
     except OSError:
         kernel.kstack_free(clp.lwp_stack)
+        if pidfile is not None:
+            pidfile.fdrop()
         raise
     child.p_vmspace = space
     clp.lwp_cr3 = space.vm_pmap.pm_pml4
@@ -202,6 +246,8 @@ def fork1(
         child.p_flags |= P_PPWAIT  # before it can exec or exit
     else:
         cnt.v_forks += 1
+    if pidfile is not None:
+        p.p_fd.fdset(pidfd, pidfile, True)
     start_lwp(child, clp)
     if child.p_limit[RLIMIT_CPU][0] != RLIM_INFINITY:
         from dfvm.kern.kern_time import timers_fork
@@ -272,10 +318,10 @@ def sys_clone(lp: Lwp, flags: int, stack: int, parent_tid: int, child_tid: int, 
     flags &= 0xFFFF_FFFF
     exitsig = flags & CSIGNAL
     flags &= ~CSIGNAL
-    if flags & CLONE_PIDFD and flags & CLONE_PARENT_SETTID:
+    if flags & CLONE_PIDFD and flags & (CLONE_PARENT_SETTID | CLONE_DETACHED):
         raise err(EINVAL)
-    _check_clone(flags, exitsig)
-    return fork1(lp, flags, exitsig, stack, tls, parent_tid, child_tid).p_pid
+    _check_clone(flags)
+    return fork1(lp, flags, exitsig, stack, tls, parent_tid, child_tid, parent_tid).p_pid
 
 
 def sys_clone3(lp: Lwp, uargs: int, size: int) -> int:
@@ -290,27 +336,27 @@ def sys_clone3(lp: Lwp, uargs: int, size: int) -> int:
         raise err(E2BIG)
     args = [int.from_bytes(raw[n : n + 8], "little") for n in range(0, min(size, 88), 8)]
     args += [0] * (11 - len(args))
-    flags, _, child_tid, parent_tid, exitsig, stack, stack_size, tls, set_tid, nset, _ = args
-    if flags & ~_CLONE3_FLAGS or exitsig & ~CSIGNAL or set_tid or nset:
+    flags, upidfd, child_tid, parent_tid, exitsig, stack, stack_size, tls, set_tid, nset, _ = args
+    if flags & ~_CLONE3_FLAGS or exitsig > NSIG or set_tid or nset:
+        raise err(EINVAL)
+    if flags & (CLONE_THREAD | CLONE_PARENT) and exitsig:
         raise err(EINVAL)
     if bool(stack) != bool(stack_size):
         raise err(EINVAL)
-    _check_clone(flags, exitsig)
+    _check_clone(flags)
     top = (stack + stack_size) & (1 << 64) - 1
-    return fork1(lp, flags, exitsig, top, tls, parent_tid, child_tid).p_pid
+    return fork1(lp, flags, exitsig, top, tls, parent_tid, child_tid, upidfd).p_pid
 
 
-def _check_clone(flags: int, exitsig: int) -> None:
+def _check_clone(flags: int) -> None:
     """Which flags go together, and which of them there are."""
-    if exitsig > 64:
-        raise err(EINVAL)
     if flags & CLONE_SIGHAND and not flags & CLONE_VM:
         raise err(EINVAL)
     if flags & CLONE_SIGHAND and flags & _CLONE_CLEAR_SIGHAND:
         raise err(EINVAL)
     if flags & CLONE_THREAD:
         raise err(ENOSYS if flags & CLONE_SIGHAND else EINVAL)
-    if flags & (_CLONE_NEW | CLONE_PIDFD):
+    if flags & _CLONE_NEW:
         raise err(EINVAL)
 
 

@@ -718,7 +718,7 @@ def take_pending(lp: Lwp, these: int) -> Siginfo | None:
     return None
 
 
-def _check_signal(lp: Lwp, target: Proc, sig: int) -> None:
+def check_signal(lp: Lwp, target: Proc, sig: int) -> None:
     """`sig`, or 0, can be sent by `lp` to `target`, which exists.
 
     :raises OSError: EINVAL there is no such signal, EPERM.
@@ -740,7 +740,8 @@ def can_signal(lp: Lwp, target: Proc, sig: int) -> bool:
     return sig == SIGCONT and p.p_session is target.p_session
 
 
-def _user_info(lp: Lwp, sig: int, code: int) -> Siginfo:
+def user_info(lp: Lwp, sig: int, code: int = SI_USER) -> Siginfo:
+    """What is told about a signal that `lp` sends."""
     p = lp.lwp_proc
     return Siginfo(sig, code, p.p_pid, p.p_ucred.cr_ruid)
 
@@ -767,9 +768,9 @@ def sys_kill(lp: Lwp, pid: int, sig: int) -> int:
     if not allowed:
         raise err(EPERM)
     if sig:
-        info = _user_info(lp, sig, SI_USER)
+        info = user_info(lp, sig)
         for q in allowed:
-            _send_user(q, None, info)
+            send_user(q, None, info)
     return 0
 
 
@@ -782,14 +783,14 @@ def _find_lwp(lp: Lwp, tgid: int, tid: int, sig: int) -> Lwp | None:
     proc = target.lwp_proc if target is not None else lp.lwp_proc.kernel.procs.get(tid)
     if proc is None or (tgid and proc.p_pid != tgid):
         raise err(ESRCH)
-    _check_signal(lp, proc, sig)
+    check_signal(lp, proc, sig)
     return target
 
 
 def sys_tkill(lp: Lwp, tid: int, sig: int) -> int:
     """Send a signal to a thread."""
     sig = s32(sig)
-    _send_lwp(_find_lwp(lp, 0, s32(tid), sig), _user_info(lp, sig, SI_TKILL))
+    _send_lwp(_find_lwp(lp, 0, s32(tid), sig), user_info(lp, sig, SI_TKILL))
     return 0
 
 
@@ -798,19 +799,22 @@ def sys_tgkill(lp: Lwp, tgid: int, tid: int, sig: int) -> int:
     sig = s32(sig)
     if s32(tgid) <= 0:
         raise err(EINVAL)
-    _send_lwp(_find_lwp(lp, s32(tgid), s32(tid), sig), _user_info(lp, sig, SI_TKILL))
+    _send_lwp(_find_lwp(lp, s32(tgid), s32(tid), sig), user_info(lp, sig, SI_TKILL))
     return 0
 
 
 def _send_lwp(target: Lwp | None, info: Siginfo) -> None:
     """Send a signal (none if it is 0) to what _find_lwp found."""
     if info.si_signo and target is not None:
-        _send_user(target.lwp_proc, target, info)
+        send_user(target.lwp_proc, target, info)
 
 
-def _queued_info(lp: Lwp, sig: int, uinfo: int, target_pid: int) -> Siginfo:
-    """A siginfo that a program made up. It may not pretend to come from the kernel or kill."""
+def copyin_siginfo(lp: Lwp, sig: int, uinfo: int, target_pid: int, exact: bool = False) -> Siginfo:
+    """A siginfo that a program made up. It may not pretend to come from the kernel or kill, nor,
+    with `exact`, to be about another signal."""
     raw = copyin(lp.lwp_proc.p_vmspace, uinfo, 128)
+    if exact and s32(int.from_bytes(raw[:4], "little")) != sig:
+        raise err(EINVAL)
     code = s32(int.from_bytes(raw[8:12], "little"))
     if (code >= 0 or code == SI_TKILL) and target_pid != lp.lwp_proc.p_pid:
         raise err(EPERM)
@@ -822,7 +826,7 @@ def _queued_info(lp: Lwp, sig: int, uinfo: int, target_pid: int) -> Siginfo:
     return info
 
 
-def _send_user(p: Proc, lp: Lwp | None, info: Siginfo) -> None:
+def send_user(p: Proc, lp: Lwp | None, info: Siginfo) -> None:
     """Send what a program sends to `p`, or to its thread `lp`, as far as RLIMIT_SIGPENDING lets
     it be queued. That is counted by receiver here, not by user.
 
@@ -847,20 +851,20 @@ def queued_signals(p: Proc) -> int:
 def sys_rt_sigqueueinfo(lp: Lwp, pid: int, sig: int, uinfo: int) -> int:
     """Send a signal with a value to a process."""
     pid, sig = s32(pid), s32(sig)
-    info = _queued_info(lp, sig, uinfo, pid)
+    info = copyin_siginfo(lp, sig, uinfo, pid)
     target = lp.lwp_proc.kernel.procs.get(pid)
     if target is None:
         raise err(ESRCH)
-    _check_signal(lp, target, sig)
+    check_signal(lp, target, sig)
     if sig:
-        _send_user(target, None, info)
+        send_user(target, None, info)
     return 0
 
 
 def sys_rt_tgsigqueueinfo(lp: Lwp, tgid: int, tid: int, sig: int, uinfo: int) -> int:
     """Send a signal with a value to a thread."""
     tgid, tid, sig = s32(tgid), s32(tid), s32(sig)
-    info = _queued_info(lp, sig, uinfo, tgid)
+    info = copyin_siginfo(lp, sig, uinfo, tgid)
     if tgid <= 0 or tid <= 0:
         raise err(EINVAL)
     _send_lwp(_find_lwp(lp, tgid, tid, sig), info)

@@ -243,11 +243,11 @@ class Lwp:
 class Proc:
     """A process. Fulfils `vm.vm_proc.VmProc`."""
 
-    __slots__ = ("kernel", "p_args", "p_changed", "p_children", "p_comm",
-                 "p_contsig", "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitsig", "p_fd",
-                 "p_flags", "p_fs", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_minflt",
-                 "p_nice", "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid",
-                 "p_pptr", "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat",
+    __slots__ = ("kernel", "p_args", "p_changed", "p_children", "p_comm", "p_contsig", "p_cru",
+                 "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd", "p_flags",
+                 "p_fs", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_minflt", "p_nice",
+                 "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid", "p_pptr",
+                 "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat",
                  "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_timers", "p_ucred",
                  "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
 
@@ -266,6 +266,7 @@ class Proc:
     p_fs: FsInfo  # current and root directory, umask
     p_sigacts: SigActs  # what each signal does
     p_sigqueue: SigQueue  # pending signals sent to the process
+    p_exitkq: Kqinfo | None  # who polls a pidfd of it; None until somebody does
     p_sigkq: Kqinfo | None  # who polls a signalfd; None until somebody does
     p_ucred: Ucred  # replaced as a whole
     p_limit: list[tuple[int, int]]  # (soft, hard) by RLIMIT_*
@@ -298,7 +299,7 @@ class Proc:
         self.p_pid = pid
         self.p_stat = SIDL
         self.p_flags = 0
-        self.p_sigkq = None
+        self.p_exitkq = self.p_sigkq = None
         self.p_children = {}
         self.p_zombies = {}
         self.p_changed = {}

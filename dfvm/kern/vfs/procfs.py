@@ -97,12 +97,12 @@ class ProcNode(Vnode):
         return p
 
     def may_look(self, cred: Cred) -> None:
-        """Memory and descriptors of a process are its owner's and root's business.
+        """Memory and descriptors of a process are its own, its owner's and root's business.
 
         :raises OSError: EACCES.
         """
         p = self.p_proc
-        if cred.cr_fsuid != 0 and p is not None:
+        if cred.cr_fsuid != 0 and p is not None and p is not self.kernel.sched.curthread.td_proc:
             theirs = p.p_ucred
             if not p.p_dumpable or cred.cr_fsuid not in (theirs.cr_uid, theirs.cr_ruid):
                 raise err(EACCES)

@@ -73,6 +73,8 @@ _W_STOPPED: Final = 0x7F
 _W_CONTINUED: Final = 0xFFFF
 
 _RUSAGE: Final = Struct("<18q")
+_THREE_INTS: Final = Struct("<iIi")
+_SI_PID: Final = 16  # where pid, uid and status are in a siginfo; signo, errno, code begin it
 
 
 # ---- exit ----------------------------------------------------------------------------------------
@@ -359,28 +361,53 @@ def sys_wait4(lp: Lwp, pid: int, ustatus: int, options: int, urusage: int) -> in
 
 
 def sys_waitid(lp: Lwp, idtype: int, ident: int, uinfo: int, options: int, urusage: int) -> int:
-    """waitid(2)"""
-    idtype, ident, options = s32(idtype), s32(ident), u32(options)
+    """waitid(2). Like Linux it writes the fields it knows, and no others, and zeros to them when
+    there is nothing to tell or it fails."""
+    p = lp.lwp_proc
+    error: OSError | None = None
+    signo = code = pid = uid = value = 0
+    try:
+        found = _waitid(lp, s32(idtype), s32(ident), u32(options))
+    except OSError as e:
+        found, error = None, e
+    if found is not None:
+        child, status = found
+        signo, pid, uid = SIGCHLD, child.p_pid, child.p_ucred.cr_ruid
+        if status == _W_CONTINUED:
+            code, value = CLD_CONTINUED, SIGCONT
+        elif status & 0xFF == _W_STOPPED:
+            code, value = CLD_STOPPED, status >> 8
+        else:
+            code, value = _cld(status)
+        if urusage:
+            _copyout_usage(p, child, urusage)
+    if uinfo:
+        copyout(p.p_vmspace, _THREE_INTS.pack(signo, 0, code), uinfo)
+        copyout(p.p_vmspace, _THREE_INTS.pack(pid, uid, value), uinfo + _SI_PID)
+    if error is not None:
+        raise error
+    return 0
+
+
+def _waitid(lp: Lwp, idtype: int, ident: int, options: int) -> tuple[Proc, int] | None:
     known = WNOHANG | WNOWAIT | WEXITED | WSTOPPED | WCONTINUED | WNOTHREAD | WALL | WCLONE
     if options & ~known or not options & (WEXITED | WSTOPPED | WCONTINUED):
         raise err(EINVAL)
-    p = lp.lwp_proc
     if idtype == P_PID:
         if ident <= 0:
             raise err(EINVAL)
     elif idtype == P_PGID:
         if ident < 0:
             raise err(EINVAL)
-        ident = ident or p.p_pgrp.pg_id
+        ident = ident or lp.lwp_proc.p_pgrp.pg_id
     elif idtype == P_PIDFD:
-        return _waitid_pidfd(lp, ident, uinfo, options, urusage)
+        return _waitid_pidfd(lp, ident, options)
     elif idtype != P_ALL:
         raise err(EINVAL)
-    _tell_waitid(lp, kern_wait(lp, idtype, ident, options), uinfo, urusage)
-    return 0
+    return kern_wait(lp, idtype, ident, options)
 
 
-def _waitid_pidfd(lp: Lwp, fd: int, uinfo: int, options: int, urusage: int) -> int:
+def _waitid_pidfd(lp: Lwp, fd: int, options: int) -> tuple[Proc, int] | None:
     """waitid about the process of a pidfd. One with O_NONBLOCK does not wait, and says so."""
     from dfvm.kern.sys_pidfd import pidfd_get
 
@@ -389,31 +416,9 @@ def _waitid_pidfd(lp: Lwp, fd: int, uinfo: int, options: int, urusage: int) -> i
     fp = pidfd_get(lp, fd)
     nonblock = fp.f_flag & O_NONBLOCK and not options & WNOHANG
     child = fp.pf_proc
-    if child.p_pptr is not lp.lwp_proc or lp.lwp_proc.p_children.get(child.p_pid) is not child:
+    if lp.lwp_proc.p_children.get(child.p_pid) is not child:
         raise err(ECHILD)
     found = kern_wait(lp, P_PID, child.p_pid, options | (WNOHANG if nonblock else 0))
     if found is None and nonblock:
         raise err(EAGAIN)
-    _tell_waitid(lp, found, uinfo, urusage)
-    return 0
-
-
-def _tell_waitid(lp: Lwp, found: tuple[Proc, int] | None, uinfo: int, urusage: int) -> None:
-    """Write what waitid found."""
-    p = lp.lwp_proc
-    raw = bytes(128)
-    if found is not None:
-        child, status = found
-        if status == _W_CONTINUED:
-            code, value = CLD_CONTINUED, SIGCONT
-        elif status & 0xFF == _W_STOPPED:
-            code, value = CLD_STOPPED, status >> 8
-        else:
-            code, value = _cld(status)
-        info = Siginfo(SIGCHLD, code, child.p_pid, child.p_ucred.cr_ruid)
-        info.si_status = value
-        raw = p.kernel.siginfo_pack(info)
-        if urusage:
-            _copyout_usage(p, child, urusage)
-    if uinfo:
-        copyout(p.p_vmspace, raw, uinfo)
+    return found

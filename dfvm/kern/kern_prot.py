@@ -63,7 +63,7 @@ def sys_getsid(lp: Lwp, pid: int) -> int:
 def sys_setpgid(lp: Lwp, pid: int, pgid: int) -> int:
     """setpgid(2): of oneself, or of a child that has not called execve yet."""
     pid, pgid = s32(pid), s32(pgid)
-    if pgid < 0:
+    if (pgid or pid) < 0:
         raise err(EINVAL)
     me = lp.lwp_proc
     p = _target(lp, pid)

@@ -168,7 +168,7 @@ class Siginfo:
     Which fields count depends on si_code and, for the kernel's own codes, on the signal."""
 
     __slots__ = ("si_addr", "si_code", "si_errno", "si_overrun", "si_pid", "si_raw", "si_signo",
-                 "si_status", "si_stime", "si_timerid", "si_uid", "si_utime",
+                 "si_stale", "si_status", "si_stime", "si_timerid", "si_uid", "si_utime",
                  "si_value")  # fmt: skip
 
     si_signo: int
@@ -183,6 +183,7 @@ class Siginfo:
     si_value: int  # SI_QUEUE, SI_TIMER: the 64 bits the sender gave along
     si_timerid: int  # SI_TIMER
     si_overrun: int  # SI_TIMER: expirations that this signal stands for beyond the first
+    si_stale: bool  # SI_TIMER: the timer has been set again or deleted; nobody gets it any more
     si_raw: bytes | None  # rt_sigqueueinfo: bytes 16 … 127 as the sender wrote them
 
     def __init__(self, signo: int, code: int, pid: int = 0, uid: int = 0, addr: int = 0,
@@ -197,6 +198,7 @@ class Siginfo:
         self.si_status = self.si_utime = self.si_stime = 0
         self.si_timerid = self.si_overrun = 0
         self.si_raw = None
+        self.si_stale = False
 
 
 class SigActs:
@@ -244,7 +246,7 @@ class SigActs:
 
 class SigQueue:
     """Pending signals of a process or a thread. A standard signal is pending once or not at all;
-    a real-time signal as often as it was sent."""
+    a real-time signal as often as it was sent, and any signal once for each POSIX timer."""
 
     __slots__ = ("infos", "pending")
 
@@ -256,13 +258,14 @@ class SigQueue:
         self.infos = {}
 
     def add(self, info: Siginfo) -> None:
-        """Queue a signal. One that is pending already, and not real-time, is the same signal."""
+        """Queue a signal. One that is pending already, and neither real-time nor a timer's, is the
+        same signal."""
         sig = info.si_signo
         bit = 1 << (sig - 1)
         if not self.pending & bit:
             self.pending |= bit
             self.infos[sig] = [info]
-        elif sig >= SIGRTMIN:
+        elif sig >= SIGRTMIN or info.si_code == SI_TIMER:
             self.infos[sig].append(info)
 
     def take(self, sig: int) -> Siginfo:
@@ -446,6 +449,8 @@ def issignal(lp: Lwp) -> Siginfo | None:
             first = ready & _SYNCHRONOUS or ready
             sig = (first & -first).bit_length()
         info = queue.take(sig)
+        if info.si_stale:
+            continue
         handler = acts.ps_act[sig][0]
         bit = 1 << (sig - 1)
         if sig == SIGKILL or handler > SIG_IGN:
@@ -711,10 +716,11 @@ def sys_rt_sigtimedwait(lp: Lwp, uthese: int, uinfo: int, uts: int, sigsetsize: 
 def take_pending(lp: Lwp, these: int) -> Siginfo | None:
     """Take the lowest pending signal of a set, blocked or not."""
     for queue in (lp.lwp_sigqueue, lp.lwp_proc.p_sigqueue):
-        ready = queue.pending & these
-        if ready:
+        while ready := queue.pending & these:
             first = ready & _SYNCHRONOUS or ready
-            return queue.take((first & -first).bit_length())
+            info = queue.take((first & -first).bit_length())
+            if not info.si_stale:
+                return info
     return None
 
 

@@ -61,6 +61,8 @@ CLOCK_MONOTONIC_RAW: Final = 4
 CLOCK_REALTIME_COARSE: Final = 5
 CLOCK_MONOTONIC_COARSE: Final = 6
 CLOCK_BOOTTIME: Final = 7
+CLOCK_REALTIME_ALARM: Final = 8
+CLOCK_BOOTTIME_ALARM: Final = 9
 CLOCK_TAI: Final = 11
 
 # A negative clock names the CPU time of a process or thread: (~pid << 3) | thread | which.
@@ -92,6 +94,8 @@ _SIGEVENT: Final = Struct("<Qiii44x")
 
 _UNNOTICED_NS: Final = 1_000_000  # least time to a timer's next expiry while nobody notices
 
+# Clocks that would wake a sleeping computer, on one that has no alarm clock to do so.
+_ALARMS: Final = (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)
 _COARSE: Final = (CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE)
 _REAL: Final = (CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI)
 _WALL: Final = (CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI)  # have timers
@@ -206,13 +210,12 @@ def sys_clock_getres(lp: Lwp, clock: int, tp: int) -> int:
 def sys_clock_settime(lp: Lwp, clock: int, tp: int) -> int:
     """Nobody in the machine may set the host's clock, not even root; the others can't be set."""
     clock = s32(clock)
-    if clock == CLOCK_REALTIME:
-        copyin_timespec(lp, tp)
-        raise err(EPERM)
-    if clock < 0 or clock in (CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID):
+    if clock > CLOCK_REALTIME:
+        raise err(EINVAL)
+    copyin_timespec(lp, tp)
+    if clock < 0:
         clock_reader(lp, clock)
-        raise err(EPERM)
-    raise err(EINVAL)
+    raise err(EPERM)
 
 
 def sys_gettimeofday(lp: Lwp, tv: int, tz: int) -> int:
@@ -296,6 +299,8 @@ def sys_nanosleep(lp: Lwp, rqtp: int, rmtp: int) -> int:
 def sys_clock_nanosleep(lp: Lwp, clock: int, flags: int, rqtp: int, rmtp: int) -> int:
     """Sleep for a time, or until a time (TIMER_ABSTIME), on a clock."""
     clock = s32(clock)
+    if clock in _ALARMS:
+        raise err(EOPNOTSUPP)
     read = clock_reader(lp, clock)
     if clock == CLOCK_THREAD_CPUTIME_ID or (clock in _ANY_WALL and clock not in _WALL):
         raise err(EOPNOTSUPP)
@@ -400,6 +405,7 @@ class PosixTimer:
     value: int  # what the signal carries along
     target: Lwp | None  # SIGEV_THREAD_ID: the thread that gets it
     info: Siginfo | None  # the last signal sent; its si_overrun counts until it is taken
+    #                       A timer has one signal in the queue at most: see fire
 
     def __init__(self, timerid: int, notify: int, signo: int, value: int, target: Lwp | None):
         self.timerid = timerid
@@ -417,6 +423,8 @@ class PosixTimer:
         queue = p.p_sigqueue if self.target is None else self.target.lwp_sigqueue
         info = self.info
         if info is not None and info in queue.infos.get(self.signo, ()):
+            if info.si_stale:
+                info.si_stale, info.si_overrun = False, -1
             info.si_overrun = min(info.si_overrun + count, (1 << 31) - 1)
             return False  # it has not noticed yet
         info = self.info = Siginfo(self.signo, SI_TIMER, value=self.value)
@@ -427,6 +435,15 @@ class PosixTimer:
         else:
             lwpsignal(self.target, self.signo, info)
         return info in queue.infos.get(self.signo, ())
+
+    def forget(self) -> None:
+        """It is set again, or deleted: a signal that is still queued is not its any more."""
+        if self.info is not None:
+            self.info.si_stale = True
+
+    def overrun(self) -> int:
+        """Expirations beyond the first that the last signal stood for."""
+        return 0 if self.info is None or self.info.si_stale else self.info.si_overrun
 
 
 class ProcTimers:
@@ -479,6 +496,7 @@ def timers_exec(p: Proc) -> None:
     """exec: POSIX timers are gone with the program; interval timers go on."""
     if p.p_timers is not None:
         for timer in p.p_timers.posix.values():
+            timer.forget()
             timer.ktimer.stop()
         p.p_timers.posix.clear()
 
@@ -529,6 +547,8 @@ def _itimer_pack(p: Proc, which: int) -> bytes:
 def _itimer_set(p: Proc, which: int, value: int, interval: int) -> None:
     if value or p.p_timers is not None:
         timer = proc_timers(p).itimers[which]
+        if not value and which == ITIMER_REAL:
+            interval = 0
         timer.set(min(timer.read() + value, TIME_MAX) if value else 0, interval)
 
 
@@ -583,6 +603,8 @@ def sys_timer_create(lp: Lwp, clock: int, usevp: int, utimerid: int) -> int:
     value, signo, notify, tid = 0, SIGALRM, SIGEV_SIGNAL, 0
     if usevp:
         value, signo, notify, tid = _SIGEVENT.unpack(copyin(space, usevp, _SIGEVENT.size))
+    if clock in _ALARMS:
+        raise err(EOPNOTSUPP)
     read = clock_reader(lp, clock)
     if clock in _ANY_WALL and clock not in _WALL:
         raise err(EOPNOTSUPP)
@@ -637,8 +659,8 @@ def sys_timer_settime(lp: Lwp, timerid: int, flags: int, unew: int, uold: int) -
     ktimer = timer.ktimer
     if value and not s32(flags) & TIMER_ABSTIME:
         value = min(value + ktimer.read(), TIME_MAX)
-    timer.info = None
-    ktimer.set(value, interval)
+    timer.forget()
+    ktimer.set(value, interval if value or ktimer.on_cpu else 0)
     if uold:
         copyout(space, old, uold)
     return 0
@@ -652,13 +674,13 @@ def sys_timer_gettime(lp: Lwp, timerid: int, ucur: int) -> int:
 
 def sys_timer_getoverrun(lp: Lwp, timerid: int) -> int:
     """Expirations beyond the first that the last signal stood for."""
-    info = _find_timer(lp, timerid).info
-    return 0 if info is None else info.si_overrun
+    return _find_timer(lp, timerid).overrun()
 
 
 def sys_timer_delete(lp: Lwp, timerid: int) -> int:
     """Remove a timer."""
     timer = _find_timer(lp, timerid)
+    timer.forget()
     timer.ktimer.stop()
     timers = lp.lwp_proc.p_timers
     assert timers is not None

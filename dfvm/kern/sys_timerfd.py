@@ -19,8 +19,10 @@ from dfvm.kern.kern_errno import EAGAIN, EINVAL, EPERM, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
 from dfvm.kern.kern_time import (
     CLOCK_BOOTTIME,
+    CLOCK_BOOTTIME_ALARM,
     CLOCK_MONOTONIC,
     CLOCK_REALTIME,
+    CLOCK_REALTIME_ALARM,
     LONGEST_NS,
     TIME_MAX,
     clock_reader,
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vattr
     from dfvm.lwkt.kern_clock import Callout
     from dfvm.vm.copyio import Uio
-
-CLOCK_REALTIME_ALARM: Final = 8
-CLOCK_BOOTTIME_ALARM: Final = 9
 
 TFD_TIMER_ABSTIME: Final = 1
 TFD_TIMER_CANCEL_ON_SET: Final = 2

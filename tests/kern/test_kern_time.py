@@ -24,6 +24,7 @@ from dfvm.kern.kern_sig import (
     ksignal,
 )
 from dfvm.kern.proc import RLIMIT_CPU
+from tests.kern.guest_util import build, by_guest, same
 
 if TYPE_CHECKING:
     from user_util import User
@@ -348,3 +349,79 @@ def test_cpu_limit_signals_every_second_and_then_kills(user: User) -> None:
     kt.timers_fork(child.p)
     assert child.p.p_timers is not None  # the limit is inherited, and so is its clock
     kt.timers_exit(child.p)
+
+
+def test_posix_timer_is_not_heard_of_after_it_was_disarmed_or_deleted() -> None:
+    """A signal that is still queued is nobody's then, until the timer expires again; timers have
+    their signal queued each, whatever signal it is. As Linux since 6.13."""
+    program = build(r"""
+    static volatile int count, values;
+    static void h(int s, siginfo_t *i, void *c) { count++, values += i->si_value.sival_int; }
+    static timer_t make(int value) {
+        struct sigevent se = {.sigev_signo = SIGUSR1, .sigev_value.sival_int = value};
+        timer_t t;
+        timer_create(CLOCK_MONOTONIC, &se, &t);
+        return t;
+    }
+    static void set(timer_t t, long ns, long interval) {
+        struct itimerspec is = {{interval, 0}, {0, ns}}, now;
+        timer_settime(t, TIMER_ABSTIME, &is, 0);
+        timer_gettime(t, &now);
+        if (!ns) printf("interval %ld\n", (long)now.it_interval.tv_sec);
+        while (ns && now.it_value.tv_sec | now.it_value.tv_nsec) timer_gettime(t, &now);
+        sched_yield();
+    }
+    static void deliver(const char *what) {
+        sigset_t s, pending;
+        sigpending(&pending);
+        sigemptyset(&s);
+        sigaddset(&s, SIGUSR1);
+        count = values = 0;
+        sigprocmask(SIG_UNBLOCK, &s, 0);
+        sigprocmask(SIG_BLOCK, &s, 0);
+        printf("%s: pending %d got %d of %d\n", what, sigismember(&pending, SIGUSR1), count,
+               values);
+    }
+    int main(void) {
+        struct sigaction a = {.sa_sigaction = h, .sa_flags = SA_SIGINFO};
+        sigaction(SIGUSR1, &a, 0);
+        timer_t one = make(1), two = make(20);
+        deliver("nothing");
+        set(one, 1, 0), set(two, 1, 0), deliver("both");
+        set(one, 1, 0), set(one, 0, 5), deliver("disarmed");
+        set(one, 1, 0), set(one, 0, 0), set(one, 1, 0), deliver("again");
+        set(one, 1, 0), set(two, 1, 0), timer_delete(one), deliver("deleted");
+        return 0;
+    }
+    """)
+    assert by_guest(program) == (
+        0,
+        b"nothing: pending 0 got 0 of 0\n"
+        b"both: pending 1 got 2 of 21\n"
+        b"interval 0\ndisarmed: pending 1 got 0 of 0\n"
+        b"interval 0\nagain: pending 1 got 1 of 1\n"
+        b"deleted: pending 1 got 1 of 20\n",
+    )
+
+
+def test_which_clocks_can_be_set_and_slept_on() -> None:
+    same(r"""
+    #define E(x) (errno = 0, printf("%s %d: %d\n", #x, c, (int)(x) < 0 ? errno : 0))
+    int main(void) {
+        struct timespec t = {0, 1000}, bad = {0, -1};
+        int id;
+        for (int c = -1; c < 13; c++) {
+            E(syscall(SYS_clock_settime, c, &bad));
+            E(syscall(SYS_clock_settime, c, (void *)-1));
+            if (c != CLOCK_PROCESS_CPUTIME_ID) E(syscall(SYS_clock_nanosleep, c, 0, &t, 0));
+            E(syscall(SYS_timer_create, c, 0, &id));
+        }
+        struct itimerval once = {{5, 0}, {0, 0}}, now;
+        for (int c = 0; c < 3; c++) {
+            E(setitimer(c, &once, 0));
+            E(getitimer(c, &now));
+            printf("%ld %ld\n", (long)now.it_interval.tv_sec, (long)now.it_value.tv_sec);
+        }
+        return 0;
+    }
+    """)

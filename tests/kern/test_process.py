@@ -605,3 +605,30 @@ def test_fork_bomb_is_bounded() -> None:
     """)
     )
     assert (status, out) == (0, b"1 1\n")
+
+
+def test_waitid_tells_what_it_knows_and_zeros() -> None:
+    """Only the fields it knows are written; those even when it fails."""
+    same(r"""
+    static siginfo_t si;
+    static void tell(const char *what, int idtype, int id, int options) {
+        memset(&si, 0x5a, sizeof si);
+        errno = 0;
+        int r = waitid(idtype, id, &si, options);
+        printf("%s: %d %d signo %x code %x pid %d status %x utime %lx pad %x\n", what, r, errno,
+               si.si_signo, si.si_code, si.si_pid == id && id, si.si_status, si.si_utime,
+               ((int *)&si)[3]);
+    }
+    int main(void) {
+        tell("none", P_ALL, 0, WEXITED);
+        tell("options", P_ALL, 0, 0);
+        printf("%d\n", waitid(P_ALL, 0, (void *)-1, WEXITED) < 0 ? errno : 0);
+        pid_t p = fork();
+        if (!p) for (;;) pause();
+        tell("not yet", P_PID, p, WEXITED | WNOHANG);
+        kill(p, SIGKILL);
+        tell("killed", P_PID, p, WEXITED);
+        printf("%d\n", setpgid(-1, 0) < 0 ? errno : 0);
+        return 0;
+    }
+    """)

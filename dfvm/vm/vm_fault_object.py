@@ -150,8 +150,9 @@ def unlock_things(fs: FaultState) -> None:
     if ba is not fs.first_ba:
         first_m = fs.first_m
         if first_m is not None:
-            # It may be wholly valid when only its read-ahead mark brought us here.
-            if first_m.valid == VM_PAGE_BITS_ALL:
+            # It may be wholly valid when only its read-ahead mark brought us here; and one that was
+            # invalidated stays while it is wired.
+            if first_m.valid == VM_PAGE_BITS_ALL or first_m.wire_count:
                 vm_page_wakeup(fs.vm, first_m)
             else:
                 vm_page_free(fs.vm, first_m)

@@ -173,6 +173,8 @@ def vm_fault_copy_entry(
         src_m = _front_page(src_entry.ba, va)
         if src_m is None:
             panic(f"vm_fault_copy_entry: page at {va:#x} of a wired entry is missing")
+        if not src_m.valid:
+            continue  # a file was truncated; only the wiring has kept the page
         pindex = va - ba.start + ba.offset >> PAGE_SHIFT
         while (m := vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL)) is None:
             vm_wait(vm, 0)

@@ -27,13 +27,23 @@ from dfvm.vm.pager.vnode_pager import (
     vnode_pager_writepage,
     vnode_pager_wrote,
 )
-from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJPC_SYNC, vm_object_page_clean
+from dfvm.vm.vm_map import vm_map_lookup_entry
+from dfvm.vm.vm_object import (
+    OBJ_MIGHTBEDIRTY,
+    OBJPC_SYNC,
+    vm_object_deallocate,
+    vm_object_page_clean,
+    vm_object_page_remove,
+    vm_object_reference_quick,
+)
 from dfvm.vm.vm_page import vm_page_unhold
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
+    from dfvm.vm.vm_map_entry import VmMapBacking
+    from dfvm.vm.vm_object import VmObject
 
 _SHIFT: Final = 12
 _PAGE: Final = 1 << _SHIFT
@@ -163,11 +173,43 @@ def vn_setsize(vp: Vnode, length: int) -> None:
     try:
         if length != vp.vop_modify():
             vnode_pager_setsize(vp, length)
+            _forget_copies(vp, length)
         vp.vop_setsize(length)
         if vp.v_mode & (S_ISUID | S_ISGID):
             _drop_suid(vp)
     finally:
         lockmgr(lock, LK_RELEASE)
+
+
+def _forget_copies(vp: Vnode, length: int) -> None:
+    """What private mappings have copied of the pages that a truncation takes away goes, too: on
+    Linux nothing is left behind the end of a file, and an access there is SIGBUS. (To DragonFly's
+    VM the copies are the process's own, whatever becomes of the file.) May block."""
+    object = vp.v_object
+    if object is None or not object.backing_list:
+        return
+    gone = (length + _MASK) >> _SHIFT
+    copies: list[tuple[VmObject, int, int]] = []
+    vm = object.vm
+    assert vm.hooks is not None
+    maps = {p.p_vmspace.vm_pmap: p.p_vmspace.vm_map for p in vm.hooks.allproc()}
+    for tail in object.backing_list:
+        map = maps.get(tail.pmap)
+        first = max(gone - (tail.offset >> _SHIFT), 0)
+        pages = tail.end - tail.start >> _SHIFT
+        if map is None or first >= pages:
+            continue
+        found, entry = vm_map_lookup_entry(map, tail.start)
+        ba: VmMapBacking | None = entry.ba if found and entry is not None else None
+        while ba is not None and ba is not tail:
+            if ba.object is not None:
+                vm_object_reference_quick(ba.object)
+                base = ba.offset >> _SHIFT
+                copies.append((ba.object, base + first, base + pages))
+            ba = ba.backing_ba
+    for obj, start, end in copies:
+        vm_object_page_remove(obj, start, end, False)
+        vm_object_deallocate(obj)
 
 
 def vn_flush(vp: Vnode) -> int:
@@ -218,8 +260,6 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
 
 def _zero(vp: Vnode, off: int, end: int) -> None:
     # Bytes off … end, inside the file, become zero: whole pages by leaving memory and storage.
-    from dfvm.vm.vm_object import vm_object_page_remove
-
     vm = vp.v_mount.mnt_vfs.vm
     first, last = (off + _MASK) >> _SHIFT, end >> _SHIFT
     if first < last:

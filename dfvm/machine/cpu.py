@@ -63,6 +63,14 @@ X86_TRAP_UD: Final = 6  # an invalid opcode
 X86_TRAP_GP: Final = 13
 X86_TRAP_PF: Final = 14
 
+# What the list `_at_large` of a VCPU holds while the engine runs. It is empty while the kernel runs
+# or the clock thread is at work on the engine: whoever takes the one item out, which is atomic, has
+# the engine to himself. (A poison that went on while the kernel flushed the TLB, which gives its
+# table back and makes another, would write into memory that is somebody else's by then.)
+_RUNNING: Final = 1
+_POISONED: Final = 2
+_RUNS: Final = (_RUNNING,)
+
 TICK_NS: Final = 10_000_000  # the clock's period while the engine runs
 # CPU time after which a poisoned engine accesses no memory at all: far longer than the host ever
 # takes to find a page, compaction included.
@@ -233,9 +241,9 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_clock", "_failure", "_poisoned", "_refused", "_running", "_start", "_wake",
-                 "engine", "exception", "exception_err", "exit", "fault_err", "fault_va", "loaded",
-                 "mmu", "on_fault", "ram")  # fmt: skip
+    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_poisoned", "_refused",
+                 "_start", "_wake", "engine", "exception", "exception_err", "exit", "fault_err",
+                 "fault_va", "loaded", "mmu", "on_fault", "ram")  # fmt: skip
 
     ram: Ram
     mmu: Mmu
@@ -260,7 +268,8 @@ class Vcpu:
         self._failure: BaseException | None = None
         self._poisoned = False
         self._refused: bytes | None = None  # the state before an I/O instruction
-        self._running = False
+        self._clock_lock = threading.Lock()  # held by the clock thread while it does something
+        self._at_large: list[int] = []  # see _RUNNING
         self._start = self.engine.start
         self._clock: threading.Thread | None = None
         self._wake = threading.Event()
@@ -278,9 +287,13 @@ class Vcpu:
         if mmu.need_flush:
             self._flush()
         self.exit = EXIT_PREEMPTED
-        self._running = True
+        at_large = self._at_large
+        at_large[:] = _RUNS
         self._start(engine.uch, engine.q[RIP], 0, 0, 0)
-        self._running = False
+        try:
+            at_large.pop()
+        except IndexError:
+            self._take_back()
         if self._poisoned or self.exit <= 0 or self._failure is not None:
             return self._go_on(slice_ns)
         return self.exit
@@ -315,9 +328,17 @@ class Vcpu:
             if mmu.need_flush:
                 self._flush()
             self.exit = EXIT_PREEMPTED
-            self._running = True
+            self._at_large[:] = _RUNS
             self._start(engine.uch, engine.q[RIP], 0, 0, 0)
-            self._running = False
+            try:
+                self._at_large.pop()
+            except IndexError:
+                self._take_back()
+
+    def _take_back(self) -> None:
+        """The engine came back while the clock thread is at work on it: wait until that is done."""
+        with self._clock_lock:
+            self._at_large.clear()
 
     def start_clock(self) -> None:
         """Start the thread that ticks while the engine runs, which is done by this thread. Without
@@ -342,15 +363,20 @@ class Vcpu:
         no access can still be under way: not even one for which the host first had to find
         memory."""
         wait, engine, since = self._wake.wait, self.engine, 0
+        at_large = self._at_large
         while not wait(TICK_NS / 1e9):
-            if not self._running:
-                continue
-            if not self._poisoned:
-                since = time.clock_gettime_ns(cpu_clock)
-                self._poisoned = True
-                engine.poison()
-            elif time.clock_gettime_ns(cpu_clock) - since >= KICK_NS:
-                engine.kick()
+            with self._clock_lock:
+                try:
+                    state = at_large.pop()
+                except IndexError:  # the kernel runs
+                    continue
+                if state == _RUNNING:
+                    since = time.clock_gettime_ns(cpu_clock)
+                    self._poisoned = True
+                    engine.poison()
+                elif time.clock_gettime_ns(cpu_clock) - since >= KICK_NS:
+                    engine.kick()
+                at_large.append(_POISONED)
 
     def _flush(self) -> None:
         """Pay the MMU's debt."""

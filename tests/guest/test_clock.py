@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from dfvm import PIPE, Machine
 from dfvm.machine import cpu
+from dfvm.machine.engine import Engine
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,37 @@ def test_fast_clock(
             assert p.exit_status == 0
             assert out is None or p.stdout == out
             assert m.kernel.mmu.flushes
+
+
+def test_no_flush_while_the_clock_is_at_work(
+    guest_bin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush gives the engine's TLB back and makes another. The clock thread, which writes to it,
+    must never be half way through that: here it takes its time."""
+    poison = Engine.poison
+    at_work = 0
+    clashes = []
+
+    def slow_poison(engine: Engine) -> None:
+        nonlocal at_work
+        at_work = 1
+        time.sleep(0.002)  # without the GIL: the engine comes back meanwhile
+        poison(engine)
+        at_work = 0
+
+    monkeypatch.setattr(cpu, "TICK_NS", 1_000_000)
+    monkeypatch.setattr(Engine, "poison", slow_poison)
+    with Machine(mem="64M", check=True) as m:
+        engine = m.kernel.vcpu.engine
+        flush = engine.flush_tlb
+
+        def watched_flush() -> None:
+            clashes.append(at_work)
+            flush()
+
+        engine.flush_tlb = watched_flush
+        p = m.spawn([str(guest_bin / "tlb_sizes")], stdin=b"", stdout=PIPE)
+        m.run(timeout=100)
+        assert p.exit_status == 0
+        assert len(clashes) > 5_000
+        assert not any(clashes)

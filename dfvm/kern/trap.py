@@ -71,7 +71,7 @@ from dfvm.vm.vm_fault import (
     vm_fault,
     vm_fault_quick,
 )
-from dfvm.vm.vm_param import PAGE_MASK, VM_MAX_USER_ADDRESS
+from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 
 if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
@@ -216,7 +216,7 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
         flags |= VM_FAULT_DIRTY
     result = KERN_INVALID_ADDRESS
     if va < VM_MAX_USER_ADDRESS:
-        result = vm_fault(p.p_vmspace.vm_map, va & ~PAGE_MASK, prot, flags)
+        result = vm_fault(p.p_vmspace.vm_map, va, prot, flags)
         kernel = p.kernel
         if kernel.checking and kernel.faults % CHECK_FAULTS == 0:
             kernel.check()

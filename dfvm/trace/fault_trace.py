@@ -4,7 +4,8 @@ A line tells process, RIP, the address, r/w/x, u(ser) or k(ernel), the map entry
 fault was resolved and how many neighbours were mapped along, the frame and the PTE as installed,
 min(or) or maj(or), and the microseconds spent in vm_fault:
 
-    2 0x401c2a  0x7ffe1008 w u  [stack] 7ffdf000-7ffff000 rw-  zero +3  frame 0x1f4000  P W U min 9
+  pid           rip        address       entry                        how     frame    pte   …   µs
+    2      0x401c2a     0x7ffe1008 w u   [stack] 7ffdf000-7ffff000 … zero +3  0x1f4000 P W U min 9.0
 
 The summary at the end counts by the way of resolving. The trace subscribes to `vm.probe.fault`
 for one machine; nothing of it runs while nobody traces.
@@ -23,6 +24,9 @@ from dfvm.machine.walk import walk
 from dfvm.trace.symbols import Symbols
 from dfvm.vm import probe
 from dfvm.vm.vm import (
+    KERN_INVALID_ADDRESS,
+    KERN_PROTECTION_FAILURE,
+    KERN_RESOURCE_SHORTAGE,
     VM_PROT_EXECUTE,
     VM_PROT_READ,
     VM_PROT_WRITE,
@@ -46,6 +50,15 @@ _HOWS: Final = (
     (probe.HOW_RESIDENT, "resident"),
     (probe.HOW_WIRE, "wire"),
     (probe.HOW_SIGNAL, "signal"),
+)
+_SIGNALS: Final = {
+    KERN_INVALID_ADDRESS: "SIGSEGV (MAPERR)",
+    KERN_PROTECTION_FAILURE: "SIGSEGV (ACCERR)",
+    KERN_RESOURCE_SHORTAGE: "SIGKILL (memory)",
+}
+_HEADING: Final = (
+    f"{'pid':>5} {'rip':>14} {'address':>14}      {'entry':<42} {'how':<19} {'frame':<10} "
+    f"{'pte':<16}         µs\n"
 )
 
 
@@ -127,13 +140,16 @@ class FaultTrace:
         more = f" +{r.prefault}" if r.prefault else ""
         if r.depth and how == "cow":
             how = f"cow from depth {r.depth}"
+        elif r.how & probe.HOW_SIGNAL:
+            how = refusal(r)
+        frame = flags = "-"
         if r.page is not None and r.pte & PG_V:
-            where = f"frame {r.pte & PG_FRAME:#x}  {pte_flags(r.pte)}"
-        else:
-            where = "-"
+            frame, flags = f"{r.pte & PG_FRAME:#x}", pte_flags(r.pte)
+        heading = _HEADING if self.faults == 1 else ""
         self._write(
-            f"{pid:>3} {rip:#14x}  {r.va:#14x} {kind} {side}  {describe_entry(r):<42} "
-            f"{how + more:<18} {where}  {'maj' if r.major else 'min'} {r.ns / 1000:7.1f}\n"
+            f"{heading}{pid:>5} {rip:#14x} {r.va:#14x} {kind} {side}  {describe_entry(r):<42} "
+            f"{how + more:<19} {frame:<10} {flags:<16} {'maj' if r.major else 'min'}"
+            f"{r.ns / 1000:8.1f}\n"
         )
         if self.verbose:
             text = self._instruction(rip)
@@ -214,6 +230,14 @@ class FaultTrace:
         if self.faults:
             lines.append(f"  {self.ns / self.faults / 1000:8.1f}  µs on average in vm_fault")
         return "\n".join(lines) + "\n"
+
+
+def refusal(r: FaultRecord) -> str:
+    """What comes of a fault that could not be resolved: the process's signal, or the error of the
+    system call that it happened in."""
+    if r.how & (probe.HOW_KERNEL | probe.HOW_WIRE):
+        return "EFAULT" if r.how & probe.HOW_KERNEL else "not wired"
+    return _SIGNALS.get(r.result, "SIGBUS")
 
 
 def how_name(r: FaultRecord) -> str:

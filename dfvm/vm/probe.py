@@ -41,7 +41,7 @@ class FaultRecord:
                  "ns", "page", "pindex", "prefault", "pte", "result", "va", "vm")  # fmt: skip
 
     vm: VmSystem  # the machine it happened in
-    va: int  # the address that faulted
+    va: int  # the address that was accessed
     fault_type: int  # VM_PROT_READ, WRITE or EXECUTE
     how: int  # HOW_* bits
     result: int  # KERN_*

@@ -69,6 +69,7 @@ from dfvm.vm.vm_fault_wire import (
     vm_fault_unwire,
     vm_fault_wire,
 )
+from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, MAP_ENTRY_NOFAULT
 from dfvm.vm.vm_map_lookup import FW_WIRED, vm_map_lookup
 from dfvm.vm.vm_map_stack import vm_map_growstack
@@ -121,7 +122,7 @@ def vm_fault(map: VmMap, vaddr: int, fault_type: int, fault_flags: int) -> int:
                 if surplus:
                     vm_pageout_map_deactivate_pages(map, surplus)
     if probe.fault is not None:
-        _report(fs, map, va, fault_type, rv, started)
+        _report(fs, map, vaddr, fault_type, rv, started)
     return rv
 
 
@@ -208,7 +209,11 @@ def _report(fs: FaultState, map: VmMap, va: int, fault_type: int, rv: int, start
         how |= probe.HOW_WIRE
     elif not fs.fault_flags & VM_FAULT_USERMODE:
         how |= probe.HOW_KERNEL
-    record = probe.FaultRecord(fs.vm, fs.entry, va, fault_type & VM_PROT_ALL, how)
+    entry = fs.entry
+    if entry is None:  # refused because of what the entry allows, if there is one
+        found, there = vm_map_lookup_entry(map, va)
+        entry = there if found else None
+    record = probe.FaultRecord(fs.vm, entry, va, fault_type & VM_PROT_ALL, how)
     record.result = rv
     record.depth = fs.depth
     record.pindex = fs.pindex

@@ -161,7 +161,7 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
     if probe.fault is not None:
         if not user:
             how |= probe.HOW_KERNEL
-        _report(map, entry, va, fault_type, how, depth, prefaulted, started)
+        _report(map, entry, vaddr, fault_type, how, depth, prefaulted, started)
     return True
 
 

@@ -226,7 +226,7 @@ def test_what_was_refused_and_why(guest_bin: Path) -> None:
     refused = [f for f in seen.faults if f.how & probe.HOW_SIGNAL]
     p = where[0]
     assert [(f.va - p, f.fault_type, f.result) for f in refused if f.va < p + 8 * PAGE] == [
-        (3 * PAGE, VM_PROT_WRITE, KERN_PROTECTION_FAILURE),
+        (3 * PAGE + 5, VM_PROT_WRITE, KERN_PROTECTION_FAILURE),
         (2 * PAGE, VM_PROT_READ, KERN_PROTECTION_FAILURE),
         (0, VM_PROT_EXECUTE, KERN_PROTECTION_FAILURE),
         (6 * PAGE, VM_PROT_READ, KERN_INVALID_ADDRESS),

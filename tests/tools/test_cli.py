@@ -216,7 +216,8 @@ def test_odd_file_names_do_not_break_the_trace(tmp_path: Path) -> None:
     program = path.with_name("busybox")
     done = dfvm("trace", "-o", tmp_path / "text", program, "true")
     assert done.returncode == 0
-    lines = (tmp_path / "text").read_text().splitlines()
+    heading, *lines = (tmp_path / "text").read_text().splitlines()
+    assert heading.split() == ["pid", "rip", "address", "entry", "how", "frame", "pte", "µs"]
     assert all(line.lstrip()[0].isdigit() for line in lines)
     assert any(r" odd\udcff\n 4" in line for line in lines)
     dfvm("trace", "--format", "jsonl", "-o", tmp_path / "json", program, "true")

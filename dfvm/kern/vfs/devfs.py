@@ -8,6 +8,7 @@ Source: DragonFly sys/kern/kern_device.c, sys/kern/kern_memio.c; numbers and beh
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.kern_errno import ENODEV, ENOSPC, ENOTTY, EOPNOTSUPP, err
@@ -22,6 +23,8 @@ from dfvm.kern.vfs.vnode import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dfvm.kern.vfs.mount import Vfs
     from dfvm.kern.vfs.vnode import Cred, Vnode
     from dfvm.vm.copyio import Uio
@@ -74,6 +77,17 @@ class NullDev(Cdev):
         uio.uio_resid = 0
 
 
+@contextmanager
+def _short_read(uio: Uio) -> Iterator[None]:
+    """What could be copied before a fault is read, if it is anything."""
+    resid = uio.uio_resid
+    try:
+        yield
+    except OSError:
+        if uio.uio_resid == resid:
+            raise
+
+
 class ZeroDev(Cdev):
     """/dev/zero: as many zeros as wanted."""
 
@@ -82,8 +96,9 @@ class ZeroDev(Cdev):
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
         from dfvm.vm.copyio import uiomove
 
-        while uio.uio_resid:
-            uiomove(_ZERO[: uio.uio_resid], uio)
+        with _short_read(uio):
+            while uio.uio_resid:
+                uiomove(_ZERO[: uio.uio_resid], uio)
 
     def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
         uio.uio_resid = 0
@@ -112,8 +127,9 @@ class RandomDev(Cdev):
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
         from dfvm.vm.copyio import uiomove
 
-        while uio.uio_resid:
-            uiomove(os.urandom(min(_CHUNK, uio.uio_resid)), uio)
+        with _short_read(uio):
+            while uio.uio_resid:
+                uiomove(os.urandom(min(_CHUNK, uio.uio_resid)), uio)
 
     def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
         # Entropy from a program: welcome, and not needed.

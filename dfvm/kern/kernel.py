@@ -36,7 +36,7 @@ from dfvm.machine.ram import Ram
 from dfvm.vm.vm import VM_SUBSYS_STACK
 from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_kern import KM_STACK, kmem_alloc3, kmem_free, kmem_suballoc, kva_to_pa
-from dfvm.vm.vm_param import MAXSSIZ, PAGE_SIZE, UPAGES
+from dfvm.vm.vm_param import PAGE_SIZE, UPAGES
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_ref
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Kernel:
         init.p_fd = FileDesc(self.files)
         init.p_fs = FsInfo(self.vfs.rootvnode, self.vfs.rootvnode)
         init.p_ucred = Ucred(os.getuid(), os.getgid(), tuple(os.getgroups()))
-        init.p_limit = default_limits(MAXSSIZ)
+        init.p_limit = default_limits()
         self._complete(init, "init")
 
         launcher = self.launcher = Proc(self, 2)

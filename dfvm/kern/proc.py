@@ -350,12 +350,11 @@ class Proc:
         return self.p_pptr.p_pid
 
 
-def default_limits(stack_max: int) -> list[tuple[int, int]]:
-    """The limits of init, inherited by everybody: Linux's defaults, but for the stack, whose hard
-    limit is DragonFly's."""
+def default_limits() -> list[tuple[int, int]]:
+    """The limits of init, inherited by everybody: Linux's defaults."""
     inf = (RLIM_INFINITY, RLIM_INFINITY)
     limits = [inf] * RLIM_NLIMITS
-    limits[RLIMIT_STACK] = (8 << 20, stack_max)
+    limits[RLIMIT_STACK] = (8 << 20, RLIM_INFINITY)
     limits[RLIMIT_CORE] = (0, RLIM_INFINITY)
     limits[RLIMIT_NPROC] = (32_000, 32_000)
     limits[RLIMIT_NOFILE] = (1024, 1 << 20)

@@ -31,7 +31,7 @@ VM_MIN_KERNEL_ADDRESS: Final = 0xFFFF_FFFF_8000_0000
 VM_MAX_KERNEL_ADDRESS: Final = 0xFFFF_FFFF_FFFF_F000
 
 SGROWSIZ: Final = 128 * 1024  # how much a stack grows at once, bytes
-MAXSSIZ: Final = 512 * 1024 * 1024  # the largest stack, bytes; the default hard RLIMIT_STACK
+MAXSSIZ: Final = 512 * 1024 * 1024  # the largest stack, bytes, whatever RLIMIT_STACK says
 UPAGES: Final = 4  # pages of a kernel stack, guard page not counted
 
 

@@ -18,7 +18,6 @@ from dfvm.vm.pmap_check import pmap_check
 from dfvm.vm.vm_map_check import vm_map_check
 from dfvm.vm.vm_object_check import vm_object_check
 from dfvm.vm.vm_page_check import vm_page_check
-from dfvm.vm.vm_param import MAXSSIZ
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_fork
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class User:
         p.p_fs = FsInfo(kernel.vfs.rootvnode, kernel.vfs.rootvnode)
         p.p_sigacts = SigActs()
         p.p_ucred = Ucred(uid, uid)
-        p.p_limit = default_limits(MAXSSIZ)
+        p.p_limit = default_limits()
         p.p_stat = SACTIVE
         p.p_comm = "test"
         joinpgrp(p, init.p_pgrp)

@@ -16,7 +16,6 @@ from dfvm.kern.sys_misc import UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
-from dfvm.vm.vm_param import MAXSSIZ
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -301,7 +300,7 @@ _SYS: Final[_Tree] = {
         b"shmmax": "18446744073692774399",
         b"shmmni": "4096",
         b"tainted": "0",
-        b"threads-max": str(default_limits(MAXSSIZ)[6][0]),
+        b"threads-max": str(default_limits()[6][0]),
         b"version": UTS_VERSION.decode(),
     },
     b"vm": {

@@ -13,7 +13,8 @@
     kern_check.py    verification of the whole machine
     kern_descrip.py, sys_generic.py, sys_pipe.py, tty.py, host_file.py, vnode_file.py  open files
     fsinfo.py        current and root directory, umask
-    kern_time.py, kern_resource.py, sys_mman.py, sys_misc.py  time, limits, memory, the rest
+    sys_mman.py, sys_mlock.py, sys_process.py  memory, one's own and others'
+    kern_time.py, kern_resource.py, sys_misc.py  time, limits, the rest
     vfs/             vnodes and file systems
     abi/             numbers and structures of what programs were built for
 

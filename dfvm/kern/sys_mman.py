@@ -1,5 +1,5 @@
-"""The system calls on memory: mmap, munmap, mprotect, brk, msync, mincore, and the mlock family.
-mremap and madvise, whose Linux meaning has no counterpart in the maps, are in abi/linux.
+"""The system calls on memory: mmap, munmap, mprotect, brk, msync and mincore. The mlock family is
+in sys_mlock; mremap and madvise, whose Linux meaning has no counterpart in the maps, in abi/linux.
 
 What Linux calls a VMA may be several entries here: memory is cut where forks, partitions and old
 objects make it so, and no program may notice. Where it matters (mremap, PROT_GROWSDOWN), `vma_end`
@@ -31,7 +31,7 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.vfs.mount import ST_NOEXEC
-from dfvm.kern.vfs.vnode import MMAP_ANON
+from dfvm.kern.vfs.vnode import MMAP_ANON, OFF_MAX, VREG
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
 from dfvm.vm.pmap import pmap_pte
@@ -47,11 +47,14 @@ from dfvm.vm.vm import (
 )
 from dfvm.vm.vm_fault import VM_FAULT_BURST, VM_FAULT_DIRTY, vm_fault, vm_fault_quick
 from dfvm.vm.vm_map import (
+    MAP_ENTRY_ABI_MASK,
     MAP_ENTRY_BEHAV_MASK,
     MAP_ENTRY_COW,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_STACK,
     MAP_ENTRY_USER_WIRED,
+    MAP_ENTRY_WIREONFAULT,
+    MAP_FUTUREONFAULT,
     MAP_IS_STACK,
     MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
@@ -61,10 +64,10 @@ from dfvm.vm.vm_map import (
     vm_map_first_entry,
     vm_map_lock,
     vm_map_lookup_entry,
+    vm_map_mark,
     vm_map_protect,
     vm_map_remove,
     vm_map_unlock,
-    vm_map_user_wiring,
 )
 from dfvm.vm.vm_mmap import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, vm_mmap
 from dfvm.vm.vm_object import (
@@ -130,14 +133,15 @@ MS_ASYNC: Final = 1
 MS_INVALIDATE: Final = 2
 MS_SYNC: Final = 4
 
-MLOCK_ONFAULT: Final = 1
-MCL_CURRENT: Final = 1
-MCL_FUTURE: Final = 2
-MCL_ONFAULT: Final = 4
+# What a VMA has and an entry has not: marks in its eflags.
+MARK_NORESERVE: Final = 0x0001_0000  # MAP_NORESERVE: does not count as memory to be had
+MARK_ONFAULT: Final = 0x0002_0000  # locked with MLOCK_ONFAULT
+MARK_NOREAD: Final = 0x0004_0000  # PROT_READ was not asked for, but the MMU has no way to refuse it
 
 TASK_SIZE: Final = VM_MAX_USER_ADDRESS
 MMAP_MIN_ADDR: Final = 0x1_0000  # nobody but root maps below it
 READ_IMPLIES_EXEC: Final = 0x0040_0000  # personality
+U64: Final = (1 << 64) - 1
 
 # Where room is looked for, one after the other: in the same gigabyte as the stack (its page
 # directory is there already), in the same half terabyte, and wherever there is some.
@@ -170,8 +174,13 @@ def is_anonymous(entry: VmMapEntry) -> bool:
     return (obj is None or obj.type <= OBJT_SWAP) and not is_shared(entry)
 
 
+def is_locked(entry: VmMapEntry) -> bool:
+    """Whether it is locked: wired, or wired as its pages come."""
+    return entry.eflags & (MAP_ENTRY_USER_WIRED | MAP_ENTRY_WIREONFAULT) != 0
+
+
 _VMA_FLAGS: Final = (
-    MAP_ENTRY_STACK | MAP_ENTRY_USER_WIRED | MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP
+    MAP_ENTRY_STACK | MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_ABI_MASK
 )
 
 
@@ -183,6 +192,7 @@ def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
         or lower.max_protection != upper.max_protection
         or lower.inheritance != upper.inheritance
         or (lower.eflags ^ upper.eflags) & _VMA_FLAGS
+        or is_locked(lower) != is_locked(upper)
     ):
         return False
     a, b = chain_end(lower), chain_end(upper)
@@ -217,6 +227,11 @@ def entries(map: VmMap, start: int, end: int) -> Iterator[tuple[VmMapEntry, int,
         start = last
 
 
+def lowest(entry: VmMapEntry) -> int:
+    """Where an entry begins, or may grow down to."""
+    return entry.ba.start - entry.avail_ssize
+
+
 def mapped_prefix(map: VmMap, start: int, end: int) -> int:
     """How far [start, end) is mapped without a hole."""
     found, entry = vm_map_lookup_entry(map, start)
@@ -244,28 +259,42 @@ def data_size(map: VmMap) -> int:
 
 def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
     """Bytes of [start, end) that are locked."""
-    return sum(
-        last - first
-        for entry, first, last in entries(map, start, end)
-        if entry.eflags & MAP_ENTRY_USER_WIRED
-    )
+    return sum(last - first for entry, first, last in entries(map, start, end) if is_locked(entry))
 
 
 def check_expand(p: Proc, size: int, private_write: bool, reserve: bool) -> None:
-    """Whether `size` more bytes may be mapped.
+    """Whether `size` more bytes may be mapped, and with `reserve` whether there could be so much
+    memory.
 
-    :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or for more private memory than
-        there could ever be (Linux's heuristic overcommit).
+    :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or without the memory.
     """
     map = p.p_vmspace.vm_map
     if map.size + size > p.p_rlimit(RLIMIT_VMEM):
         raise err(ENOMEM)
     if private_write:
-        limit = p.p_rlimit(RLIMIT_DATA)
-        if limit != RLIM_INFINITY and data_size(map) + size > limit:
-            raise err(ENOMEM)
-        if reserve and size > map.vm.ram.size:
-            raise err(ENOMEM)
+        check_data(p, size)
+    if reserve:
+        check_memory(map, size)
+
+
+def check_data(p: Proc, size: int) -> None:
+    """Whether `size` more bytes may be private and writable.
+
+    :raises OSError: ENOMEM beyond RLIMIT_DATA. A soft limit of 0, which debuggers of memory set to
+        forbid brk, leaves it to the hard one.
+    """
+    limit = p.p_rlimit(RLIMIT_DATA) or p.p_limit[RLIMIT_DATA][1]
+    if limit != RLIM_INFINITY and data_size(p.p_vmspace.vm_map) + size > limit:
+        raise err(ENOMEM)
+
+
+def check_memory(map: VmMap, size: int) -> None:
+    """Linux's heuristic overcommit.
+
+    :raises OSError: ENOMEM for more at once than all of memory.
+    """
+    if size > map.vm.vmstats.v_page_count << PAGE_SHIFT:
+        raise err(ENOMEM)
 
 
 def may_lock(p: Proc) -> bool:
@@ -277,8 +306,14 @@ def lock_room(p: Proc) -> int:
     """How many more bytes `p` may lock."""
     limit = p.p_rlimit(RLIMIT_MEMLOCK)
     if p.p_ucred.cr_uid == 0 or limit == RLIM_INFINITY:
-        return TASK_SIZE
+        return U64
     return trunc_page(limit) - locked_size(p.p_vmspace.vm_map)
+
+
+def page_range(start: int, length: int) -> tuple[int, int]:
+    """The pages that `length` bytes from `start` lie in: the first one, and their size, which is 0
+    where 64 bits are not enough."""
+    return trunc_page(start), round_page((length & U64) + (start & PAGE_MASK)) & U64
 
 
 def vm_prot(p: Proc, prot: int) -> int:
@@ -291,6 +326,11 @@ def vm_prot(p: Proc, prot: int) -> int:
     return bits
 
 
+def prot_mark(prot: int, bits: int) -> int:
+    """MARK_NOREAD for PROT_* that vm_prot has made `bits` of, if it applies."""
+    return MARK_NOREAD if bits & VM_PROT_READ and not prot & PROT_READ else 0
+
+
 # ---- mmap ----------------------------------------------------------------------------------------
 
 
@@ -301,7 +341,7 @@ def find_room(map: VmMap, hint: int, size: int, flags: int = 0) -> int:
     """
     if hint and hint + size <= TASK_SIZE:
         behind = vm_map_first_entry(map, hint)
-        if behind is None or behind.ba.start - behind.avail_ssize >= hint + size:
+        if behind is None or lowest(behind) >= hint + size:
             return hint
     if flags & MAP_32BIT:
         low, high = _PLACE_32BIT
@@ -383,8 +423,6 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     size = round_page(length)
     if size > (1 << 64) - 1:
         raise err(ENOMEM)
-    if offset + size > 1 << 64:
-        raise err(EOVERFLOW)
     map = p.p_vmspace.vm_map
     if map.nentries >= map.vm.sysctl.max_proc_mmap:
         raise err(ENOMEM)
@@ -396,7 +434,7 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
             for _ in entries(map, addr, addr + size):
                 raise err(EEXIST)
     else:
-        addr = round_page(addr)
+        addr = trunc_page(addr)
         if addr and addr < MMAP_MIN_ADDR:
             addr = MMAP_MIN_ADDR
     locked = bool(flags & MAP_LOCKED)
@@ -406,6 +444,10 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         raise err(EAGAIN)
 
     if fp is not None:
+        vnode = fp.f_vnode
+        last = OFF_MAX if vnode is not None and vnode.v_type == VREG else U64
+        if offset + size > last:
+            raise err(EOVERFLOW)
         maximum, shared, anonymous = _file_rights(fp, prot, flags)
     else:
         kind = flags & MAP_TYPE
@@ -421,12 +463,12 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     overlap = 0
     if flags & MAP_FIXED:
         overlap = sum(last - first for _, first, last in entries(map, addr, addr + size))
-    check_expand(
-        p,
-        size - overlap,
-        bool(bits & VM_PROT_WRITE) and not shared,
-        not flags & MAP_NORESERVE,
-    )
+    private_write = bool(bits & VM_PROT_WRITE) and not shared
+    # All that shared memory without a file could be is there from the beginning.
+    reserve = (private_write or (shared and anonymous)) and not flags & MAP_NORESERVE
+    check_expand(p, size - overlap, private_write, False)
+    if reserve:
+        check_memory(map, size)
     if flags & MAP_GROWSDOWN:
         addr = _map_stack(p, addr, size, bits, flags)
     else:
@@ -437,6 +479,9 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         rv = vm_mmap(map, addr, size, bits, maximum, flags & (MAP_SHARED | MAP_FIXED), vp, offset)
         if rv != KERN_SUCCESS:
             raise err(ENOMEM)
+    marks = prot_mark(prot, bits) | (MARK_NORESERVE if flags & MAP_NORESERVE else 0)
+    if marks:
+        vm_map_mark(map, addr, addr + size, 0, marks)
     _mapped(map, addr, size, locked, bits, shared, flags)
     return addr
 
@@ -450,7 +495,7 @@ def _map_stack(p: Proc, addr: int, size: int, prot: int, flags: int) -> int:
         vm_map_remove(map, addr, addr + size)
     else:
         behind = vm_map_first_entry(map, addr)
-        if not addr or (behind is not None and behind.ba.start - behind.avail_ssize < addr + size):
+        if not addr or (behind is not None and lowest(behind) < addr + size):
             addr = find_room(map, 0, size + room + guard) + room + guard
     rv, addr = vm_map_find(
         map, None, 0, addr, size, PAGE_SIZE, False,
@@ -473,8 +518,11 @@ def _mapped(
     """What follows a successful mapping: MAP_LOCKED, mlockall(MCL_FUTURE), MAP_POPULATE. That
     pages can't be had is not an error here."""
     if locked or map.flags & MAP_WIREFUTURE:
-        if prot:
-            vm_map_user_wiring(map, addr, addr + size, False)
+        from dfvm.kern.sys_mlock import lock_range  # which needs us, and few programs need
+
+        on_fault = bool(map.flags & MAP_FUTUREONFAULT)
+        for entry, first, last in entries(map, addr, addr + size):
+            lock_range(map, entry, first, last, on_fault)
     elif flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE and prot:
         write = prot & VM_PROT_WRITE and not shared
         populate(map, addr, addr + size, VM_PROT_WRITE if write else VM_PROT_READ)
@@ -521,6 +569,7 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
     p = lp.lwp_proc
     map = p.p_vmspace.vm_map
     bits = vm_prot(p, prot)
+    mark = prot_mark(prot, bits)
     found, entry = vm_map_lookup_entry(map, start)
     if grows & PROT_GROWSUP:
         raise err(EINVAL)  # no memory here grows upwards
@@ -540,14 +589,28 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
         last = min(entry.ba.end, end)
         if bits & ~entry.max_protection:
             raise err(EACCES)
-        if bits & VM_PROT_WRITE & ~entry.protection and not is_shared(entry):
-            limit = p.p_rlimit(RLIMIT_DATA)
-            if limit != RLIM_INFINITY and data_size(map) + last - start > limit:
-                raise err(ENOMEM)
+        gets_write = bits & VM_PROT_WRITE & ~entry.protection and not is_shared(entry)
+        if gets_write:
+            check_data(p, last - start)
+            if not entry.eflags & MARK_NORESERVE:
+                check_memory(map, min(vma_end(entry, end), end) - start)
         if bits != entry.protection and vm_map_protect(map, start, last, bits, False):
             raise err(EACCES)
+        if (entry.eflags ^ mark) & MARK_NOREAD:
+            vm_map_mark(map, start, last, MARK_NOREAD, mark)
+        if gets_write and entry.eflags & (MAP_ENTRY_WIREONFAULT | MARK_ONFAULT):
+            _lock_again(map, start, last)
         start = last
     return 0
+
+
+def _lock_again(map: VmMap, start: int, end: int) -> None:
+    """Locked memory whose pages could not be had has become writable: now they can."""
+    from dfvm.kern.sys_mlock import lock_range
+
+    for entry, first, last in entries(map, start, end):
+        if entry.eflags & MAP_ENTRY_WIREONFAULT and not entry.eflags & MARK_ONFAULT:
+            lock_range(map, entry, first, last, False)
 
 
 # ---- brk -----------------------------------------------------------------------------------------
@@ -564,8 +627,11 @@ def sys_brk(lp: Lwp, addr: int) -> int:
         return now
     more = round_page(addr) - round_page(now)
     if more > 0:
-        if more > map.vm.ram.size:
+        if more > map.vm.vmstats.v_page_count << PAGE_SHIFT:
             return now
+        behind = vm_map_first_entry(map, round_page(now))
+        if behind is not None and round_page(addr) + PAGE_SIZE > lowest(behind):
+            return now  # a page is left free between data and what comes next
         if map.flags & MAP_WIREFUTURE and more > lock_room(p):
             return now
     return addr if vm_brk(space, addr) == KERN_SUCCESS else now
@@ -581,8 +647,8 @@ def sys_msync(lp: Lwp, start: int, length: int, flags: int) -> int:
         raise err(EINVAL)
     if flags & MS_ASYNC and flags & MS_SYNC:
         raise err(EINVAL)
-    end = start + round_page(length)
-    if end > 1 << 64:
+    end = start + (round_page(length) & U64) & U64
+    if end < start:
         raise err(ENOMEM)
     map = lp.lwp_proc.p_vmspace.vm_map
     at = start
@@ -590,7 +656,7 @@ def sys_msync(lp: Lwp, start: int, length: int, flags: int) -> int:
     for entry, first, last in entries(map, start, end):
         holes |= first > at
         at = last
-        if flags & MS_INVALIDATE and entry.eflags & MAP_ENTRY_USER_WIRED:
+        if flags & MS_INVALIDATE and is_locked(entry):
             raise err(EBUSY)
         obj = entry.ba.object
         if flags & MS_SYNC and is_shared(entry) and obj is not None and obj.type == OBJT_VNODE:
@@ -634,105 +700,6 @@ def _resident(entry: VmMapEntry, va: int) -> bool:
             return m.valid != 0
         ba = ba.backing_ba
     return False
-
-
-# ---- locking -------------------------------------------------------------------------------------
-
-
-def _mlock(lp: Lwp, start: int, length: int) -> int:
-    p = lp.lwp_proc
-    if not may_lock(p):
-        raise err(EPERM)
-    map = p.p_vmspace.vm_map
-    size = round_page(length + (start & PAGE_MASK))
-    start = trunc_page(start)
-    end = start + size
-    if end > 1 << 64:
-        raise err(EINVAL)
-    end = min(end, TASK_SIZE + PAGE_SIZE)
-    room = lock_room(p)
-    if size > room and size - locked_size(map, start, end) > room:
-        raise err(ENOMEM)
-    stop = mapped_prefix(map, start, end)
-    # What can't be had does not keep the rest from being locked.
-    missing = stop < end
-    for entry, first, last in entries(map, start, stop):
-        if not entry.protection:
-            missing = True
-        elif not entry.eflags & MAP_ENTRY_USER_WIRED:
-            missing |= vm_map_user_wiring(map, first, last, False) != KERN_SUCCESS
-    if missing:
-        raise err(ENOMEM)
-    return 0
-
-
-def sys_mlock(lp: Lwp, start: int, length: int) -> int:
-    """Keep a range in memory. What lies before a hole stays locked."""
-    return _mlock(lp, start, length)
-
-
-def sys_mlock2(lp: Lwp, start: int, length: int, flags: int) -> int:
-    """mlock with flags. MLOCK_ONFAULT asks for less than is done: its pages are locked from the
-    start, since memory that is wired here is there."""
-    if s32(flags) & ~MLOCK_ONFAULT:
-        raise err(EINVAL)
-    return _mlock(lp, start, length)
-
-
-def _munlock(map: VmMap, start: int, end: int) -> None:
-    for entry, first, last in entries(map, start, end):
-        if entry.eflags & MAP_ENTRY_USER_WIRED:
-            vm_map_user_wiring(map, first, last, True)
-
-
-def sys_munlock(lp: Lwp, start: int, length: int) -> int:
-    """Undo mlock, where there was one."""
-    map = lp.lwp_proc.p_vmspace.vm_map
-    size = round_page(length + (start & PAGE_MASK))
-    start = trunc_page(start)
-    end = start + size
-    if end > 1 << 64:
-        raise err(EINVAL)
-    stop = mapped_prefix(map, start, min(end, TASK_SIZE + PAGE_SIZE))
-    _munlock(map, start, stop)
-    if stop < end:
-        raise err(ENOMEM)
-    return 0
-
-
-def sys_mlockall(lp: Lwp, flags: int) -> int:
-    """Lock everything that is mapped, that will be mapped, or both."""
-    flags = s32(flags)
-    if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
-        raise err(EINVAL)
-    p = lp.lwp_proc
-    if not may_lock(p):
-        raise err(EPERM)
-    map = p.p_vmspace.vm_map
-    if (
-        flags & MCL_CURRENT
-        and p.p_ucred.cr_uid != 0
-        and map.size > trunc_page(p.p_rlimit(RLIMIT_MEMLOCK))
-    ):
-        raise err(ENOMEM)
-    if flags & MCL_FUTURE:
-        map.flags |= MAP_WIREFUTURE
-    else:
-        map.flags &= ~MAP_WIREFUTURE
-    if flags & MCL_CURRENT:
-        for entry, first, last in entries(map, 0, TASK_SIZE):
-            # What can't be had (a guard page, a file cut short) stays as it is.
-            if entry.protection and not entry.eflags & MAP_ENTRY_USER_WIRED:
-                vm_map_user_wiring(map, first, last, False)
-    return 0
-
-
-def sys_munlockall(lp: Lwp) -> int:
-    """Unlock everything, now and in future."""
-    map = lp.lwp_proc.p_vmspace.vm_map
-    map.flags &= ~MAP_WIREFUTURE
-    _munlock(map, 0, TASK_SIZE)
-    return 0
 
 
 # ---- what Linux has of its own -------------------------------------------------------------------

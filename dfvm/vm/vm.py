@@ -20,6 +20,7 @@ VM_PROT_ALL: Final = VM_PROT_READ | VM_PROT_WRITE | VM_PROT_EXECUTE
 VM_INHERIT_SHARE: Final = 0
 VM_INHERIT_COPY: Final = 1
 VM_INHERIT_NONE: Final = 2
+VM_INHERIT_ZERO: Final = 3  # the child gets zeros in its place; FreeBSD's
 
 # Results of VM functions (vm_param.h).
 KERN_SUCCESS: Final = 0

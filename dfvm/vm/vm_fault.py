@@ -70,7 +70,7 @@ from dfvm.vm.vm_fault_wire import (
     vm_fault_wire,
 )
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
-from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, MAP_ENTRY_NOFAULT
+from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, MAP_ENTRY_NOFAULT, MAP_ENTRY_WIREONFAULT
 from dfvm.vm.vm_map_lookup import FW_WIRED, vm_map_lookup
 from dfvm.vm.vm_map_stack import vm_map_growstack
 from dfvm.vm.vm_object import vm_object_hold, vm_object_hold_shared
@@ -123,6 +123,15 @@ def vm_fault(map: VmMap, vaddr: int, fault_type: int, fault_flags: int) -> int:
                     vm_pageout_map_deactivate_pages(map, surplus)
     if probe.fault is not None:
         _report(fs, map, vaddr, fault_type, rv, started)
+    entry = fs.entry
+    if rv == KERN_SUCCESS and entry is not None and entry.eflags & MAP_ENTRY_WIREONFAULT:
+        if not fault_flags & VM_FAULT_WIRE_MASK:
+            from dfvm.vm.vm_map_madvise import vm_map_mark
+            from dfvm.vm.vm_map_wire import vm_map_user_wiring  # which faults pages in
+
+            # That it can't be wired is no reason to fail: it is there.
+            if vm_map_user_wiring(map, va, va + PAGE_SIZE, False) != KERN_SUCCESS:
+                vm_map_mark(map, va, va + PAGE_SIZE, 0, MAP_ENTRY_WIREONFAULT)
     return rv
 
 
@@ -193,7 +202,11 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
         if fault_flags & VM_FAULT_WIRE_MASK:
             vm_page_wire(fs.vm, m)
         vm_page_wakeup(fs.vm, m)
-        if fault_flags & VM_FAULT_BURST and not fs.wflags & FW_WIRED:
+        if (
+            fault_flags & VM_FAULT_BURST
+            and not fs.wflags & FW_WIRED
+            and not entry.eflags & MAP_ENTRY_WIREONFAULT
+        ):
             prefault = vm_prefault_quick if fs.first_shared else vm_prefault
             fs.prefault = prefault(pmap, va, entry, fs.prot, fault_flags)
     unlock_things(fs)

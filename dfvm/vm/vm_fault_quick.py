@@ -49,6 +49,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_NOFAULT,
     MAP_ENTRY_NOSYNC,
+    MAP_ENTRY_WIREONFAULT,
     VM_MAPTYPE_NORMAL,
 )
 from dfvm.vm.vm_object import OBJ_DEAD, OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_DEFAULT
@@ -82,7 +83,9 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_object import VmObject
     from dfvm.vm.vm_page import VmPage
 
-_UNUSUAL_ENTRY: Final = MAP_ENTRY_NOFAULT | MAP_ENTRY_KSTACK | MAP_ENTRY_NOSYNC
+_UNUSUAL_ENTRY: Final = (
+    MAP_ENTRY_NOFAULT | MAP_ENTRY_KSTACK | MAP_ENTRY_NOSYNC | MAP_ENTRY_WIREONFAULT
+)
 _UNUSUAL_PAGE: Final = PG_FICTITIOUS | PG_RAM | PG_SWAPPED | PG_NOSYNC
 _DIRTY_OBJECT: Final = OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
 _PLENTY: Final = 64  # free pages above v_paging_start from which on memory is plentiful

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfvm.vm.vm import VM_INHERIT_NONE
+from dfvm.vm.vm import VM_INHERIT_ZERO
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
@@ -16,6 +16,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_NEEDS_WAKEUP,
     MAP_ENTRY_STACK,
     MAP_ENTRY_USER_WIRED,
+    MAP_ENTRY_WIREONFAULT,
     VM_MAP_FFCOUNT,
     VM_MAPTYPE_NORMAL,
     VM_MAPTYPE_SUBMAP,
@@ -130,7 +131,7 @@ def _check_entry(map: VmMap, entry: VmMapEntry) -> Iterator[str]:
         yield "is not page aligned"
     if entry.protection & ~entry.max_protection:
         yield f"protection {entry.protection} exceeds {entry.max_protection}"
-    if not 0 <= entry.inheritance <= VM_INHERIT_NONE:
+    if not 0 <= entry.inheritance <= VM_INHERIT_ZERO:
         yield f"inheritance {entry.inheritance}"
     if eflags & (MAP_ENTRY_IN_TRANSITION | MAP_ENTRY_NEEDS_WAKEUP):
         yield "is in transition"
@@ -138,6 +139,8 @@ def _check_entry(map: VmMap, entry: VmMapEntry) -> Iterator[str]:
         yield "needs a copy of nothing, or is not COW"
     if entry.wired_count < (1 if eflags & MAP_ENTRY_USER_WIRED else 0):
         yield f"wired_count {entry.wired_count}"
+    if eflags & MAP_ENTRY_USER_WIRED and eflags & MAP_ENTRY_WIREONFAULT:
+        yield "is wired, and to be wired on fault"
     if (entry.avail_ssize and not eflags & MAP_ENTRY_STACK) or entry.avail_ssize < 0:
         yield f"avail_ssize {entry.avail_ssize:#x}"
     if entry.avail_ssize & PAGE_MASK:

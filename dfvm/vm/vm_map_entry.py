@@ -60,6 +60,12 @@ MAP_ENTRY_IN_TRANSITION: Final = 0x0100  # somebody works on it with the map unl
 MAP_ENTRY_NEEDS_WAKEUP: Final = 0x0200  # … and somebody sleeps until he is done
 MAP_ENTRY_NOCOREDUMP: Final = 0x0400  # left out of core files
 MAP_ENTRY_KSTACK: Final = 0x0800  # kernel stack: its first page is a guard and has no memory
+MAP_ENTRY_WIREONFAULT: Final = 0x1000
+# A page that is faulted in is wired at once, for the user: not in DragonFly. What is wired becomes
+# an entry of its own, USER_WIRED and without this.
+MAP_ENTRY_ABI_MASK: Final = 0x00FF_0000
+# Marks of the system call layer's own (vm_map_mark). They say nothing to the VM, which only carries
+# them along, and keeps apart what differs in them.
 
 # How vm_map_insert is to make an entry ("cow" in its arguments).
 MAP_COPY_ON_WRITE: Final = 0x0002
@@ -77,6 +83,7 @@ MAP_CLIP_NO_HOLES: Final = 0x0001
 
 # VmMap.flags
 MAP_WIREFUTURE: Final = 0x0001  # mlockall(MCL_FUTURE): wire whatever is mapped from now on
+MAP_FUTUREONFAULT: Final = 0x0002  # … as it is faulted in
 
 VM_MAP_FFCOUNT: Final = 4  # free hints of a map
 
@@ -217,7 +224,7 @@ class VmMap:
     system_map: bool
     # The kernel's own: entries without an object have no memory, instead of getting an object at
     # the first fault; never changes after boot
-    flags: int  # MAP_WIREFUTURE; lock
+    flags: int  # MAP_WIREFUTURE, MAP_FUTUREONFAULT; lock
     freehint: list[VmMapFreehint]  # at most VM_MAP_FFCOUNT; exclusive lock
     freehint_newindex: int  # which one the next new hint replaces; exclusive lock
     pmap: Pmap  # the page tables; never changes

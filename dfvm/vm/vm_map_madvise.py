@@ -87,7 +87,7 @@ def vm_map_madvise(map: VmMap, start: int, end: int, behav: int) -> int:
     for advice that entries keep, shared for what is done to objects and page tables."""
     advice = _ENTRY_ADVICE.get(behav)
     if advice is not None:
-        _madvise_entries(map, start, end, *advice)
+        vm_map_mark(map, start, end, *advice)
     elif behav in (MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_INVAL):
         _madvise_objects(map, start, end, behav)
     else:
@@ -95,7 +95,9 @@ def vm_map_madvise(map: VmMap, start: int, end: int, behav: int) -> int:
     return KERN_SUCCESS
 
 
-def _madvise_entries(map: VmMap, start: int, end: int, clear: int, add: int) -> None:
+def vm_map_mark(map: VmMap, start: int, end: int, clear: int, add: int) -> None:
+    """Take bits from, and give others to, the eflags of everything in [start, end): advice, or
+    marks of the ABI's. Holes don't matter. Locks the map."""
     vm_map_lock(map)
     start, end = vm_map_range_check(map, start, end)
     entry = vm_map_first_entry(map, start)

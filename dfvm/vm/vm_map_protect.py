@@ -12,9 +12,8 @@ from dfvm.vm.vm import (
     KERN_INVALID_ARGUMENT,
     KERN_PROTECTION_FAILURE,
     KERN_SUCCESS,
-    VM_INHERIT_COPY,
-    VM_INHERIT_NONE,
     VM_INHERIT_SHARE,
+    VM_INHERIT_ZERO,
     VM_PROT_WRITE,
 )
 from dfvm.vm.vm_map_clip import (
@@ -89,7 +88,7 @@ def vm_map_protect(map: VmMap, start: int, end: int, new_prot: int, set_max: boo
 
 def vm_map_inherit(map: VmMap, start: int, end: int, new_inheritance: int) -> int:
     """Set what fork does with everything in [start, end). Locks the map."""
-    if new_inheritance not in (VM_INHERIT_NONE, VM_INHERIT_COPY, VM_INHERIT_SHARE):
+    if not VM_INHERIT_SHARE <= new_inheritance <= VM_INHERIT_ZERO:
         return KERN_INVALID_ARGUMENT
     vm_map_lock(map)
     start, end = vm_map_range_check(map, start, end)

@@ -30,6 +30,7 @@ from dfvm.vm.vm_map_clip import vm_map_first_entry, vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_STACK,
+    MAP_ENTRY_WIREONFAULT,
     MAP_IS_STACK,
     MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
@@ -129,10 +130,11 @@ def vm_map_growstack(map: VmMap, addr: int) -> int:
         return KERN_NO_SPACE
     start, old_start = entry.ba.start - grow, entry.ba.start
     rv = _grow(map, entry, start)
+    on_fault = entry.eflags & MAP_ENTRY_WIREONFAULT
     if rv == KERN_SUCCESS and is_procstack:
         vmspace.vm_ssize += grow
     vm_map_unlock(map)
-    if rv == KERN_SUCCESS and map.flags & MAP_WIREFUTURE:
+    if rv == KERN_SUCCESS and map.flags & MAP_WIREFUTURE and not on_fault:
         vm_map_user_wiring(map, start, old_start, False)
     return rv
 

@@ -32,6 +32,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_CLIP_NO_HOLES,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_USER_WIRED,
+    MAP_ENTRY_WIREONFAULT,
     VM_MAPTYPE_NORMAL,
     vm_map_lock,
     vm_map_unlock,
@@ -70,7 +71,7 @@ def _user_wire(map: VmMap, first: VmMapEntry, start: int, end: int) -> int:
     entry: VmMapEntry | None = first
     while entry is not None and entry.ba.start < end:
         if not entry.eflags & MAP_ENTRY_USER_WIRED:
-            entry.eflags |= MAP_ENTRY_USER_WIRED
+            entry.eflags = entry.eflags & ~MAP_ENTRY_WIREONFAULT | MAP_ENTRY_USER_WIRED
             save_start, save_end = entry.ba.start, entry.ba.end
             if entry.wired_count == 0:
                 _prepare(map, entry)

@@ -16,8 +16,14 @@ from dfvm.vm.vm import (
     VM_PROT_WRITE,
     VM_SUBSYS_BRK,
 )
-from dfvm.vm.vm_map_entry import MAP_WIREFUTURE, VM_MAPTYPE_NORMAL
+from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_WIREONFAULT,
+    MAP_FUTUREONFAULT,
+    MAP_WIREFUTURE,
+    VM_MAPTYPE_NORMAL,
+)
 from dfvm.vm.vm_map_insert import vm_map_find, vm_map_remove
+from dfvm.vm.vm_map_madvise import vm_map_mark
 from dfvm.vm.vm_map_wire import vm_map_user_wiring
 from dfvm.vm.vm_param import PAGE_SIZE, round_page
 from dfvm.vm.vm_proc import RLIMIT_DATA, RLIMIT_VMEM
@@ -60,7 +66,9 @@ def vm_brk(vmspace: Vmspace, addr: int) -> int:
         )
         if rv != KERN_SUCCESS:
             return KERN_NO_SPACE
-        if map.flags & MAP_WIREFUTURE:
+        if map.flags & MAP_FUTUREONFAULT:
+            vm_map_mark(map, old, new, 0, MAP_ENTRY_WIREONFAULT)
+        elif map.flags & MAP_WIREFUTURE:
             vm_map_user_wiring(map, old, new, False)
     elif new < old:
         vm_map_remove(map, new, old)

@@ -26,6 +26,7 @@ from dfvm.vm.vm import (
     VM_INHERIT_COPY,
     VM_INHERIT_NONE,
     VM_INHERIT_SHARE,
+    VM_INHERIT_ZERO,
     VM_PROT_WRITE,
 )
 from dfvm.vm.vm_fault import vm_fault_copy_entry
@@ -44,6 +45,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_USER_WIRED,
+    MAP_ENTRY_WIREONFAULT,
     VM_MAPTYPE_NORMAL,
     VmMap,
     VmMapBacking,
@@ -246,7 +248,9 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     entry = old_map.first
     while entry is not None:
         if entry.inheritance != VM_INHERIT_NONE:
-            if entry.wired_count and entry.inheritance == VM_INHERIT_COPY:
+            if entry.inheritance == VM_INHERIT_ZERO:
+                new = _fork_zero(new_map, entry)
+            elif entry.wired_count and entry.inheritance == VM_INHERIT_COPY:
                 new = _fork_wired(old_map, new_map, entry)
             else:
                 if entry.ba.backing_count:
@@ -278,7 +282,7 @@ def _clone(entry: VmMapEntry, ba: VmMapBacking, eflags: int) -> VmMapEntry:
     """An entry like `entry` for the child, with chain `ba`. Wirings are not inherited."""
     new = VmMapEntry(
         ba,
-        eflags & ~MAP_ENTRY_USER_WIRED,
+        eflags & ~(MAP_ENTRY_USER_WIRED | MAP_ENTRY_WIREONFAULT),
         entry.maptype,
         entry.protection,
         entry.max_protection,
@@ -310,6 +314,12 @@ def _fork_entry(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
         entry.eflags |= MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY
     copy = vm_map_backing_replicate(ba, new_map.pmap, ba.start, ba.end, clipped=False)
     return _clone(entry, copy, entry.eflags)
+
+
+def _fork_zero(new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:
+    """The child's entry, which has nothing of the parent's memory."""
+    ba = VmMapBacking(entry.ba.start, entry.ba.end, new_map.pmap, None, 0)
+    return _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
 
 
 def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:

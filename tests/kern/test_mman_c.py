@@ -158,3 +158,300 @@ def test_truncation_of_what_is_locked() -> None:
     }
     """
     )
+
+
+def test_locked_is_more_than_wired() -> None:
+    """What can't be in memory is locked, too, and memory can be locked as it comes."""
+    same(
+        HELP
+        + r"""
+    static char locked(char *p) {
+        return msync(p, P, MS_ASYNC | MS_INVALIDATE) == 0 ? '-' : errno == EBUSY ? 'L' : '?';
+    }
+    static void tell(int line, char *p, int pages) {
+        unsigned char here[16];
+        printf("%d ", line);
+        for (int n = 0; n < pages; n++) {
+            mincore(p + n * P, P, here);
+            printf("%c%d ", locked(p + n * P), here[0] & 1);
+        }
+        puts("");
+        fflush(stdout);
+    }
+    #define TELL(p, pages) tell(__LINE__, p, pages)
+
+    int main(void) {
+        char *p = map(3, PROT_NONE, PRIVATE, -1), *q;
+        SAY(mlock(p, 3 * P)); TELL(p, 3); SMAPS(p, "VmFlags"), SMAPS(p, "Locked");
+        SAY(mprotect(p, 2 * P, PROT_READ)); TELL(p, 3);
+        SAY(mprotect(p, 3 * P, RW)); TELL(p, 3); SMAPS(p, "Locked");
+        CHILD(TELL(p, 3));
+        SAY(munlock(p, 3 * P)); TELL(p, 3); SMAPS(p, "VmFlags");
+
+        int fd = file(2);
+        p = map(4, RW, MAP_SHARED, fd);
+        SAY(mlock(p, 4 * P)); TELL(p, 2); SMAPS(p, "Locked");
+        SAY(ftruncate(fd, 3 * P)); W(p + 2 * P); TELL(p, 3); SMAPS(p, "Locked");
+        SAY(munlock(p, 4 * P));
+
+        p = map(4, RW, PRIVATE, -1);
+        p[P] = 1;
+        SAY(madvise(p, 4 * P, MADV_RANDOM));
+        SAY(madvise(p, P, MADV_DONTNEED)); SAY(madvise(p + 2 * P, 2 * P, MADV_DONTNEED));
+        SAY(syscall(SYS_mlock2, p, 4 * P, 1)); TELL(p, 4); SMAPS(p, "Locked"), SMAPS(p, "VmFlags");
+        W(p + 3 * P); TELL(p, 4); SMAPS(p, "Locked");
+        OK(q = mremap(p, 4 * P, 5 * P, MREMAP_MAYMOVE)); SMAPS(q, "VmFlags");
+        p = q;
+        SAY(mlock(p, 4 * P)); TELL(p, 4); SMAPS(p, "VmFlags");
+        SAY(syscall(SYS_mlock2, p, 4 * P, 1)); TELL(p, 4); SMAPS(p, "VmFlags");
+        SAY(syscall(SYS_mlock2, p, 4 * P, 2));
+        SAY(madvise(p, 4 * P, MADV_DONTNEED)); SAY(madvise(p, 4 * P, 24)); TELL(p, 4);
+        SAY(munlockall()); TELL(p, 4);
+
+        CHILD(SAY(mlockall(MCL_FUTURE | 4)); p = map(2, RW, PRIVATE, -1); TELL(p, 2); p[P] = 1;
+              TELL(p + P, 1); p = sbrk(4 * P) + P; TELL((char *)((long)p & -P), 2));
+        CHILD(p = map(2, RW, PRIVATE, -1); q = map(1, 0, PRIVATE, -1);
+              SAY(mlockall(MCL_CURRENT | 4)); TELL(p, 2), TELL(q, 1);
+              SAY(mlockall(MCL_CURRENT)); TELL(p, 2), TELL(q, 1));
+        CHILD(SAY(mlockall(MCL_FUTURE)); p = map(2, PROT_NONE, PRIVATE, -1); TELL(p, 2));
+        SAY(mlock((void *)-P, P)); SAY(mlock(p, -P)); SAY(munlock(p, -P)); SAY(mlock(p + P, -1));
+        return 0;
+    }
+    """
+    )
+
+
+def test_what_maps_and_smaps_tell() -> None:
+    """One line for what is one mapping to Linux, however many entries it is here, with the rights
+    and the flags that were asked for."""
+    same(
+        HELP
+        + r"""
+    static void line(int n, char *p) {
+        FILE *f = fopen("/proc/self/maps", "r");
+        char text[512], rights[8];
+        unsigned long start, end;
+        while (fgets(text, sizeof text, f))
+            if (sscanf(text, "%lx-%lx %7s", &start, &end, rights) == 3 &&
+                start <= (unsigned long)p && (unsigned long)p < end)
+                printf("%d: %ld before, %ld after, %s\n", n, ((long)p - (long)start) / P,
+                       ((long)end - (long)p) / P, rights);
+        fclose(f);
+    }
+    #define LINE(p) line(__LINE__, p)
+
+    /* Pages with others that can't be merged with them on both sides. */
+    static char *apart(int pages, int prot, int flags, int fd) {
+        char *p = map(pages + 2, PROT_NONE, SHARED, -1);
+        return mmap(p + P, pages * P, prot, flags | MAP_FIXED, fd, 0);
+    }
+
+    int main(void) {
+        int fd = file(8), ro = open("/proc/self/exe", O_RDONLY);
+        char *p = apart(8, RW, PRIVATE, -1);
+        for (int n = 0; n < 8; n += 2) p[n * P] = 1;
+        CHILD(p[P] = 1; LINE(p));
+        p[3 * P] = 1; LINE(p);
+        mprotect(p + 3 * P, P, PROT_READ); LINE(p), LINE(p + 3 * P), LINE(p + 4 * P);
+        mprotect(p + 3 * P, P, RW); LINE(p);
+        mlock(p + 2 * P, P); LINE(p + 2 * P); munlock(p + 2 * P, P); LINE(p);
+        SAY(madvise(p + 2 * P, 2 * P, MADV_DONTFORK)); LINE(p), LINE(p + 2 * P);
+        SMAPS(p + 2 * P, "VmFlags");
+        SAY(madvise(p + 2 * P, 2 * P, MADV_DOFORK)); LINE(p);
+        p = apart(8, RW, MAP_PRIVATE, fd);
+        p[4 * P] = 1, p[5 * P] = 1; LINE(p);
+        CHILD(p[5 * P] = 2; LINE(p));
+        mprotect(p + P, P, PROT_READ); mprotect(p + P, P, RW); LINE(p);
+        p = apart(2, PROT_WRITE, PRIVATE | MAP_POPULATE, -1); LINE(p); SMAPS(p, "VmFlags");
+        p = apart(2, PROT_EXEC, PRIVATE, -1); LINE(p);
+        SAY(mprotect(p, P, PROT_READ | PROT_EXEC)); LINE(p), LINE(p + P);
+        SAY(mprotect(p, P, PROT_WRITE)); LINE(p);
+        p = apart(2, RW, PRIVATE | MAP_NORESERVE, -1); SMAPS(p, "VmFlags");
+        p = apart(2, RW, SHARED, -1); SMAPS(p, "VmFlags"); LINE(p);
+        p = apart(2, PROT_READ, MAP_SHARED, ro); SMAPS(p, "VmFlags"); LINE(p);
+        return 0;
+    }
+    """
+    )
+
+
+def test_wipe_on_fork() -> None:
+    same(
+        HELP
+        + r"""
+    int main(void) {
+        char *p = map(4, RW, PRIVATE, -1), *q = map(1, RW, SHARED, -1);
+        memset(p, 'w', 4 * P);
+        SAY(madvise(p + P, 2 * P, 18));
+        CHILD(for (int n = 0; n < 4; n++) R(p + n * P);
+              p[P] = 'c';
+              CHILD(R(p + P));
+              R(p + P));
+        R(p + P);
+        SAY(mlock(p, 4 * P));
+        CHILD(R(p), R(p + P));
+        SAY(munlock(p, 4 * P));
+        SAY(madvise(p + P, P, 19));
+        CHILD(R(p + P), R(p + 2 * P));
+        SAY(madvise(q, P, 18)); SAY(madvise(map(1, RW, MAP_PRIVATE, file(1)), P, 18));
+        SAY(madvise(q, P, 19));
+        return 0;
+    }
+    """
+    )
+
+
+def test_mremap_of_several_mappings() -> None:
+    """Since 6.17 a plain move takes everything in a range, holes in between included."""
+    same(
+        HELP
+        + r"""
+    static void tell(int line, char *p, int pages) {
+        printf("%d ", line);
+        for (int n = 0; n < pages; n++) putchar(msync(p + n * P, P, MS_ASYNC) ? '-' : 'm');
+        puts("");
+    }
+    #define TELL(p, pages) tell(__LINE__, p, pages)
+    #define TO (MREMAP_MAYMOVE | MREMAP_FIXED)
+
+    int main(void) {
+        char *p = map(6, RW, PRIVATE, -1), *q = map(8, RW, SHARED, -1);
+        for (int n = 0; n < 6; n++) p[n * P] = '0' + n;
+        munmap(p + P, P);
+        mprotect(p + 3 * P, P, PROT_READ);
+        SAY((char *)mremap(p, 5 * P, 5 * P, TO, q + P) - q);
+        TELL(p, 6), TELL(q, 8);
+        for (int n = 0; n < 8; n++) R(q + n * P);
+        W(q + 4 * P), W(q + 5 * P);
+        OK(mremap(p + P, P, P, TO, q)); OK(mremap(p, 6 * P, 6 * P, TO, q));
+        OK(mremap(q + P, 4 * P, 5 * P, TO, p)); OK(mremap(q + P, 5 * P, 4 * P, TO, p));
+        OK(mremap(q, P, 1L << 47, MREMAP_MAYMOVE)); OK(mremap(q, -1, P, MREMAP_MAYMOVE));
+        OK(mremap(q, P, -1, MREMAP_MAYMOVE));
+        return 0;
+    }
+    """
+    )
+
+
+def test_limits_of_files_and_of_data() -> None:
+    same(
+        HELP
+        + r"""
+    static void limit(int which, long to) {
+        struct rlimit r;
+        getrlimit(which, &r);
+        r.rlim_cur = to;
+        if (setrlimit(which, &r)) perror("setrlimit");
+    }
+    static int deep(int n) { volatile char page[P]; page[0] = n; return n ? deep(n - 1) : 0; }
+
+    int main(void) {
+        int fd = file(1), zero = open("/dev/zero", O_RDWR);
+        const long last = 0x7ffffffffffff000;
+        OK(mmap(0, P, PROT_READ, MAP_SHARED, fd, last - P));
+        OK(mmap(0, P, PROT_READ, MAP_SHARED, fd, last));
+        OK(mmap(0, P, PROT_READ, MAP_SHARED, fd, -P)); OK(mmap(0, P, PROT_READ, PRIVATE, -1, -P));
+        OK(mmap(0, 2 * P, PROT_READ, PRIVATE, -1, -P));
+        OK(mmap(0, P, PROT_READ, MAP_SHARED, zero, -P));
+        OK(mmap(0, P, PROT_READ, MAP_SHARED, zero, -2 * P));
+        SAY(mmap((void *)0x30000fff, P, RW, PRIVATE, -1, 0));
+        char *p = map(2, RW, MAP_SHARED, fd);
+        SAY(read(zero, p + P - 10, 20)); SAY(read(zero, p + P, 20));
+        SAY(msync(p, -1, MS_SYNC)); SAY(msync(p, -P, MS_SYNC));
+
+        char *end = (char *)((long)sbrk(0) + P - 1 & -P);
+        OK(mmap(end + 16 * P, P, RW, PRIVATE | MAP_FIXED, -1, 0));
+        SAY(brk(end + 16 * P)); SAY(brk(end + 15 * P)); SAY(brk(end));
+
+        /* A soft limit of 0 is for brk alone. */
+        CHILD(limit(RLIMIT_DATA, 0); OK(mmap(0, P, RW, PRIVATE, -1, 0)); OK(sbrk(P)));
+        CHILD(limit(RLIMIT_DATA, 1); OK(mmap(0, P, RW, PRIVATE, -1, 0));
+              OK(p = mmap(0, P, PROT_READ, PRIVATE, -1, 0)); SAY(mprotect(p, P, RW));
+              OK(mmap(0, P, RW, SHARED, -1, 0)));
+        CHILD(limit(RLIMIT_STACK, 64 << 20); SAY(deep(8000)));
+        CHILD(limit(RLIMIT_STACK, RLIM_INFINITY); SAY(deep(8000)));
+        CHILD(limit(RLIMIT_STACK, 64 << 10); deep(100));
+
+        /* More at once than there is memory. */
+        long all = sysconf(_SC_PHYS_PAGES) * P + P;
+        OK(mmap(0, all, RW, PRIVATE, -1, 0)); OK(mmap(0, all, RW, SHARED, -1, 0));
+        OK(mmap(0, all, PROT_NONE, SHARED, -1, 0)); OK(mmap(0, all, RW, MAP_PRIVATE, fd, 0));
+        OK(mmap(0, all, RW, MAP_SHARED, fd, 0));
+        OK(mmap(0, all, RW, SHARED | MAP_NORESERVE, -1, 0));
+        OK(p = mmap(0, all, PROT_READ, PRIVATE, -1, 0)); SAY(mprotect(p, all, RW));
+        SAY(mprotect(p, all / 2 & -P, RW));
+        OK(p = mmap(0, all, PROT_READ, PRIVATE | MAP_NORESERVE, -1, 0)); SAY(mprotect(p, all, RW));
+        OK(mremap(map(1, RW, PRIVATE, -1), P, all, MREMAP_MAYMOVE));
+        OK(mremap(map(1, RW, PRIVATE | MAP_NORESERVE, -1), P, all, MREMAP_MAYMOVE));
+        OK(mremap(map(1, PROT_READ, PRIVATE, -1), P, all, MREMAP_MAYMOVE));
+        return 0;
+    }
+    """
+    )
+
+
+def test_memory_of_another_process() -> None:
+    same(
+        HELP
+        + r"""
+    #include <sys/uio.h>
+    static struct iovec mine[2], hers[2];
+    static long move(int write, pid_t pid, void *l, long nl, void *r, long nr, long flags) {
+        return syscall(write ? SYS_process_vm_writev : SYS_process_vm_readv, pid, l, nl, r, nr,
+                       flags);
+    }
+    #define PIECES(l0, l1, r0, r1, n)                                                        \
+        mine[0] = (struct iovec){(void *)(l0), n}, mine[1] = (struct iovec){(void *)(l1), n},\
+        hers[0] = (struct iovec){(void *)(r0), n}, hers[1] = (struct iovec){(void *)(r1), n}
+    #define BOTH(pid) for (int w = 0; w < 2; w++) SAY(move(w, pid, mine, 2, hers, 2, 0))
+
+    int main(void) {
+        char a[32] = "", b[32] = "never told you", *nowhere = (char *)0xdeadbeef;
+        pid_t me = getpid();
+        PIECES(a, a + 8, b + 2, b + 7, 6);
+        BOTH(me); puts(a), puts(a + 8), puts(b);
+        SAY(move(0, me, mine, 1, hers, 1, 1)); SAY(move(0, -1, mine, 1, hers, 1, 0));
+        SAY(move(0, -1, mine, 0, hers, 1, 0)); SAY(move(0, -1, mine, 1, hers, 0, 0));
+        SAY(move(0, me, 0, 1, hers, 1, 0)); SAY(move(0, me, mine, 1, 0, 1, 0));
+        SAY(move(0, me, mine, 1025, hers, 1, 0)); SAY(move(0, me, mine, 1, hers, 1025, 0));
+        PIECES(a, a, b, b, -1); BOTH(me);
+        PIECES(a, a, b, nowhere, 4); BOTH(me);
+        PIECES(a, nowhere, b, b, 4); BOTH(me);
+        PIECES(a, a, nowhere, b, 4); BOTH(me);
+        PIECES(a, a, -P, -P, 4); BOTH(me);
+        char *p = map(3, RW, PRIVATE, -1);
+        mprotect(p + P, P, PROT_READ), mprotect(p + 2 * P, P, PROT_NONE);
+        PIECES(a, a + 8, p + P - 4, p + 2 * P - 4, 8); BOTH(me);
+        PIECES(a, a + 8, p + P, p + 2 * P, 8); BOTH(me);
+        PIECES(p + P - 4, p, b, b, 8); BOTH(me);
+
+        int ready[2], go[2];
+        pipe(ready), pipe(go);
+        p = map(20, RW, PRIVATE, -1);
+        memset(p, 'P', 20 * P);
+        fflush(stdout);
+        pid_t pid = fork();
+        if (!pid) {
+            memset(p, 'C', 10 * P);
+            write(ready[1], "", 1), read(go[0], a, 1);
+            printf("%c %c %c\n", p[0], p[10 * P], p[20 * P - 1]);
+            exit(0);
+        }
+        read(ready[0], a, 1);
+        char *q = map(20, RW, PRIVATE, -1);
+        PIECES(q + 7, q + 10 * P, p, p + 9 * P, 8 * P); SAY(move(0, pid, mine, 2, hers, 2, 0));
+        printf("%c %c %c\n", q[7], q[8 * P + 6], q[12 * P]);
+        memset(q, 'Q', 20 * P);
+        PIECES(q, q, p + 1, p + 9 * P, 8 * P); SAY(move(1, pid, mine, 2, hers, 2, 0));
+        printf("%c\n", p[P]);
+        CHILD(setgid(1), setuid(1); BOTH(pid); BOTH(getpid()));
+        write(go[1], "", 1);
+        siginfo_t how;
+        waitid(P_PID, pid, &how, WEXITED | WNOWAIT);
+        BOTH(pid);
+        wait(0);
+        BOTH(pid);
+        return 0;
+    }
+    """
+    )

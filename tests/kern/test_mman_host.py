@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from user_util import PAGE, User, verify
 
-from dfvm.kern import sys_mman
+from dfvm.kern import sys_mlock, sys_mman
 from dfvm.kern.kernel import Kernel
 from dfvm.kern.sys_generic import sys_pread64, sys_pwrite64
 from dfvm.kern.vfs_syscalls import sys_open
@@ -39,8 +39,8 @@ CALLS: dict[str, tuple[int, Callable[..., int]]] = {
     "mremap": (25, sys_mman.sys_mremap),
     "msync": (26, sys_mman.sys_msync),
     "madvise": (28, sys_mman.sys_madvise),
-    "mlock": (149, sys_mman.sys_mlock),
-    "munlock": (150, sys_mman.sys_munlock),
+    "mlock": (149, sys_mlock.sys_mlock),
+    "munlock": (150, sys_mlock.sys_munlock),
 }
 
 MAP_FIXED, MAP_FIXED_NOREPLACE = 0x10, 0x10_0000

@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, err
 from dfvm.kern.proc import SZOMB
-from dfvm.kern.sys_mman import is_shared
+from dfvm.kern.sys_mman import (
+    MARK_NOREAD,
+    MARK_NORESERVE,
+    MARK_ONFAULT,
+    is_locked,
+    is_shared,
+    same_vma,
+)
 from dfvm.kern.vfs.procfs import ProcNode
 from dfvm.kern.vfs.vnode import OFF_MAX, VREG, vn_fullpath
 from dfvm.machine.pte import PG_A, PG_FRAME, PG_M, PG_V
 from dfvm.vm.copyio import uiomove, uiomove_pa
 from dfvm.vm.pmap import pmap_mapped, pmap_pte
 from dfvm.vm.vm import (
+    VM_INHERIT_NONE,
+    VM_INHERIT_ZERO,
     VM_PROT_EXECUTE,
     VM_PROT_OVERRIDE_WRITE,
     VM_PROT_READ,
@@ -34,7 +43,6 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_SEQUENTIAL,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_STACK,
-    MAP_ENTRY_USER_WIRED,
 )
 from dfvm.vm.vm_object import OBJT_SWAP, OBJT_VNODE
 from dfvm.vm.vm_page import PG_REFERENCED, PHYS_TO_VM_PAGE, vm_page_unhold
@@ -80,11 +88,11 @@ def _backing_file(entry: VmMapEntry) -> VmMapBacking | None:
     return None
 
 
-def _name(space: Vmspace, entry: VmMapEntry, vp: Vnode | None, root: Vnode) -> bytes:
+def _name(space: Vmspace, entry: VmMapEntry, end: int, vp: Vnode | None, root: Vnode) -> bytes:
     if vp is not None:
         path = vn_fullpath(vp, root)
         return path.replace(b"\n", b"\\012")
-    start, end = entry.ba.start, entry.ba.end
+    start = entry.ba.start
     if is_shared(entry):
         return b"/dev/zero (deleted)"
     if entry.eflags & MAP_ENTRY_STACK and start < space.vm_minsaddr <= end:
@@ -94,9 +102,10 @@ def _name(space: Vmspace, entry: VmMapEntry, vp: Vnode | None, root: Vnode) -> b
     return b""
 
 
-def _line(space: Vmspace, entry: VmMapEntry, root: Vnode) -> bytes:
+def _line(space: Vmspace, vma: list[VmMapEntry], root: Vnode) -> bytes:
+    entry, end = vma[0], vma[-1].ba.end
     ba = _backing_file(entry)
-    prot = entry.protection
+    prot = _protection(entry)
     perms = b"".join(
         letter if prot & bit else b"-"
         for letter, bit in ((b"r", VM_PROT_READ), (b"w", VM_PROT_WRITE), (b"x", VM_PROT_EXECUTE))
@@ -109,14 +118,26 @@ def _line(space: Vmspace, entry: VmMapEntry, root: Vnode) -> bytes:
             va = vp.getattr()  # type: ignore[attr-defined]  # kern's own Vnode
             dev, ino, offset = va.va_fsid, va.va_fileid, ba.offset
     head = b"%08x-%08x %s %08x %02x:%02x %d " % (
-        entry.ba.start, entry.ba.end, perms, offset, os.major(dev), os.minor(dev), ino,
+        entry.ba.start, end, perms, offset, os.major(dev), os.minor(dev), ino,
     )  # fmt: skip
-    name = _name(space, entry, vp, root)  # type: ignore[arg-type]
+    name = _name(space, entry, end, vp, root)  # type: ignore[arg-type]
     return head.ljust(_NAME_COLUMN) + name + b"\n" if name else head + b"\n"
 
 
-def _entries(space: Vmspace) -> list[VmMapEntry]:
-    return list(space.vm_map)
+def _protection(entry: VmMapEntry) -> int:
+    # What was asked for, which may be less than the MMU grants.
+    return entry.protection & ~VM_PROT_READ if entry.eflags & MARK_NOREAD else entry.protection
+
+
+def _vmas(space: Vmspace) -> list[list[VmMapEntry]]:
+    """The entries, those together that are one VMA to Linux."""
+    vmas: list[list[VmMapEntry]] = []
+    for entry in space.vm_map:
+        if vmas and same_vma(vmas[-1][-1], entry):
+            vmas[-1].append(entry)
+        else:
+            vmas.append([entry])
+    return vmas
 
 
 def maps(p: Proc, root: Vnode) -> bytes:
@@ -124,7 +145,7 @@ def maps(p: Proc, root: Vnode) -> bytes:
     space = space_of(p)
     if space is None:
         return b""
-    return b"".join([_line(space, entry, root) for entry in _entries(space)])
+    return b"".join([_line(space, vma, root) for vma in _vmas(space)])
 
 
 class Kinds:
@@ -144,7 +165,7 @@ def vm_kinds(space: Vmspace) -> Kinds:
     kinds = Kinds()
     for entry in space.vm_map:
         size = entry.ba.end - entry.ba.start
-        if entry.eflags & MAP_ENTRY_USER_WIRED:
+        if is_locked(entry):
             kinds.locked += size
         if entry.eflags & MAP_ENTRY_STACK:
             kinds.stack += size
@@ -198,17 +219,19 @@ def rss_split(space: Vmspace) -> tuple[int, int, int]:
 class Usage:
     """What smaps counts, in bytes (pss: in 4096ths of them)."""
 
-    __slots__ = ("anonymous", "locked", "pc", "pd", "pss", "pss_dirty", "referenced", "rss", "sc",
-                 "sd", "size")  # fmt: skip
+    __slots__ = ("anonymous", "locked", "pc", "pd", "pss", "pss_anon", "pss_dirty", "pss_file",
+                 "pss_shmem", "referenced", "rss", "sc", "sd", "size")  # fmt: skip
 
     def __init__(self) -> None:
         self.size = self.rss = self.pss = self.pss_dirty = 0
+        self.pss_anon = self.pss_file = self.pss_shmem = 0
         self.sc = self.sd = self.pc = self.pd = 0  # shared or private, clean or dirty
         self.referenced = self.anonymous = self.locked = 0
 
     def add(self, space: Vmspace, entry: VmMapEntry) -> None:
         """Count an entry."""
         start, end = entry.ba.start, entry.ba.end
+        shared, locked = is_shared(entry), is_locked(entry)
         self.size += end - start
         for _, pte in _ptes(space, start, end):
             m = _page(space, pte)
@@ -232,10 +255,26 @@ class Usage:
                 self.pc += PAGE_SIZE
             if pte & PG_A or m.flags & PG_REFERENCED:
                 self.referenced += PAGE_SIZE
-            if m.object is not None and m.object.type <= OBJT_SWAP and not is_shared(entry):
+            if m.object is not None and m.object.type > OBJT_SWAP:
+                vp = m.object.handle
+                if vp is not None and vp.v_mount.mnt_fstype == "tmpfs":  # type: ignore[attr-defined]
+                    self.pss_shmem += share
+                else:
+                    self.pss_file += share
+            elif shared:
+                self.pss_shmem += share
+            else:
+                self.pss_anon += share
                 self.anonymous += PAGE_SIZE
-        if entry.eflags & MAP_ENTRY_USER_WIRED:
-            self.locked += self.pss
+            if locked:
+                self.locked += share
+
+    def _kinds(self) -> tuple[tuple[str, int], ...]:
+        return (
+            ("Pss_Anon", self.pss_anon >> 12),
+            ("Pss_File", self.pss_file >> 12),
+            ("Pss_Shmem", self.pss_shmem >> 12),
+        )
 
     def lines(self, rollup: bool) -> str:
         """The lines of smaps, from Rss on."""
@@ -243,7 +282,7 @@ class Usage:
             ("Rss", self.rss),
             ("Pss", self.pss >> 12),
             ("Pss_Dirty", self.pss_dirty >> 12),
-            *((("Pss_Anon", 0), ("Pss_File", 0), ("Pss_Shmem", 0)) if rollup else ()),
+            *(self._kinds() if rollup else ()),
             ("Shared_Clean", self.sc),
             ("Shared_Dirty", self.sd),
             ("Private_Clean", self.pc),
@@ -270,21 +309,28 @@ def _kb(name: str, size: int) -> str:
 
 def _vmflags(entry: VmMapEntry) -> str:
     """The two-letter flags of an entry."""
-    prot, maximum = entry.protection, entry.max_protection
+    prot, maximum = _protection(entry), entry.max_protection
+    shared = is_shared(entry)
+    accounted = prot & VM_PROT_WRITE and not (shared or entry.eflags & MARK_NORESERVE)
     behaviour = entry.eflags & MAP_ENTRY_BEHAV_MASK
     flags = (
         ("rd", prot & VM_PROT_READ),
         ("wr", prot & VM_PROT_WRITE),
         ("ex", prot & VM_PROT_EXECUTE),
-        ("sh", is_shared(entry)),
+        ("sh", shared and maximum & VM_PROT_WRITE),
         ("mr", maximum & VM_PROT_READ),
         ("mw", maximum & VM_PROT_WRITE),
         ("me", maximum & VM_PROT_EXECUTE),
-        ("ms", is_shared(entry)),
+        ("ms", shared),
         ("gd", entry.eflags & MAP_ENTRY_STACK),
-        ("lo", entry.eflags & MAP_ENTRY_USER_WIRED),
+        ("lo", is_locked(entry)),
         ("sr", behaviour == MAP_ENTRY_BEHAV_SEQUENTIAL),
         ("rr", behaviour == MAP_ENTRY_BEHAV_RANDOM),
+        ("dc", entry.inheritance == VM_INHERIT_NONE),
+        ("lf", is_locked(entry) and entry.eflags & MARK_ONFAULT),
+        ("ac", accounted),
+        ("nr", entry.eflags & MARK_NORESERVE),
+        ("wf", entry.inheritance == VM_INHERIT_ZERO),
         ("dd", entry.eflags & MAP_ENTRY_NOCOREDUMP),
     )
     return "".join(f"{name} " for name, on in flags if on)
@@ -296,18 +342,19 @@ def smaps(p: Proc, root: Vnode) -> bytes:
     if space is None:
         return b""
     parts = []
-    for entry in _entries(space):
+    for vma in _vmas(space):
         usage = Usage()
-        usage.add(space, entry)
+        for entry in vma:
+            usage.add(space, entry)
         text = (
             _kb("Size", usage.size)
             + _kb("KernelPageSize", PAGE_SIZE)
             + _kb("MMUPageSize", PAGE_SIZE)
             + usage.lines(False)
             + f"{'THPeligible:':<16}{0:8}\n"
-            + f"VmFlags: {_vmflags(entry)}\n"
+            + f"VmFlags: {_vmflags(vma[0])}\n"
         )
-        parts += [_line(space, entry, root), text.encode()]
+        parts += [_line(space, vma, root), text.encode()]
     return b"".join(parts)
 
 
@@ -316,7 +363,7 @@ def smaps_rollup(p: Proc) -> bytes:
     space = space_of(p)
     if space is None:
         return b""
-    entries = _entries(space)
+    entries = list(space.vm_map)
     if not entries:
         return b""
     usage = Usage()

@@ -6,7 +6,7 @@ memory, MADV_POPULATE_* faults pages in. These are made from map operations; the
 stays what it is.
 
 Advice that this kernel has no machinery for is EINVAL, as it is on a Linux built without it: KSM
-(MERGEABLE), memory failure (HWPOISON), WIPEONFORK.
+(MERGEABLE), memory failure (HWPOISON).
 
 Source: Linux mm/madvise.c for arguments, errors, and their order.
 """
@@ -17,13 +17,24 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.kern_errno import EACCES, EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, err
-from dfvm.kern.sys_mman import chain_end, entries, is_anonymous, is_shared, populate
+from dfvm.kern.sys_mlock import lock_range
+from dfvm.kern.sys_mman import (
+    MARK_NOREAD,
+    MARK_ONFAULT,
+    chain_end,
+    entries,
+    is_anonymous,
+    is_locked,
+    is_shared,
+    populate,
+)
 from dfvm.vm.pmap import pmap_remove
 from dfvm.vm.vm import (
     KERN_SUCCESS,
     VM_INHERIT_COPY,
     VM_INHERIT_NONE,
     VM_INHERIT_SHARE,
+    VM_INHERIT_ZERO,
     VM_PROT_READ,
     VM_PROT_WRITE,
 )
@@ -39,7 +50,6 @@ from dfvm.vm.vm_map import (
     MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
-    MAP_ENTRY_USER_WIRED,
     VmMapBacking,
     vm_map_backing_dispose,
     vm_map_clip_end,
@@ -80,6 +90,8 @@ LINUX_MADV_HUGEPAGE: Final = 14
 LINUX_MADV_NOHUGEPAGE: Final = 15
 LINUX_MADV_DONTDUMP: Final = 16
 LINUX_MADV_DODUMP: Final = 17
+LINUX_MADV_WIPEONFORK: Final = 18
+LINUX_MADV_KEEPONFORK: Final = 19
 LINUX_MADV_COLD: Final = 20
 LINUX_MADV_PAGEOUT: Final = 21
 LINUX_MADV_POPULATE_READ: Final = 22
@@ -102,7 +114,8 @@ _SAME: Final = {
 # Pages are never larger here: taken, and without effect.
 _NOTHING: Final = (LINUX_MADV_HUGEPAGE, LINUX_MADV_NOHUGEPAGE)
 _OWN: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED, LINUX_MADV_REMOVE,
-               LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_POPULATE_READ,
+               LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
+               LINUX_MADV_KEEPONFORK, LINUX_MADV_POPULATE_READ,
                LINUX_MADV_POPULATE_WRITE)  # fmt: skip
 # Not for locked memory.
 _UNLOCKED: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_FREE, LINUX_MADV_REMOVE, LINUX_MADV_COLD,
@@ -128,7 +141,7 @@ def madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
     for entry, first, last in entries(map, start, end):
         holes |= first > at
         at = last
-        if behavior in _UNLOCKED and entry.eflags & MAP_ENTRY_USER_WIRED:
+        if behavior in _UNLOCKED and is_locked(entry):
             raise err(EINVAL)
         _advise(lp, map, entry, first, last, behavior)
     if holes or at < end:
@@ -141,19 +154,29 @@ def _advise(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int, behavi
     if behavior == LINUX_MADV_DONTNEED:
         _dontneed(map, start, end)
     elif behavior == LINUX_MADV_DONTNEED_LOCKED:
-        locked = entry.eflags & MAP_ENTRY_USER_WIRED
-        if locked:
+        on_fault = bool(entry.eflags & MARK_ONFAULT)
+        wired = entry.wired_count != 0
+        if wired:
             vm_map_user_wiring(map, start, end, True)
         _dontneed(map, start, end)
-        if locked:
-            vm_map_user_wiring(map, start, end, False)
+        if wired:
+            for piece, first, last in entries(map, start, end):
+                lock_range(map, piece, first, last, on_fault)
     elif behavior == LINUX_MADV_REMOVE:
         _remove(lp, map, entry, start, end)
     elif behavior == LINUX_MADV_DONTFORK:
         vm_map_inherit(map, start, end, VM_INHERIT_NONE)
     elif behavior == LINUX_MADV_DOFORK:
-        share = VM_INHERIT_SHARE if is_shared(entry) else VM_INHERIT_COPY
-        vm_map_inherit(map, start, end, share)
+        if entry.inheritance == VM_INHERIT_NONE:
+            share = VM_INHERIT_SHARE if is_shared(entry) else VM_INHERIT_COPY
+            vm_map_inherit(map, start, end, share)
+    elif behavior == LINUX_MADV_WIPEONFORK:
+        if not is_anonymous(entry):
+            raise err(EINVAL)
+        vm_map_inherit(map, start, end, VM_INHERIT_ZERO)
+    elif behavior == LINUX_MADV_KEEPONFORK:
+        if entry.inheritance == VM_INHERIT_ZERO:
+            vm_map_inherit(map, start, end, VM_INHERIT_COPY)
     elif behavior not in _NOTHING:
         if behavior == LINUX_MADV_FREE and not is_anonymous(entry):
             raise err(EINVAL)
@@ -281,7 +304,7 @@ def _populate(map: VmMap, start: int, end: int, write: bool) -> None:
     for entry, first, last in entries(map, start, end):
         if first > at:
             raise err(ENOMEM)
-        if not entry.protection & want:
+        if not entry.protection & want or (not write and entry.eflags & MARK_NOREAD):
             raise err(EINVAL)
         if populate(map, first, last, want) != KERN_SUCCESS:
             raise err(EFAULT)

@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, err
+from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import (
+    MARK_NORESERVE,
+    MARK_ONFAULT,
     TASK_SIZE,
+    U64,
     chain_end,
     check_expand,
     check_place,
+    entries,
     find_room,
     is_anonymous,
+    is_locked,
     is_shared,
     lock_room,
     mapped_prefix,
@@ -31,12 +37,12 @@ from dfvm.vm.pmap import pmap_remove
 from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_WRITE
 from dfvm.vm.vm_map import (
     MAP_COPY_ON_WRITE,
+    MAP_ENTRY_ABI_MASK,
     MAP_ENTRY_BEHAV_MASK,
     MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_NOSYNC,
-    MAP_ENTRY_USER_WIRED,
     vm_map_clip_end,
     vm_map_clip_start,
     vm_map_findspace,
@@ -48,7 +54,6 @@ from dfvm.vm.vm_map import (
     vm_map_simplify_entry,
     vm_map_transition_wait,
     vm_map_unlock,
-    vm_map_user_wiring,
 )
 from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_entry_unlink
 from dfvm.vm.vm_map_insert import vm_map_entry_unwire
@@ -64,7 +69,9 @@ MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
 MREMAP_DONTUNMAP: Final = 4
 
-_KEPT_FLAGS: Final = MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_NOSYNC
+_KEPT_FLAGS: Final = (
+    MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_NOSYNC | MAP_ENTRY_ABI_MASK
+)
 
 
 def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
@@ -80,9 +87,11 @@ def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr:
         raise err(EINVAL)
     if addr & PAGE_MASK:
         raise err(EINVAL)
-    old_len, new_len = round_page(old_len), round_page(new_len)
-    if not 0 < new_len < 1 << 64 or old_len >= 1 << 64:
+    old_len, new_len = round_page(old_len) & U64, round_page(new_len) & U64
+    if not 0 < new_len <= TASK_SIZE:
         raise err(EINVAL)
+    if flags & MREMAP_FIXED and old_len == new_len:
+        return _move_all(p, addr, old_len, flags, new_addr)
     if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return _remap_to(p, addr, old_len, new_len, flags, new_addr)
     if not vm_map_lookup_entry(map, addr)[0]:
@@ -94,25 +103,44 @@ def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr:
             vm_map_remove(map, addr + new_len, addr + old_len)
         return addr
     entry = _check_grow(p, addr, old_len, new_len)
-    locked = bool(entry.eflags & MAP_ENTRY_USER_WIRED)
+    locked = is_locked(entry)
     end = addr + old_len
     if old_len and end == vma_end(entry, end + 1) and _is_free(map, end, addr + new_len):
         _append(map, end, addr + new_len)
         if locked:
-            vm_map_user_wiring(map, end, addr + new_len, False)
+            _lock(map, end, addr + new_len)
         return addr
     if not flags & MREMAP_MAYMOVE:
         raise err(ENOMEM)
     return _move(p, addr, old_len, find_room(map, 0, new_len), new_len, False)
 
 
-def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
-    """MREMAP_FIXED and MREMAP_DONTUNMAP. What can be refused is refused before anything goes."""
-    map = p.p_vmspace.vm_map
-    if new_addr & PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
+def _check_target(addr: int, old_len: int, new_addr: int, new_len: int) -> None:
+    if new_addr & PAGE_MASK or new_addr > TASK_SIZE - new_len:
         raise err(EINVAL)
     if addr + old_len > new_addr and new_addr + new_len > addr:
         raise err(EINVAL)
+
+
+def _move_all(p: Proc, addr: int, size: int, flags: int, new_addr: int) -> int:
+    """MREMAP_FIXED of as much as there was: the only one that may have several mappings, and holes
+    between them, to move. What was moved before something that can't be stays there."""
+    map = p.p_vmspace.vm_map
+    _check_target(addr, size, new_addr, size)
+    if not vm_map_lookup_entry(map, addr)[0]:
+        raise err(EFAULT)
+    at, end = addr, addr + size
+    while (entry := vm_map_first_entry(map, at)) is not None and entry.ba.start < end:
+        first = max(entry.ba.start, at)
+        at = min(vma_end(entry, end), end)
+        _remap_to(p, first, at - first, at - first, flags, new_addr + first - addr)
+    return new_addr
+
+
+def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
+    """MREMAP_FIXED and MREMAP_DONTUNMAP. What can be refused is refused before anything goes."""
+    map = p.p_vmspace.vm_map
+    _check_target(addr, old_len, new_addr, new_len)
     keep = min(old_len, new_len)
     entry = _check_grow(p, addr, keep, new_len)
     if flags & MREMAP_FIXED:
@@ -146,10 +174,10 @@ def _check_grow(p: Proc, addr: int, old_len: int, new_len: int) -> VmMapEntry:
         raise err(EFAULT)
     more = new_len - old_len
     if more:
-        if entry.eflags & MAP_ENTRY_USER_WIRED and more > lock_room(p):
+        if is_locked(entry) and more > lock_room(p):
             raise err(EAGAIN)
         private = bool(entry.protection & VM_PROT_WRITE) and not is_shared(entry)
-        check_expand(p, more, private, True)
+        check_expand(p, more, private, private and not entry.eflags & MARK_NORESERVE)
     return entry
 
 
@@ -238,8 +266,14 @@ def _move(p: Proc, addr: int, old_len: int, new_addr: int, new_len: int, keep_ol
     finally:
         vm_map_unlock(map)
     if locked:
-        vm_map_user_wiring(map, new_addr, new_addr + new_len, False)
+        _lock(map, new_addr, new_addr + new_len)
     return new_addr
+
+
+def _lock(map: VmMap, start: int, end: int) -> None:
+    """Lock what has come to [start, end), each part of it the way its mapping is locked."""
+    for entry, first, last in entries(map, start, end):
+        lock_range(map, entry, first, last, bool(entry.eflags & MARK_ONFAULT))
 
 
 def _settle(map: VmMap, start: int, end: int) -> bool:
@@ -258,8 +292,8 @@ def _settle(map: VmMap, start: int, end: int) -> bool:
         vm_map_clip_start(map, entry, start)
     while entry is not None and entry.ba.start < end:
         vm_map_clip_end(map, entry, end)
+        locked |= is_locked(entry)
         if entry.wired_count:
-            locked |= bool(entry.eflags & MAP_ENTRY_USER_WIRED)
             vm_map_entry_unwire(map, entry)
         entry = entry.next
     return locked

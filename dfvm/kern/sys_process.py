@@ -1,0 +1,124 @@
+"""process_vm_readv and process_vm_writev: copying between one's own memory and another process's.
+
+What the other process itself could read or write is copied, a page at a time: a page of its is
+held while it is copied, and copying may fault pages of ours in.
+
+Source: Linux mm/process_vm_access.c for arguments, errors, and their order; DragonFly
+sys/kern/sys_process.c (procfs_domem) for the way in.
+"""
+
+from __future__ import annotations
+
+from struct import unpack
+from typing import TYPE_CHECKING
+
+from dfvm.kern.abi.linux.args import s32
+from dfvm.kern.kern_errno import EFAULT, EINVAL, EPERM, ESRCH, err
+from dfvm.kern.proc import SZOMB
+from dfvm.kern.sys_generic import IOV_MAX, user_iov
+from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, uiomove_pa
+from dfvm.vm.vm import VM_PROT_READ, VM_PROT_WRITE
+from dfvm.vm.vm_fault import VM_FAULT_DIRTY, VM_FAULT_NORMAL, vm_fault_page
+from dfvm.vm.vm_page import vm_page_unhold
+from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRESS
+from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
+
+if TYPE_CHECKING:
+    from dfvm.kern.proc import Lwp
+    from dfvm.vm.vmspace import Vmspace
+
+
+def sys_process_vm_readv(
+    lp: Lwp, pid: int, liov: int, nliov: int, riov: int, nriov: int, flags: int
+) -> int:
+    """Read another process's memory into one's own."""
+    return _process_vm(lp, pid, liov, nliov, riov, nriov, flags, False)
+
+
+def sys_process_vm_writev(
+    lp: Lwp, pid: int, liov: int, nliov: int, riov: int, nriov: int, flags: int
+) -> int:
+    """Write one's own memory into another process's."""
+    return _process_vm(lp, pid, liov, nliov, riov, nriov, flags, True)
+
+
+def _process_vm(
+    lp: Lwp, pid: int, liov: int, nliov: int, riov: int, nriov: int, flags: int, write: bool
+) -> int:
+    if flags:
+        raise err(EINVAL)
+    uio = Uio(lp.lwp_proc.p_vmspace, user_iov(lp, liov, nliov), UIO_WRITE if write else UIO_READ)
+    if not uio.uio_resid:
+        return 0
+    theirs = _remote_iov(lp, riov, nriov)
+    if not any(length for _, length in theirs):
+        return 0
+    space = _space_of(lp, s32(pid))
+    total = uio.uio_resid
+    vmspace_hold(space)
+    try:
+        for base, length in theirs:
+            _copy(space, base, min(length, uio.uio_resid), uio, write)
+    except OSError:
+        if uio.uio_resid == total:
+            raise
+    finally:
+        vmspace_drop(space)
+    return total - uio.uio_resid
+
+
+def _remote_iov(lp: Lwp, riov: int, nriov: int) -> list[tuple[int, int]]:
+    """Where in the other process; any address will do for now."""
+    if nriov > IOV_MAX:
+        raise err(EINVAL)
+    raw = copyin(lp.lwp_proc.p_vmspace, riov, 16 * nriov) if nriov else b""
+    words = unpack(f"<{2 * nriov}Q", raw)
+    if any(length >> 63 for length in words[1::2]):
+        raise err(EINVAL)
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+def _space_of(lp: Lwp, pid: int) -> Vmspace:
+    """The memory of a process that one may do anything to.
+
+    :raises OSError: ESRCH, also for one that has ended; EPERM.
+    """
+    p = lp.lwp_proc
+    target = p.kernel.procs.get(pid)
+    if target is None or target.p_stat == SZOMB or not target.p_lwps:
+        raise err(ESRCH)
+    mine, hers = p.p_ucred, target.p_ucred
+    if (
+        target is not p
+        and mine.cr_uid != 0
+        and not (
+            target.p_dumpable
+            and mine.cr_ruid == hers.cr_uid == hers.cr_svuid == hers.cr_ruid
+            and mine.cr_rgid == hers.cr_gid == hers.cr_svgid == hers.cr_rgid
+        )
+    ):
+        raise err(EPERM)
+    return target.p_vmspace
+
+
+def _copy(space: Vmspace, va: int, length: int, uio: Uio, write: bool) -> None:
+    """Copy `length` bytes at `va` of the other space. May block.
+
+    :raises OSError: EFAULT on either side; uio says how far it got.
+    """
+    vm = space.vm_map.vm
+    prot = VM_PROT_WRITE if write else VM_PROT_READ
+    end = va + length
+    while va < end:
+        if va >= VM_MAX_USER_ADDRESS:
+            raise err(EFAULT)
+        m, _ = vm_fault_page(space.vm_map, va, prot, VM_FAULT_DIRTY if write else VM_FAULT_NORMAL)
+        if m is None:
+            raise err(EFAULT)
+        try:
+            if write:
+                vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
+            n = min(PAGE_SIZE - (va & PAGE_MASK), end - va)
+            va += uiomove_pa(vm, m.phys_addr + (va & PAGE_MASK), n, uio)
+        finally:
+            vm_page_unhold(vm, m)

@@ -57,6 +57,7 @@ UTS_VERSION: Final = b"#1 DragonFly VM"
 UTS_MACHINE: Final = b"x86_64"
 
 # uptime, 3 load averages, 6 memory sizes, processes, 2 sizes of high memory, unit.
+_LOAD_SCALE: Final = 1 << 16  # what 1 is among the loads of sysinfo
 _SYSINFO: Final = Struct("<q3Q6QHxxxxxx2QI4x")
 
 
@@ -92,14 +93,14 @@ def sys_setdomainname(lp: Lwp, name: int, length: int) -> int:
 
 
 def sys_sysinfo(lp: Lwp, info: int) -> int:
-    """Memory, processes, uptime. Load averages are not kept."""
+    """Memory, processes, uptime, load averages."""
     kernel = lp.lwp_proc.kernel
     vm = kernel.vm
     vm_page_rollup(vm)
     stats = vm.vmstats
     total, free = stats.v_page_count << PAGE_SHIFT, stats.v_free_count << PAGE_SHIFT
     data = _SYSINFO.pack(
-        kernel.sched.uptime_ns // NS, 0, 0, 0,
+        kernel.sched.uptime_ns // NS, *(int(n * _LOAD_SCALE) for n in kernel.sched.loadavg()),
         total, free, 0, 0, 0, 0, min(len(kernel.procs), 0xFFFF), 0, 0, 1,
     )  # fmt: skip
     copyout(lp.lwp_proc.p_vmspace, data, info)

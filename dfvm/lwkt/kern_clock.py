@@ -1,4 +1,4 @@
-"""Callouts: functions that run at a given time, and the time itself.
+"""Callouts: functions that run at a given time, the time itself, and the load averages.
 
 The scheduler keeps one queue of them and runs what is due when it switches threads, at the clock
 tick of a computing thread, and when the machine idles. A callout must not sleep.
@@ -9,6 +9,7 @@ Source: DragonFly sys/kern/kern_timeout.c, sys/kern/kern_clock.c (hz, ticks).
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from math import exp
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 HZ: Final = 100  # ticks in a second, as DragonFly's default
 TICK_NS: Final = 1_000_000_000 // HZ
 NEVER: Final = 1 << 62  # a time that does not come
+
+LOAD_INTERVAL_NS: Final = 5_000_000_000  # between two samples of the load
+_LOAD_LATE_NS: Final = 1_000_000_000  # how late a sample may be taken of who runs
+_LOAD_DECAY: Final = tuple(exp(-5 / (60 * minutes)) for minutes in (1, 5, 15))
 
 _COMPACT_MIN: Final = 64  # stopped callouts that may lie about before the heap is cleaned
 
@@ -112,3 +117,37 @@ class CalloutQueue:
             callout.c_args = ()
             self.ran += 1
             fn(*args)
+
+
+class LoadAverage:
+    """How many threads wanted the CPU in the last minute, five, and fifteen: the number is taken
+    every five seconds, and what was counts less and less.
+
+    Nothing is set up to run every five seconds, which would keep an idle machine busy. A sample
+    that nobody took in time is one of an idle machine: a thread that runs meets a clock tick.
+
+    Source: DragonFly sys/kern/kern_synch.c (loadav).
+    """
+
+    __slots__ = ("_next", "ldavg")
+
+    ldavg: tuple[float, ...]  # as of the last sample
+    _next: int  # when the next sample is due
+
+    def __init__(self, now: int) -> None:
+        self.ldavg = (0.0,) * len(_LOAD_DECAY)
+        self._next = now + LOAD_INTERVAL_NS
+
+    def due(self, now: int) -> bool:
+        """Whether it is time for a sample."""
+        return now >= self._next
+
+    def sample(self, now: int, running: int) -> None:
+        """Take the samples that are due; `running` threads want the CPU now."""
+        while now >= self._next:
+            n = running if now - self._next <= _LOAD_LATE_NS else 0
+            self.ldavg = tuple(
+                average * decay + n * (1 - decay)
+                for average, decay in zip(self.ldavg, _LOAD_DECAY, strict=True)
+            )
+            self._next += LOAD_INTERVAL_NS

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from dfvm.lwkt.kern_clock import HZ, NEVER, TICK_NS
+from dfvm.lwkt.kern_clock import HZ, NEVER, TICK_NS, LoadAverage
 from dfvm.lwkt.kern_synch import PCATCH, Synch
 from dfvm.lwkt.panic import panic
 
@@ -184,6 +184,7 @@ class Scheduler(Synch):
     _boot_ns: int  # clock at the start, where ticks count from
     _idle_moves: int  # sum of the live threads' td_pass when nothing could run last time
     _idle_ran: int  # callouts run when that last changed
+    _load: LoadAverage  # of threads that are no daemons
     _abort: BaseException | None  # to be raised out of run()
     _running: bool  # thread0 is inside run()
     _dying: bool  # close() is unwinding the threads
@@ -191,6 +192,7 @@ class Scheduler(Synch):
     def __init__(self) -> None:
         super().__init__()
         self._boot_ns = self.switch_ns = monotonic_ns()
+        self._load = LoadAverage(self._boot_ns)
         self._next_event = NEVER
         self._runq = []
         self._seq = 0
@@ -359,7 +361,18 @@ class Scheduler(Synch):
         now = monotonic_ns()
         if now >= self._next_event:
             self._softclock(now)
+        if self._load.due(now):
+            self._load.sample(now, self._running_threads())
         return bool(self._runq)
+
+    def _running_threads(self) -> int:
+        """The current thread, and those that wait for the CPU."""
+        return 1 + sum(1 for _, _, td in self._runq if not td.daemon)
+
+    def loadavg(self) -> tuple[float, ...]:
+        """The load of the last minute, of five, and of fifteen."""
+        self._load.sample(monotonic_ns(), self._running_threads())
+        return self._load.ldavg
 
     # -- events ---------------------------------------------------------------------------------
 

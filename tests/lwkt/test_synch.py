@@ -6,11 +6,13 @@ import os
 import threading
 import time
 from errno import EINTR, EWOULDBLOCK
+from math import exp
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfvm.lwkt.kern_clock import LoadAverage
 from dfvm.lwkt.kern_event import POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from dfvm.lwkt.kern_synch import ERESTART, PCATCH
 from dfvm.lwkt.lwkt_thread import Deadlock, Scheduler
@@ -328,3 +330,20 @@ def test_no_wakeup_is_lost(threads: list[tuple[int, list[str]]]) -> None:
         assert stock == 0  # those who still wait have nothing to get
     finally:
         sched.close()
+
+
+def test_load_averages() -> None:
+    """A minute of two threads that compute, and one of nothing. What no clock tick has sampled in
+    time was idle."""
+    second = 1_000_000_000
+    load = LoadAverage(0)
+    for now in range(1, 61):
+        assert load.due(now * second) == (now % 5 == 0)
+        load.sample(now * second, 2)
+    busy = tuple(2 * (1 - exp(-1 / minutes)) for minutes in (1, 5, 15))
+    assert load.ldavg == pytest.approx(busy)
+    load.sample(119 * second, 3)  # 65 … 115 passed unnoticed
+    load.sample(120 * second, 0)
+    assert load.ldavg == pytest.approx(
+        tuple(n * exp(-1 / minutes) for n, minutes in zip(busy, (1, 5, 15), strict=True))
+    )

@@ -182,9 +182,9 @@ def uptime(kernel: Kernel) -> bytes:
 
 
 def loadavg(kernel: Kernel) -> bytes:
-    # Averages are not kept; what runs now is known.
     threads = sum(len(p.p_lwps) for p in kernel.procs.values())
-    return f"0.00 0.00 0.00 {max(_running(kernel), 1)}/{threads} {kernel.lastpid}\n".encode()
+    averages = " ".join(f"{n:.2f}" for n in kernel.sched.loadavg())
+    return f"{averages} {max(_running(kernel), 1)}/{threads} {kernel.lastpid}\n".encode()
 
 
 def version(kernel: Kernel) -> bytes:

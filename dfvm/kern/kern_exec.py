@@ -12,7 +12,7 @@ Source: DragonFly sys/kern/kern_exec.c; the stack's contents as Linux fs/binfmt_
 
 from __future__ import annotations
 
-from os import fsdecode, urandom
+from os import fsdecode, fsencode, urandom
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
@@ -167,12 +167,14 @@ class ImageArgs:
 class ImageParams:
     """A file on its way to being executed, and what its activator found out."""
 
-    __slots__ = ("base", "elf", "entry", "interp", "kernel", "phdr", "phnum", "reason", "size",
-                 "stack_exec", "start", "vp")  # fmt: skip
+    __slots__ = ("base", "closes", "elf", "entry", "interp", "kernel", "nameless", "phdr",
+                 "phnum", "reason", "size", "stack_exec", "start", "vp")  # fmt: skip
 
     kernel: Kernel
     vp: Vnode  # the file, referenced and marked as text
     size: int  # its length in bytes, as of the beginning
+    closes: bool  # its name goes by a descriptor that exec closes
+    nameless: bool  # given by its descriptor alone: its process is called after the file
     elf: ElfImage | None  # what the ELF parser made of it
     interp: ImageParams | None  # the program interpreter
     reason: str  # why it is not executable, for people
@@ -187,6 +189,7 @@ class ImageParams:
         self.kernel = kernel
         self.vp = vp
         self.size = vp.v_filesize
+        self.closes = self.nameless = False
         self.elf = None
         self.interp = None
         self.reason = ""
@@ -267,6 +270,18 @@ def exec_args_copyin(lp: Lwp, uargv: int, uenvp: int, path: bytes) -> ImageArgs:
     return ImageArgs(p.kernel, argv or [b""], envp)
 
 
+def exec_args_given(p: Proc, argv: list[bytes], envp: list[bytes], path: bytes) -> ImageArgs:
+    """Stage arguments that come from outside the machine, by the same rules.
+
+    :raises OSError: E2BIG.
+    """
+    strings = [*argv, *envp]
+    size = len(path) + 1 + sum(len(string) + 1 + 8 for string in strings)
+    if size > _arg_limit(p) or any(len(string) >= MAX_ARG_STRLEN for string in strings):
+        raise err(E2BIG)
+    return ImageArgs(p.kernel, argv, envp)
+
+
 # ---- the file ------------------------------------------------------------------------------------
 
 
@@ -312,6 +327,8 @@ def _find_image(p: Proc, image: ImageParams, args: ImageArgs, path: bytes) -> Im
                     image.interp = _open_interp(p, image.elf.interp)
                 return image
             interp, arg = shell_parse(image, head)
+            if image.closes:
+                raise err(ENOENT)  # the interpreter would not find its script
             args.shift(interp, arg, path)
         except BaseException:
             image.release()
@@ -387,6 +404,7 @@ def kern_execve(
 def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     p = lp.lwp_proc
     kernel = p.kernel
+    nameless = image.nameless
     image = _find_image(p, image, args, path)
     old = p.p_vmspace
     space = vmspace_alloc(kernel.vm)
@@ -411,9 +429,9 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     # There is no way back from here.
     strings = args.strings()
     p.p_args, p.p_env = strings[: args.argv_bytes], strings[args.argv_bytes :]
-    name = path.rpartition(b"/")[2]
-    p.p_comm = name[:15].decode("utf-8", "surrogateescape")
     p.p_execpath = kernel.vn_name(image.vp)
+    name = fsencode(p.p_execpath) if nameless else path
+    p.p_comm = name.rpartition(b"/")[2][:15].decode("utf-8", "surrogateescape")
     if lp.lwp_thread.td_lwp is lp:  # not while it is being spawned
         lp.lwp_thread.td_name = f"{p.p_comm}/{lp.lwp_tid}"
     p.p_ucred = cred
@@ -512,6 +530,8 @@ def _build_stack(
              AT_EGID, cred.cr_gid, AT_SECURE, int(secure), AT_RANDOM, random_at,
              AT_HWCAP2, _HWCAP2, AT_EXECFN, execfn_at, AT_PLATFORM, platform_at,
              AT_NULL, 0]  # fmt: skip
+    if round_page(len(block)) > p.p_rlimit(RLIMIT_STACK):
+        raise err(E2BIG)
     sp = (random_at - 8 * len(words)) & ~15
     head = b"".join([w.to_bytes(8, "little") for w in words]).ljust(random_at - sp, b"\0")
     data = head + urandom(16).ljust(platform_at - random_at, b"\0") + block
@@ -558,18 +578,29 @@ def sys_execveat(lp: Lwp, fd: int, upath: int, uargv: int, uenvp: int, flags: in
         if start is None:
             raise err(EACCES)
     name = path
+    by_fd = fd != AT_FDCWD and path[:1] != b"/"
     if path:
         vp = _lookup(p, path, start, 0 if flags & AT_SYMLINK_NOFOLLOW else NAMEI_FOLLOW)
-        if fd != AT_FDCWD and path[:1] != b"/":
+        if by_fd:
             name = b"/dev/fd/%d/%s" % (fd, path)
     else:
         assert start is not None
         vp, name = start, b"/dev/fd/%d" % fd
-    return _execve(lp, vp, name, uargv, uenvp)
+    return _execve(lp, vp, name, uargv, uenvp, not path, by_fd and fd in p.p_fd.fd_cloexec)
 
 
-def _execve(lp: Lwp, vp: Vnode, name: bytes, uargv: int, uenvp: int) -> int:
-    """Both of them, with the file found. `name` is the one the program gets to know."""
+def _execve(
+    lp: Lwp,
+    vp: Vnode,
+    name: bytes,
+    uargv: int,
+    uenvp: int,
+    nameless: bool = False,
+    closes: bool = False,
+) -> int:
+    """Both of them, with the file found. `name` is the one the program gets to know; the rest as
+    in ImageParams."""
     image = exec_check(lp.lwp_proc, vp)
+    image.closes, image.nameless = closes, nameless
     kern_execve(lp, image, name, lambda: exec_args_copyin(lp, uargv, uenvp, name))
     raise err(EJUSTRETURN)

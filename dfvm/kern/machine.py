@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
 from dfvm.kern.kern_errno import EACCES, ENOENT, ENOTDIR, err
-from dfvm.kern.kern_exec import ImageArgs, ImageParams, exec_check, kern_execve
+from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
 from dfvm.kern.kern_sig import SigActs, ksignal
 from dfvm.kern.kernel import Kernel
@@ -187,7 +187,7 @@ class Machine:
         try:
             self._open_stdio(p, (stdin, stdout, stdout if stderr == STDOUT else stderr), (out, err))
             name, image = self._find(p, args[0], dict(pairs).get("PATH"))
-            kern_execve(lp, image, name, lambda: ImageArgs(kernel, args, envp))
+            kern_execve(lp, image, name, lambda: exec_args_given(p, args, envp, name))
         except BaseException:
             self._discard(p, lp)
             raise

@@ -613,3 +613,92 @@ def test_translated_code_outlives_the_programs_that_ran_it() -> None:
         m.run()
         assert m.vmmeter.v_exec == 21
         assert m.kernel.vm.mmu.code_flushes == 0
+
+
+def test_arguments_must_fit_into_the_stack() -> None:
+    """However much room for them there is: with a stack of 64 KiB, 100 000 bytes don't."""
+    same(r"""
+    static char arg[110000];
+    int main(int argc, char **argv) {
+        if (argc > 1) return argv[1][0] == 'a';
+        struct rlimit rl;
+        getrlimit(RLIMIT_STACK, &rl);
+        rl.rlim_cur = 65536;
+        setrlimit(RLIMIT_STACK, &rl);
+        char *v[] = {"x", arg, 0}, *none[] = {0};
+        for (int n = 20000; n <= 100000; n += 80000) {
+            int st;
+            memset(arg, 'a', n);
+            pid_t p = fork();
+            if (!p) {
+                execve("/proc/self/exe", v, none);
+                exit(errno);
+            }
+            waitpid(p, &st, 0);
+            printf("%d: %x\n", n, st);
+        }
+        return 0;
+    }
+    """)
+
+
+def test_scripts_by_descriptors_that_close() -> None:
+    """Their interpreter would not find them. A program that has only a descriptor is called after
+    its file, as on Linux since 6.14."""
+    program = build(r"""
+    static void run(int fd, const char *path, int flags) {
+        char *v[] = {"0", "x", 0}, *none[] = {0};
+        int st;
+        pid_t p = fork();
+        if (!p) {
+            syscall(SYS_execveat, fd, path, v, none, flags);
+            exit(errno);
+        }
+        waitpid(p, &st, 0);
+        printf("%s %x\n", path, st);
+        fflush(stdout);
+    }
+    int main(int argc, char **argv) {
+        char name[32];
+        if (argc > 1) {
+            prctl(PR_GET_NAME, name);
+            printf("%s ", name);
+            return 0;
+        }
+        int in = open("/proc/self/exe", O_RDONLY);
+        int out = open("/tmp/program", O_CREAT | O_WRONLY, 0755);
+        char buf[65536];
+        for (int n; (n = read(in, buf, sizeof buf)) > 0;) write(out, buf, n);
+        close(out);
+        out = open("/tmp/script", O_CREAT | O_WRONLY, 0755);
+        dprintf(out, "#!/tmp/program\n");
+        close(out);
+        for (int flag = O_CLOEXEC;; flag = 0) {
+            int dir = open("/tmp", O_RDONLY | O_DIRECTORY | flag);
+            run(dir, "program", 0);
+            run(dir, "script", 0);
+            run(open("/tmp/program", O_RDONLY | flag), "", AT_EMPTY_PATH);
+            run(open("/tmp/script", O_RDONLY | flag), "", AT_EMPTY_PATH);
+            if (!flag) return 0;
+        }
+    }
+    """)
+    none = errno.ENOENT << 8
+    assert by_guest(program) == (
+        0,
+        f"program program 0\nscript {none:x}\nprogram  0\n {none:x}\n"
+        "program program 0\nscript script 0\nprogram  0\nprogram  0\n".encode(),
+    )
+
+
+def test_spawn_limits_arguments() -> None:
+    """As execve does: a string, and all of them with their pointers."""
+    with Machine() as m:
+        for argv in (["/bin/true", "a" * 131072], ["/bin/true", *["a" * 100_000] * 25]):
+            with pytest.raises(OSError) as caught:
+                m.spawn(argv)
+            assert caught.value.errno == errno.E2BIG
+        with pytest.raises(OSError) as caught:
+            m.spawn(["/bin/true"], env={str(n): "x" * 100 for n in range(20_000)})
+        assert caught.value.errno == errno.E2BIG
+        m.check()

@@ -204,6 +204,9 @@ class HostFile(File):
         va.va_ctime = va.va_birthtime = st.st_ctime_ns
         return va
 
+    def fo_setfl(self, flag: int) -> None:
+        pass
+
     def fo_name(self) -> str:
         try:
             return os.readlink(f"/proc/self/fd/{self.f_hostfd}")

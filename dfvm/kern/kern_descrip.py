@@ -37,6 +37,8 @@ from dfvm.kern.kern_errno import (
     ENOTDIR,
     ENOTTY,
     ENXIO,
+    EOPNOTSUPP,
+    EPERM,
     ESPIPE,
     ESRCH,
     err,
@@ -52,7 +54,8 @@ if TYPE_CHECKING:
     from dfvm.kern.sys_epoll import EpollItem
     from dfvm.kern.sys_pipe import PipePages
     from dfvm.kern.tty import HostTty
-    from dfvm.kern.vfs.vnode import Vattr, Vnode
+    from dfvm.kern.vfs.mount import Statfs
+    from dfvm.kern.vfs.vnode import Cred, Vattr, Vnode
     from dfvm.lwkt.lwkt_thread import Scheduler
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
@@ -114,6 +117,8 @@ _F_OWNER_PID: Final = 1
 _F_OWNER_PGRP: Final = 2
 _SETFL_MASK: Final = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME
 _PATH_COMMANDS: Final = frozenset((F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL))
+
+ANON_INODE_FS_MAGIC: Final = 0x09041934
 
 RLIMIT_NOFILE: Final = 7
 NR_OPEN: Final = 1 << 20  # no descriptor is this high or higher, whatever the limit
@@ -254,8 +259,28 @@ class File:
         """The inode gets its first lock, or has lost its last one."""
         self.f_lockf = head
 
+    def fo_chmod(self, mode: int, cred: Cred) -> None:
+        """fchmod(2). What shares the one inode without a type has no attributes of its own."""
+        raise err(EOPNOTSUPP)
+
+    def fo_chown(self, uid: int, gid: int, cred: Cred) -> None:
+        """fchown(2); -1: leave it."""
+        raise err(EOPNOTSUPP)
+
+    def fo_utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
+        """futimens(2), with the arguments of Vnode.utimes."""
+        raise err(EOPNOTSUPP)
+
+    def fo_statfs(self) -> Statfs:
+        """fstatfs(2) of what is in no file system."""
+        from dfvm.kern.vfs.mount import Statfs
+
+        return Statfs(ANON_INODE_FS_MAGIC, 0)
+
     def fo_setfl(self, flag: int) -> None:
         """F_SETFL is about to store `flag`; refuse by raising."""
+        if flag & O_DIRECT and not self.f_flag & O_DIRECT:
+            raise err(EINVAL)
 
     def fo_opened(self, lwp: Lwp, flag: int) -> None:
         """open(2) with `flag` made this file; it has its final f_flag."""
@@ -607,6 +632,10 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
         return fp.f_flag
     if cmd == F_SETFL:
         flag = fp.f_flag & ~_SETFL_MASK | arg & _SETFL_MASK
+        vp = fp.f_vnode
+        if flag & ~fp.f_flag & O_NOATIME and vp is not None:
+            if p.p_ucred.cr_fsuid not in (0, vp.v_uid):
+                raise err(EPERM)
         fp.fo_setfl(flag)
         fp.f_flag = flag
         return 0

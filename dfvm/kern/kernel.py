@@ -238,7 +238,8 @@ class Kernel:
         """End every thread where it stands, write to the host what is to be written there, and
         let go of what Python would not let go of by itself."""
         self.sched.close()
-        self.vfs.sync()
+        for vp, why in self.vfs.sync():
+            self.console(f"{os.fsdecode(vn_fullpath(vp, self.vfs.rootvnode))}: lost: {why}")
         self.vfs.fds.close()
         self.vcpu.stop_clock()
         self.vcpu.on_fault = None

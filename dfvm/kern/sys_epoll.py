@@ -230,15 +230,20 @@ class EpollFile(File):
     def watches(self, other: EpollFile, depth: int) -> bool:
         """Whether `other` is among what it watches, directly or through others.
 
-        :raises OSError: EINVAL when they are nested too deep
+        :raises OSError: ELOOP when they are nested too deep
         """
         if self is other:
             return True
         if depth > _MAXNESTS:
-            raise err(EINVAL)
+            raise err(ELOOP)
         return any(
             isinstance(fp, EpollFile) and fp.watches(other, depth + 1) for _, fp in self.ep_items
         )
+
+    def watched_depth(self) -> int:
+        """How long the longest chain of epolls is that watch one another and last this one."""
+        items = self.f_epitems
+        return max(1 + item.ei_ep.watched_depth() for item in items) if items else 0
 
     def fo_poll(self) -> int:
         for item in self.ep_ready:
@@ -309,7 +314,7 @@ def sys_epoll_ctl(lwp: Lwp, epfd: int, op: int, fd: int, uevent: int) -> int:
             raise err(EINVAL)
     item = ep.ep_items.get((fd, fp))
     if op == EPOLL_CTL_ADD:
-        if isinstance(fp, EpollFile) and fp.watches(ep, 0):
+        if isinstance(fp, EpollFile) and fp.watches(ep, ep.watched_depth() + 1):
             raise err(ELOOP)
         if item is not None:
             raise err(EEXIST)

@@ -11,13 +11,7 @@ from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
 from dfvm.kern.kern_descrip import O_CLOEXEC, O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, err
-from dfvm.kern.kern_event import (
-    POLL_READABLE,
-    POLL_WRITABLE,
-    POLLIN,
-    POLLOUT,
-    Kqinfo,
-)
+from dfvm.kern.kern_event import POLLIN, POLLOUT, Kqinfo
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import uiomove, uioread
 
@@ -72,7 +66,7 @@ class EventFile(File):
         uiomove(taken.to_bytes(8, "little"), uio)
 
     def fo_write(self, lwp: Lwp, uio: Uio) -> None:
-        if uio.uio_resid < 8:
+        if uio.uio_resid != 8:
             raise err(EINVAL)
         count = int.from_bytes(uioread(uio, 8), "little")
         if count > _MAX:
@@ -85,9 +79,9 @@ class EventFile(File):
     def fo_poll(self) -> int:
         events = 0
         if self.ev_count:
-            events |= POLL_READABLE
+            events |= POLLIN
         if self.ev_count < _MAX:
-            events |= POLL_WRITABLE
+            events |= POLLOUT
         return events
 
     def fo_kqinfo(self) -> Kqinfo:

@@ -11,7 +11,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
-from dfvm.kern.kern_descrip import FREAD, FWRITE, O_NONBLOCK, nofile
+from dfvm.kern.kern_descrip import FPATH, FREAD, FWRITE, O_NONBLOCK, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EBADF,
@@ -43,6 +43,7 @@ from dfvm.kern.kern_sig import (
     restore_user_sigmask,
     set_user_sigmask,
 )  # fmt: skip
+from dfvm.kern.vnode_file import SEEK_HOLE, VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
 
@@ -60,7 +61,10 @@ _RWF_DSYNC: Final = 2
 _RWF_SYNC: Final = 4
 _RWF_NOWAIT: Final = 8
 _RWF_APPEND: Final = 16
-_RWF_KNOWN: Final = _RWF_HIPRI | _RWF_DSYNC | _RWF_SYNC | _RWF_NOWAIT | _RWF_APPEND
+_RWF_NOAPPEND: Final = 32
+_RWF_KNOWN: Final = (
+    _RWF_HIPRI | _RWF_DSYNC | _RWF_SYNC | _RWF_NOWAIT | _RWF_APPEND | _RWF_NOAPPEND
+)  # fmt: skip
 
 FIONBIO: Final = 0x5421
 FIONCLEX: Final = 0x5450
@@ -227,14 +231,20 @@ def _transferv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, flags: int, rw
         fp = _file(lwp, fd, mode)
     else:
         fp, off = _pos(lwp, fd, pos, mode)
-    if flags & ~_RWF_KNOWN or (flags & _RWF_APPEND and rw == UIO_READ):
+    if flags & ~_RWF_KNOWN:
         raise err(EOPNOTSUPP)
+    if flags & _RWF_APPEND and flags & _RWF_NOAPPEND:
+        raise err(EINVAL)
     if flags & _RWF_NOWAIT and not fp.fo_poll() & (POLLIN if rw == UIO_READ else POLLOUT):
         raise err(EAGAIN)
     vp = fp.f_vnode
-    if flags & _RWF_APPEND and vp is not None:
-        off = vp.v_filesize
-    moved = _transferv(lwp, fp, vec, vlen, rw, off)
+    if flags & (_RWF_APPEND | _RWF_NOAPPEND) and rw == UIO_WRITE and isinstance(fp, VnodeFile):
+        uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, vec, vlen), rw)
+        moved = uio.uio_resid
+        fp.write_append(lwp, uio, off, bool(flags & _RWF_APPEND))
+        moved -= uio.uio_resid
+    else:
+        moved = _transferv(lwp, fp, vec, vlen, rw, off)
     if flags & (_RWF_DSYNC | _RWF_SYNC) and vp is not None and rw == UIO_WRITE:
         vp.fsync()
     return moved
@@ -242,7 +252,11 @@ def _transferv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, flags: int, rw
 
 def sys_lseek(lwp: Lwp, fd: int, offset: int, whence: int) -> int:
     """lseek(2)"""
-    return lwp.lwp_proc.p_fd.fget(fd).fo_seek(lwp, s64(offset), u32(whence))
+    fp = lwp.lwp_proc.p_fd.fget(fd)
+    whence = u32(whence)
+    if whence > SEEK_HOLE:
+        raise err(EINVAL)
+    return fp.fo_seek(lwp, s64(offset), whence)
 
 
 def sys_ioctl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
@@ -372,7 +386,7 @@ def _kern_poll(lwp: Lwp, ufds: int, nfds: int, deadline: int | None) -> int:
     bad = 0
     for i, (fd, events, _) in enumerate(iter_unpack("<ihh", pollfds)):
         fp = files.get(fd)
-        if fp is not None and fp.f_mode & (FREAD | FWRITE):
+        if fp is not None and not fp.f_mode & FPATH:
             wants.append((fp, events & 0xFFFF | POLL_ALWAYS))
             where.append(i)
         elif fd >= 0:
@@ -452,22 +466,26 @@ def _kern_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, deadline: i
     wants: list[tuple[File, int]] = []
     fds: list[int] = []
     union = asked[0] | asked[1] | asked[2]
+    unusable = 0
     while union:
         bit = union & -union
         union ^= bit
         fd = bit.bit_length() - 1
         fp = files.get(fd)
-        if fp is None or not fp.f_mode & (FREAD | FWRITE):
+        if fp is None:
             raise err(EBADF)
+        if fp.f_mode & FPATH:  # nothing there can block, or work
+            unusable |= bit
+            continue
         want = 0
         for bits, events in zip(asked, (_SEL_IN, _SEL_OUT, _SEL_EX), strict=True):
             if bits & bit:
                 want |= events
         wants.append((fp, want))
         fds.append(fd)
-    ready = poll_scan(lwp, wants, deadline)
-    found = [0, 0, 0]
-    count = 0
+    ready = poll_scan(lwp, wants, 0 if unusable else deadline)
+    found = [bits & unusable for bits in asked]
+    count = sum(bits.bit_count() for bits in found)
     for fd, got in zip(fds, ready, strict=True):
         bit = 1 << fd
         for i, events in enumerate((_SEL_IN, _SEL_OUT, _SEL_EX)):

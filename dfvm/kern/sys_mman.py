@@ -32,6 +32,7 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.vnode import MMAP_ANON, OFF_MAX, VREG
+from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
 from dfvm.vm.pmap import pmap_pte
@@ -400,6 +401,8 @@ def _file_rights(fp: File, prot: int, flags: int) -> tuple[int, bool, bool]:
     how = vp.mmap()
     if flags & MAP_GROWSDOWN:
         raise err(EINVAL)
+    if isinstance(fp, VnodeFile):
+        fp.accessed()
     return maximum, shared, how == MMAP_ANON
 
 

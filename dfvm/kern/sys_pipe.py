@@ -40,6 +40,7 @@ from dfvm.kern.kern_descrip import (
     signal_self,
 )  # fmt: skip
 from dfvm.kern.kern_errno import (
+    EACCES,
     EAGAIN,
     EBADF,
     EBUSY,
@@ -61,14 +62,15 @@ from dfvm.kern.kern_event import (
     Kqinfo,
 )  # fmt: skip
 from dfvm.kern.kern_sig import SIGPIPE
-from dfvm.kern.vfs.vnode import VFIFO, Vattr
+from dfvm.kern.vfs.vnode import VFIFO, Vattr, may_chown
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove_pa
 
 if TYPE_CHECKING:
     from dfvm.kern.kern_lockf import LockfHead
     from dfvm.kern.proc import Lwp
-    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.mount import Statfs
+    from dfvm.kern.vfs.vnode import Cred, Vnode
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map import VmMap
@@ -77,6 +79,8 @@ PAGE_SIZE: Final = 4096
 PIPE_BUF: Final = 4096  # writes up to this are atomic
 PIPE_SLOTS: Final = 16  # capacity of a new pipe, pages
 PIPE_MAX_SIZE: Final = 1 << 20  # the most F_SETPIPE_SZ gives, bytes
+
+PIPEFS_MAGIC: Final = 0x50495045
 
 FIONREAD: Final = 0x541B
 
@@ -168,9 +172,10 @@ class PipeBuf:
 class Pipe:
     """What the two ends share."""
 
-    __slots__ = ("pi_atime", "pi_bufs", "pi_kq", "pi_locked", "pi_lockf", "pi_mtime", "pi_pages",
-                 "pi_rcount", "pi_readers", "pi_rwait", "pi_serial", "pi_slots", "pi_table",
-                 "pi_wcount", "pi_writers", "pi_wwait")  # fmt: skip
+    __slots__ = ("pi_atime", "pi_bufs", "pi_gid", "pi_kq", "pi_locked", "pi_lockf", "pi_mode",
+                 "pi_mtime", "pi_pages", "pi_rcount", "pi_readers", "pi_rwait", "pi_serial",
+                 "pi_slots", "pi_table", "pi_uid", "pi_wcount", "pi_writers",
+                 "pi_wwait")  # fmt: skip
 
     pi_table: FileTable
     pi_pages: PipePages
@@ -188,8 +193,11 @@ class Pipe:
     pi_lockf: LockfHead | None  # locks on a pipe without a name
     pi_atime: int  # ns; last read
     pi_mtime: int  # last write
+    pi_mode: int  # permission bits, owner and group of a pipe without a name; nobody is checked
+    pi_uid: int
+    pi_gid: int
 
-    def __init__(self, table: FileTable) -> None:
+    def __init__(self, table: FileTable, uid: int = 0, gid: int = 0) -> None:
         pages = table.pipe_pages
         if pages is None:
             pages = table.pipe_pages = PipePages(table.vm)
@@ -206,6 +214,9 @@ class Pipe:
         self.pi_serial = table.new_serial()
         self.pi_lockf = None
         self.pi_atime = self.pi_mtime = time_ns()
+        self.pi_mode = 0o600
+        self.pi_uid = uid
+        self.pi_gid = gid
 
     def lock(self) -> None:
         """Take pi_locked. May block, not to be interrupted: whoever has it will finish."""
@@ -465,10 +476,18 @@ class PipeFile(File):
         pipe.attach(self.f_mode)
 
     def fo_read(self, lwp: Lwp, uio: Uio) -> None:
+        resid = uio.uio_resid
         self.f_pipe.read(self, uio)
+        vp = self.f_vnode
+        if vp is not None and uio.uio_resid != resid:
+            vp.vop_accessed()
 
     def fo_write(self, lwp: Lwp, uio: Uio) -> None:
+        resid = uio.uio_resid
         self.f_pipe.write(lwp, self, uio)
+        vp = self.f_vnode
+        if vp is not None and uio.uio_resid != resid:
+            vp.vop_wrote(0)
 
     def fo_ioctl(self, lwp: Lwp, cmd: int, arg: int) -> int:
         if cmd != FIONREAD:
@@ -499,9 +518,49 @@ class PipeFile(File):
             return self.f_vnode.getattr()
         pipe = self.f_pipe
         va = anon_attr(VFIFO, pipe.pi_serial)
+        va.va_mode = pipe.pi_mode
+        va.va_uid = pipe.pi_uid
+        va.va_gid = pipe.pi_gid
         va.va_atime = pipe.pi_atime
         va.va_mtime = va.va_ctime = va.va_birthtime = pipe.pi_mtime
         return va
+
+    def fo_chmod(self, mode: int, cred: Cred) -> None:
+        vp, pipe = self.f_vnode, self.f_pipe
+        if vp is not None:
+            vp.chmod(mode, cred)
+            return
+        if cred.cr_fsuid not in (0, pipe.pi_uid):
+            raise err(EPERM)
+        pipe.pi_mode = mode
+
+    def fo_chown(self, uid: int, gid: int, cred: Cred) -> None:
+        vp, pipe = self.f_vnode, self.f_pipe
+        if vp is not None:
+            vp.chown(uid, gid, cred)
+            return
+        may_chown(pipe.pi_uid, pipe.pi_gid, uid, gid, cred)
+        pipe.pi_uid = pipe.pi_uid if uid == -1 else uid
+        pipe.pi_gid = pipe.pi_gid if gid == -1 else gid
+
+    def fo_utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
+        vp, pipe = self.f_vnode, self.f_pipe
+        if vp is not None:
+            vp.utimes(atime, mtime, cred, explicit)
+            return
+        if cred.cr_fsuid not in (0, pipe.pi_uid):
+            raise err(EPERM if explicit else EACCES)
+        pipe.pi_atime = pipe.pi_atime if atime is None else atime
+        pipe.pi_mtime = pipe.pi_mtime if mtime is None else mtime
+
+    def fo_statfs(self) -> Statfs:
+        from dfvm.kern.vfs.mount import Statfs
+
+        vp = self.f_vnode
+        return Statfs(PIPEFS_MAGIC, 0) if vp is None else vp.v_mount.statfs()
+
+    def fo_setfl(self, flag: int) -> None:
+        pass
 
     def fo_lockf(self) -> LockfHead | None:
         vp = self.f_vnode
@@ -594,13 +653,13 @@ def sys_pipe2(lwp: Lwp, fdpair: int, flags: int) -> int:
     limit = nofile(p)
     cloexec = bool(flags & O_CLOEXEC)
     flags &= ~O_CLOEXEC
-    pipe = Pipe(fdp.fd_table)
+    pipe = Pipe(fdp.fd_table, p.p_ucred.cr_fsuid, p.p_ucred.cr_fsgid)
     rfd = fdp.fdalloc(0, limit)
     wfd = -1
     try:
         wfd = fdp.fdalloc(0, limit)
         copyout(p.p_vmspace, pack("<ii", rfd, wfd), fdpair)
-        rfp = PipeFile(pipe, O_RDONLY | flags)
+        rfp = PipeFile(pipe, O_RDONLY | flags & O_NONBLOCK)
         try:
             wfp = PipeFile(pipe, O_WRONLY | flags)
         except OSError:

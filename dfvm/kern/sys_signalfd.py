@@ -15,7 +15,7 @@ from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
 from dfvm.kern.kern_descrip import O_CLOEXEC, O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, err
-from dfvm.kern.kern_event import POLL_READABLE, Kqinfo
+from dfvm.kern.kern_event import POLLIN, Kqinfo
 from dfvm.kern.kern_sig import SIGS_CANTMASK, take_pending
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, uiomove
@@ -73,7 +73,7 @@ class SignalFile(File):
     def fo_poll(self) -> int:
         lwp: Lwp = self.f_table.sched.curthread.td_lwp
         pending = lwp.lwp_sigqueue.pending | lwp.lwp_proc.p_sigqueue.pending
-        return POLL_READABLE if pending & self.sf_mask else 0
+        return POLLIN if pending & self.sf_mask else 0
 
     def fo_kqinfo(self) -> Kqinfo:
         p = self.f_table.sched.curthread.td_lwp.lwp_proc

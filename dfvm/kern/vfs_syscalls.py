@@ -57,9 +57,9 @@ from dfvm.kern.kern_errno import (
     EBADF,
     EFBIG,
     EINVAL,
+    EIO,
     ENODEV,
     ENOENT,
-    ENOSYS,
     ENOTDIR,
     EOPNOTSUPP,
     EPERM,
@@ -118,6 +118,8 @@ _TMPFILE_BIT: Final = O_TMPFILE & ~O_DIRECTORY
 _SYNC_BIT: Final = O_SYNC & ~O_DSYNC
 _PATH_FLAGS: Final = O_DIRECTORY | O_NOFOLLOW | O_PATH | O_CLOEXEC
 _NOT_KEPT: Final = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC
+
+_NO_ID: Final = 0xFFFF_FFFF
 
 _UTIME_NOW: Final = 0x3FFFFFFF
 _UTIME_OMIT: Final = 0x3FFFFFFE
@@ -181,18 +183,12 @@ def _fd_vnode(lwp: Lwp, dirfd: int) -> Vnode | File:
     return fp if fp.f_vnode is None else fp.f_vnode
 
 
-def _target(lwp: Lwp, dirfd: int, upath: int, flags: int) -> Vnode:
-    """The vnode that a call of the ...at family is about, by path or, with AT_EMPTY_PATH, by
-    descriptor.
-
-    :raises OSError: EPERM for a descriptor that has no vnode
-    """
+def _target(lwp: Lwp, dirfd: int, upath: int, flags: int) -> Vnode | File:
+    """What a call of the ...at family is about, by path or, with AT_EMPTY_PATH, by descriptor; a
+    File when that has no vnode."""
     path = _path(lwp, upath)
     if not path and flags & AT_EMPTY_PATH:
-        vp = _fd_vnode(lwp, dirfd)
-        if isinstance(vp, File):
-            raise err(EPERM)
-        return vp
+        return _fd_vnode(lwp, dirfd)
     return _namei(lwp, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
 
 
@@ -212,6 +208,8 @@ def file_open(lwp: Lwp, start: Vnode, path: bytes, flags: int, mode: int) -> Fil
         other.fo_opened(lwp, flags)
         return other
     try:
+        if kept & O_DIRECT and not flags & O_PATH and vp.v_type != VREG:
+            raise err(EINVAL)
         if vp.v_type == VFIFO and not flags & O_PATH:
             from dfvm.kern.sys_pipe import fifo_open
 
@@ -665,7 +663,9 @@ def sys_fchmodat2(lwp: Lwp, dirfd: int, upath: int, mode: int, flags: int) -> in
     flags = u32(flags)
     if flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH):
         raise err(EINVAL)
-    _target(lwp, dirfd, upath, flags).chmod(mode & 0o7777, lwp.lwp_proc.p_ucred)
+    target = _target(lwp, dirfd, upath, flags)
+    chmod = target.fo_chmod if isinstance(target, File) else target.chmod
+    chmod(mode & 0o7777, lwp.lwp_proc.p_ucred)
     return 0
 
 
@@ -681,10 +681,8 @@ def sys_chmod(lwp: Lwp, upath: int, mode: int) -> int:
 
 def sys_fchmod(lwp: Lwp, fd: int, mode: int) -> int:
     """fchmod(2)"""
-    vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
-    if vp is None:
-        raise err(EPERM)
-    vp.chmod(mode & 0o7777, lwp.lwp_proc.p_ucred)
+    p = lwp.lwp_proc
+    p.p_fd.fget(fd).fo_chmod(mode & 0o7777, p.p_ucred)
     return 0
 
 
@@ -693,7 +691,9 @@ def sys_fchownat(lwp: Lwp, dirfd: int, upath: int, uid: int, gid: int, flags: in
     flags = u32(flags)
     if flags & ~(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH):
         raise err(EINVAL)
-    _target(lwp, dirfd, upath, flags).chown(id_or_none(uid), id_or_none(gid), lwp.lwp_proc.p_ucred)
+    target = _target(lwp, dirfd, upath, flags)
+    chown = target.fo_chown if isinstance(target, File) else target.chown
+    chown(id_or_none(uid), id_or_none(gid), lwp.lwp_proc.p_ucred)
     return 0
 
 
@@ -709,10 +709,8 @@ def sys_lchown(lwp: Lwp, upath: int, uid: int, gid: int) -> int:
 
 def sys_fchown(lwp: Lwp, fd: int, uid: int, gid: int) -> int:
     """fchown(2)"""
-    vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
-    if vp is None:
-        raise err(EPERM)
-    vp.chown(id_or_none(uid), id_or_none(gid), lwp.lwp_proc.p_ucred)
+    p = lwp.lwp_proc
+    p.p_fd.fget(fd).fo_chown(id_or_none(uid), id_or_none(gid), p.p_ucred)
     return 0
 
 
@@ -738,12 +736,11 @@ def _utimes(
     if not upath and s32(dirfd) != AT_FDCWD:
         if flags:
             raise err(EINVAL)
-        vp = p.p_fd.fget(dirfd).f_vnode
-        if vp is None:
-            raise err(EPERM)
+        target: Vnode | File = p.p_fd.fget(dirfd)
     else:
-        vp = _target(lwp, dirfd, upath, flags)
-    vp.utimes(atime, mtime, p.p_ucred, explicit)
+        target = _target(lwp, dirfd, upath, flags)
+    utimes = target.fo_utimes if isinstance(target, File) else target.utimes
+    utimes(atime, mtime, p.p_ucred, explicit)
     return 0
 
 
@@ -797,14 +794,18 @@ def sys_statfs(lwp: Lwp, upath: int, ubuf: int) -> int:
 
 def sys_fstatfs(lwp: Lwp, fd: int, ubuf: int) -> int:
     """fstatfs(2)"""
-    vp = lwp.lwp_proc.p_fd.fget_path(fd).f_vnode
-    if vp is None:
-        raise err(ENOSYS)
-    copyout(lwp.lwp_proc.p_vmspace, pack_statfs(vp.v_mount.statfs()), ubuf)
+    fp = lwp.lwp_proc.p_fd.fget_path(fd)
+    copyout(lwp.lwp_proc.p_vmspace, pack_statfs(fp.fo_statfs()), ubuf)
     return 0
 
 
 # -- sizes and storage --------------------------------------------------------------------------
+
+
+def _is_pipe(fp: File) -> bool:
+    from dfvm.kern.sys_pipe import PipeFile
+
+    return isinstance(fp, PipeFile)
 
 
 def _may_grow(lwp: Lwp, vp: Vnode, length: int) -> None:
@@ -855,10 +856,10 @@ def sys_fallocate(lwp: Lwp, fd: int, mode: int, offset: int, length: int) -> int
         raise err(EOPNOTSUPP)
     if not fp.f_mode & FWRITE:
         raise err(EBADF)
-    vp = fp.f_vnode
-    if vp is None or vp.v_type == VFIFO:
+    if _is_pipe(fp):
         raise err(ESPIPE)
-    if vp.v_type != VREG:
+    vp = fp.f_vnode
+    if vp is None or vp.v_type != VREG:
         raise err(ENODEV)
     if offset + length > OFF_MAX:
         raise err(EFBIG)
@@ -891,17 +892,17 @@ def sys_sync(lwp: Lwp) -> int:
 def sys_syncfs(lwp: Lwp, fd: int) -> int:
     """syncfs(2)"""
     vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
-    if vp is not None:
-        vp.v_mount.sync()
+    if vp is not None and vp.v_mount.sync():
+        raise err(EIO)
     return 0
 
 
 def sys_sync_file_range(lwp: Lwp, fd: int, offset: int, nbytes: int, flags: int) -> int:
     """sync_file_range(2): all of the file's data"""
+    vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
     if u32(flags) & ~7 or s64(offset) < 0 or s64(nbytes) < 0:
         raise err(EINVAL)
-    vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
-    if vp is None or vp.v_type == VFIFO:
+    if vp is None or vp.v_type not in (VREG, VDIR, VLNK):
         raise err(ESPIPE)
     vp.fsync()
     return 0
@@ -909,12 +910,10 @@ def sys_sync_file_range(lwp: Lwp, fd: int, offset: int, nbytes: int, flags: int)
 
 def sys_fadvise64(lwp: Lwp, fd: int, offset: int, length: int, advice: int) -> int:
     """posix_fadvise(2): checked, and without effect, as the page cache keeps what it has"""
-    fp = lwp.lwp_proc.p_fd.fget(fd)
+    if _is_pipe(lwp.lwp_proc.p_fd.fget(fd)):
+        raise err(ESPIPE)
     if not 0 <= s32(advice) <= 5 or s64(length) < 0:
         raise err(EINVAL)
-    vp = fp.f_vnode
-    if vp is None or vp.v_type == VFIFO:
-        raise err(ESPIPE)
     return 0
 
 
@@ -986,6 +985,7 @@ def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> in
     if at < 0 or s64(count) < 0:
         raise err(EINVAL)
     done = _copy(lwp, vp, at, min(count, _MAX_COUNT), lambda uio, _: ofp.fo_write(lwp, uio))
+    vp.vop_accessed()
     if off is None:
         ifp.f_offset = at + done
     else:
@@ -1017,6 +1017,7 @@ def sys_copy_file_range(
         ovp.write(uio, dst + done, 0, check_fsize(lwp, dst + done))
 
     done = _copy(lwp, ivp, src, count, put)
+    ivp.vop_accessed()
     for fp, uoff, end in ((ifp, uinoff, src + done), (ofp, uoutoff, dst + done)):
         if uoff:
             copyout(p.p_vmspace, end.to_bytes(8, "little"), uoff)

@@ -13,12 +13,13 @@ from dfvm.kern.kern_descrip import (
     FPATH,
     O_APPEND,
     O_DSYNC,
+    O_NOATIME,
     O_NONBLOCK,
     File,
     FileTable,
     signal_self,
 )  # fmt: skip
-from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, ENXIO, err
+from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, err
 from dfvm.kern.vfs.vnode import (
     IO_APPEND,
     IO_NDELAY,
@@ -26,6 +27,7 @@ from dfvm.kern.vfs.vnode import (
     OFF_MAX,
     VCHR,
     VDIR,
+    VNOCACHE,
     VREG,
     VUNLINKED,
     Vattr,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from dfvm.kern.kern_lockf import LockfHead
     from dfvm.kern.proc import Lwp
+    from dfvm.kern.vfs.mount import Statfs
+    from dfvm.kern.vfs.vnode import Cred
     from dfvm.vm.copyio import Uio
 
 SEEK_SET: Final = 0
@@ -116,8 +120,11 @@ class VnodeFile(File):
         self._lock()
         try:
             resid = uio.uio_resid
-            self.f_vnode.read(uio, self.f_offset, IO_NDELAY if self.f_flag & O_NONBLOCK else 0)
+            vp, flag = self.f_vnode, self.f_flag
+            vp.read(uio, self.f_offset, IO_NDELAY if flag & O_NONBLOCK else 0)
             self.f_offset += resid - uio.uio_resid
+            if resid and not flag & O_NOATIME:
+                vp.vop_accessed()
         finally:
             self._unlock()
 
@@ -129,16 +136,40 @@ class VnodeFile(File):
             self._unlock()
 
     def _write(self, lwp: Lwp, uio: Uio, off: int) -> int:
+        return self._write_as(lwp, uio, off, self._ioflag())
+
+    def _write_as(self, lwp: Lwp, uio: Uio, off: int, ioflag: int) -> int:
         vp = self.f_vnode
         if vp.v_type != VREG:
-            return vp.write(uio, off, self._ioflag())
+            return vp.write(uio, off, ioflag)
         if not uio.uio_resid:
             return off
-        at = vp.v_filesize if self.f_flag & O_APPEND else off
-        return vp.write(uio, off, self._ioflag(), check_fsize(lwp, at))
+        at = vp.v_filesize if ioflag & IO_APPEND else off
+        return vp.write(uio, off, ioflag, check_fsize(lwp, at))
+
+    def write_append(self, lwp: Lwp, uio: Uio, offset: int | None, append: bool) -> None:
+        """Write at the end or, without `append`, at `offset`, whatever O_APPEND says; None: at
+        f_offset, which is advanced (pwritev2 with RWF_APPEND and RWF_NOAPPEND)."""
+        ioflag = self._ioflag() & ~IO_APPEND | (IO_APPEND if append else 0)
+        if offset is not None:
+            self._write_as(lwp, uio, offset, ioflag)
+            return
+        self._lock()
+        try:
+            self.f_offset = self._write_as(lwp, uio, self.f_offset, ioflag)
+        finally:
+            self._unlock()
 
     def fo_pread(self, lwp: Lwp, uio: Uio, offset: int) -> None:
+        resid = uio.uio_resid
         self.f_vnode.read(uio, offset, 0)
+        if resid:
+            self.accessed()
+
+    def accessed(self) -> None:
+        """Something was read: the file's time of access, unless opened with O_NOATIME."""
+        if not self.f_flag & O_NOATIME:
+            self.f_vnode.vop_accessed()
 
     def fo_pwrite(self, lwp: Lwp, uio: Uio, offset: int) -> None:
         self._write(lwp, uio, offset)
@@ -153,14 +184,12 @@ class VnodeFile(File):
             return self._seekdir(offset, whence)
         if whence == SEEK_CUR:
             offset += self.f_offset
+        elif whence in (SEEK_END, SEEK_DATA, SEEK_HOLE) and vp.v_flag & VNOCACHE:
+            raise err(EINVAL)  # nobody knows how long it would be
         elif whence == SEEK_END:
             offset += vp.getattr().va_size
         elif whence in (SEEK_DATA, SEEK_HOLE):
-            size = vp.getattr().va_size
-            if not 0 <= offset < size:
-                raise err(ENXIO)
-            if whence == SEEK_HOLE:  # no holes but the one behind the end: lseek(2) allows that
-                offset = size
+            offset = vp.seek_data(offset, whence == SEEK_HOLE)
         elif whence != SEEK_SET:
             raise err(EINVAL)
         if not 0 <= offset <= OFF_MAX:
@@ -195,6 +224,7 @@ class VnodeFile(File):
             if vp.v_flag & VUNLINKED:
                 raise err(ENOENT)
             self.f_entries = vp.readdir()
+            self.accessed()
         return self.f_entries
 
     def fo_readdir(self, room: int, pack_one: Callable[[bytes, int, int, int], bytes]) -> bytes:
@@ -233,6 +263,22 @@ class VnodeFile(File):
 
     def fo_stat(self, lwp: Lwp) -> Vattr:
         return self.f_vnode.getattr()
+
+    def fo_chmod(self, mode: int, cred: Cred) -> None:
+        self.f_vnode.chmod(mode, cred)
+
+    def fo_chown(self, uid: int, gid: int, cred: Cred) -> None:
+        self.f_vnode.chown(uid, gid, cred)
+
+    def fo_utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
+        self.f_vnode.utimes(atime, mtime, cred, explicit)
+
+    def fo_statfs(self) -> Statfs:
+        return self.f_vnode.v_mount.statfs()
+
+    def fo_setfl(self, flag: int) -> None:
+        if self.f_vnode.v_type != VREG:
+            super().fo_setfl(flag)
 
     def fo_lockf(self) -> LockfHead | None:
         head: LockfHead | None = self.f_vnode.v_lockf

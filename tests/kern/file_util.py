@@ -15,6 +15,8 @@ T = r"""
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <utime.h>
+#include <grp.h>
+#include <linux/falloc.h>
 #include <sys/uio.h>
 #define T(e) do { errno = 0; long r_ = (long)(e); \
     printf("%s = %ld %d\n", #e, r_ < 0 ? -1L : r_, r_ < 0 ? errno : 0); fflush(stdout); } while (0)

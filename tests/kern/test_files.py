@@ -308,3 +308,104 @@ int main() {
     q[0] = 'M'; T(pread(m, buf, 1, 0)); T(buf[0]);
     return 0;
 }""")  # fmt: skip
+
+
+def test_holes() -> None:
+    """SEEK_DATA and SEEK_HOLE, by pages: what was written is data, what was punched out is not."""
+    same(T + r"""
+int main() {
+    int fd = memfd_create("sparse", 0); char *m;
+    T(lseek(fd, 0, SEEK_DATA)); pwrite(fd, "x", 1, 24576); pwrite(fd, "y", 1, 163840);
+    T(lseek(fd, 0, SEEK_DATA)); T(lseek(fd, 0, SEEK_HOLE)); T(lseek(fd, 24576, SEEK_HOLE));
+    T(lseek(fd, 30000, SEEK_DATA)); T(lseek(fd, 163841, SEEK_DATA));
+    T(lseek(fd, 163840, SEEK_HOLE)); T(lseek(fd, 163841, SEEK_HOLE)); T(lseek(fd, -1, SEEK_DATA));
+    T(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 24576, 4096));
+    T(lseek(fd, 0, SEEK_DATA)); T(ftruncate(fd, 1L << 40)); T(lseek(fd, 1L << 39, SEEK_DATA));
+    T(lseek(fd, 1L << 39, SEEK_HOLE)); m = mmap(0, 8192, 3, MAP_SHARED, fd, 1L << 38); m[5000] = 1;
+    T(lseek(fd, 1L << 20, SEEK_DATA)); T(lseek(fd, (1L << 38) + 4096, SEEK_HOLE));
+    T(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1L << 40));
+    T(lseek(fd, 0, SEEK_DATA)); T(m[5000]);
+    int p[2]; pipe(p); T(lseek(p[0], 0, 9)); T(lseek(p[0], 0, SEEK_DATA));
+    int s = open("/proc/self/stat", 0); T(lseek(s, 0, SEEK_END)); T(lseek(s, 3, SEEK_SET));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_ends_of_the_offsets() -> None:
+    same(T + r"""
+int main() {
+    int fd = memfd_create("big", 0); struct iovec iv = {buf, 5};
+    T(pwrite(fd, "end", 3, (2L << 30) - 2)); T(pwrite(fd, "4g", 2, 4L << 30));
+    T(pread(fd, buf, 10, (4L << 30) - 1)); T(buf[0]); T(buf[1]); T(lseek(fd, 0, SEEK_END));
+    T(pwrite(fd, "x", 1, LONG_MAX)); T(pread(fd, buf, 10, LONG_MAX - 3)); T(pread(fd, buf, 1, -1));
+    T(pwritev2(fd, &iv, 1, -1, 0)); T(lseek(fd, 7, SEEK_SET));
+    T(pwritev2(fd, &iv, 1, 0, RWF_APPEND)); T(lseek(fd, 0, SEEK_CUR));
+    T(pwritev2(fd, &iv, 1, -1, RWF_APPEND)); T(lseek(fd, 0, SEEK_CUR));
+    T(pwritev2(fd, &iv, 1, 0, 1 << 20)); T(preadv2(fd, &iv, 1, 0, RWF_DSYNC));
+    char *top = mmap(0, 8192, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); munmap(top + 4096, 4096);
+    mmap(top + 4096, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    T(read(open("/dev/zero", 0), top + 4091, 10)); T(read(open("/dev/urandom", 0), top + 4091, 10));
+    T(read(open("/dev/zero", 0), top + 4096, 10));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_times_of_access() -> None:
+    """As with relatime: reading moves a time that is older than the last change."""
+    same(T + r"""
+#define OLD(n) do { struct timespec o_[2] = {{100, 0}, {100, 0}}; utimensat(AT_FDCWD, n, o_, \
+    AT_SYMLINK_NOFOLLOW); } while (0)
+#define SHOW(n) do { struct stat s_; lstat(n, &s_); printf("%s: atime %d mtime %d\n", n, \
+    s_.st_atime > 100, s_.st_mtime > 100); } while (0)
+int main() {
+    put_("f", "abc"); int fd = open("f", O_RDWR); OLD("f"); read(fd, buf, 1); SHOW("f"); OLD("f");
+    pread(fd, buf, 1, 0); SHOW("f"); OLD("f"); read(open("f", O_NOATIME), buf, 1); SHOW("f");
+    OLD("f"); char *m = mmap(0, 4096, 3, MAP_SHARED, fd, 0); SHOW("f"); OLD("f");
+    pwrite(fd, "x", 1, 0); SHOW("f"); mkdir("d", 0755); OLD("d"); DIR *d = opendir("d"); SHOW("d");
+    readdir(d); SHOW("d"); symlink("to", "l"); OLD("l"); readlink("l", buf, 9); SHOW("l");
+    mkfifo("p", 0600); OLD("p"); int p = open("p", O_RDWR); SHOW("p"); write(p, "ab", 2); SHOW("p");
+    OLD("p"); read(p, buf, 1); SHOW("p"); OLD("f"); sendfile(p, fd, 0, 2); SHOW("f");
+    return 0;
+}""")  # fmt: skip
+
+
+def test_rights_of_others() -> None:
+    """What only shows to an unprivileged user; nothing does when the tests run as one."""
+    same(T + r"""
+static long mode_(const char *n) { struct stat st; lstat(n, &st); return st.st_mode; }
+int main() {
+    if (geteuid()) return 0;
+    chmod(".", 0777); umask(0); mkdir("g", 0777); chown("g", 5, 6); chmod("g", 02777);
+    put_("s", "x"); chmod("s", 0600); put_("r", "x"); put_("u", "x"); chmod("u", 04777);
+    put_("w", "x"); chmod("w", 02766); put_("m", "x"); chmod("m", 0666);
+    T(chown("m", 0xfffffffe, 0x80000000)); struct stat st; stat("m", &st); T(st.st_uid);
+    T(st.st_gid); int r = open("r", O_RDWR), p[2];
+    setgroups(0, 0); setresgid(77, 77, 77); setresuid(77, 77, 77);
+    T(open("g/f", O_CREAT | O_RDWR, 06775)); T(mode_("g/f")); T(mkdir("g/d", 0755));
+    T(mode_("g/d")); T(open("g/n", O_CREAT | O_RDWR, 02765)); T(mode_("g/n"));
+    T(mknod("g/p", S_IFIFO | 06777, 0)); T(mode_("g/p")); T(link("s", "h1"));
+    T(link("u", "h2")); T(link("m", "h3"));
+    T(chown("r", -1, -1)); T(chown("r", 77, -1)); T(chown("u", -1, -1)); T(fchown(r, -1, -1));
+    T(write(open("w", 1), "y", 1)); T(mode_("w")); T(fcntl(r, F_SETFL, O_NOATIME));
+    pipe(p); fstat(p[0], &st); T(st.st_uid);
+    T(fchown(p[0], 0, -1)); T(fchmod(p[0], 0640)); fstat(p[1], &st); T(st.st_mode);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_files_without_a_name_have_attributes() -> None:
+    same(T + r"""
+int main() {
+    int p[2], e = eventfd(0, 0); struct stat st; struct statfs sf; pipe(p);
+    T(fchmod(p[0], 0640)); fstat(p[1], &st); T(st.st_mode); T(futimens(p[0], 0));
+    struct timespec ts[2] = {{5, 6}, {7, 8}}; T(futimens(p[1], ts)); fstat(p[0], &st);
+    T(st.st_atime); T(st.st_mtime); T(fstatfs(p[0], &sf)); T(sf.f_type); T(sf.f_namelen);
+    T(fstatfs(e, &sf)); T(sf.f_type); T(posix_fadvise(p[0], 0, 0, 9)); T(posix_fadvise(e, 0, 0, 1));
+    T(fallocate(p[1], 0, 0, 1)); T(fallocate(e, 0, 0, 1)); T(sync_file_range(99, 0, 1, 9));
+    T(sync_file_range(open("/dev/null", 1), 0, 1, 1)); mkfifo("f", 0600); T(open("f", 3));
+    T(open("f", O_RDWR | O_DIRECT)); T(open("/dev/null", O_RDWR | O_DIRECT));
+    T(fcntl(open("/dev/null", 2), F_SETFL, O_DIRECT)); T(fcntl(e, F_SETFL, O_DIRECT));
+    char n[40]; int t = open(".", O_TMPFILE | O_RDWR | O_EXCL, 0600);
+    sprintf(n, "/proc/self/fd/%d", t); T(linkat(AT_FDCWD, n, AT_FDCWD, "t", AT_SYMLINK_FOLLOW));
+    return 0;
+}""")  # fmt: skip

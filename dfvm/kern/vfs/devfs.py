@@ -8,7 +8,6 @@ Source: DragonFly sys/kern/kern_device.c, sys/kern/kern_memio.c; numbers and beh
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.kern_errno import ENODEV, ENOSPC, ENOTTY, EOPNOTSUPP, err
@@ -23,7 +22,7 @@ from dfvm.kern.vfs.vnode import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from dfvm.kern.vfs.mount import Vfs
     from dfvm.kern.vfs.vnode import Cred, Vnode
@@ -77,14 +76,17 @@ class NullDev(Cdev):
         uio.uio_resid = 0
 
 
-@contextmanager
-def _short_read(uio: Uio) -> Iterator[None]:
-    """What could be copied before a fault is read, if it is anything."""
-    resid = uio.uio_resid
+def _give(uio: Uio, make: Callable[[int], bytes]) -> None:
+    """Fill uio with what make(length) makes. An address that can't be reached ends it, and is an
+    error only at the first byte."""
+    from dfvm.vm.copyio import uiomove
+
+    wanted = uio.uio_resid
     try:
-        yield
+        while uio.uio_resid:
+            uiomove(make(min(_CHUNK, uio.uio_resid)), uio)
     except OSError:
-        if uio.uio_resid == resid:
+        if uio.uio_resid == wanted:
             raise
 
 
@@ -94,11 +96,7 @@ class ZeroDev(Cdev):
     __slots__ = ()
 
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
-        from dfvm.vm.copyio import uiomove
-
-        with _short_read(uio):
-            while uio.uio_resid:
-                uiomove(_ZERO[: uio.uio_resid], uio)
+        _give(uio, lambda n: _ZERO[:n])
 
     def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
         uio.uio_resid = 0
@@ -125,11 +123,7 @@ class RandomDev(Cdev):
     __slots__ = ()
 
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
-        from dfvm.vm.copyio import uiomove
-
-        with _short_read(uio):
-            while uio.uio_resid:
-                uiomove(os.urandom(min(_CHUNK, uio.uio_resid)), uio)
+        _give(uio, os.urandom)
 
     def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
         # Entropy from a program: welcome, and not needed.

@@ -12,12 +12,13 @@ Directories are opened with O_PATH. Fifos, sockets and devices are never opened.
 from __future__ import annotations
 
 import os
+from ctypes import CDLL, c_int64, c_uint, get_errno
 from errno import EMFILE, ENFILE
 from itertools import islice
 from stat import S_IFDIR, S_IFMT, S_IFREG
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import ESTALE, err
+from dfvm.kern.kern_errno import EINVAL, EOPNOTSUPP, ESTALE, err
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
@@ -37,6 +38,33 @@ _PSEUDO: Final = frozenset((
     "devtmpfs", "efivarfs", "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
     "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
 ))  # fmt: skip
+
+
+_libc: Final = CDLL(None, use_errno=True)
+
+
+def host_rename(sfd: int, src: bytes, dfd: int, dst: bytes, flags: int) -> None:
+    """renameat2(2) of the host, which Python does not offer.
+
+    :raises OSError: EINVAL when the host or its C library doesn't have it; what the host says.
+    """
+    call = getattr(_libc, "renameat2", None)
+    if call is None:
+        raise err(EINVAL)
+    if call(sfd, src, dfd, dst, c_uint(flags)):
+        raise err(get_errno())
+
+
+def host_fallocate(fd: int, mode: int, off: int, length: int) -> None:
+    """fallocate(2) of the host, likewise.
+
+    :raises OSError: EOPNOTSUPP; what the host says.
+    """
+    call = getattr(_libc, "fallocate", None)
+    if call is None:
+        raise err(EOPNOTSUPP)
+    if call(fd, mode, c_int64(off), c_int64(length)):
+        raise err(get_errno())
 
 
 class HostRef:

@@ -15,8 +15,8 @@ from stat import S_IFIFO, S_IFSOCK
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EINVAL, EIO, EPERM, ESTALE, EXDEV, err
-from dfvm.kern.vfs.hostfd import HostRef
+from dfvm.kern.kern_errno import EIO, EPERM, ESTALE, EXDEV, err
+from dfvm.kern.vfs.hostfd import HostRef, host_fallocate, host_rename
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.overlay import HOST_RACY, HOST_TTL
 from dfvm.kern.vfs.vfs_bio import vn_flush
@@ -24,6 +24,7 @@ from dfvm.kern.vfs.vnode import (
     FREAD,
     FWRITE,
     IFTOVT,
+    RENAME_EXCHANGE,
     S_IFMT,
     VDIR,
     VFIFO,
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 _CREATE: Final = (
     os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 )  # fmt: skip
+_BIG: Final = (1 << 31) - 1  # every host takes files up to here
+_FALLOC_KEEP_SIZE: Final = 1
+_FALLOC_PUNCH_HOLE: Final = 2
 _OPATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -219,29 +223,35 @@ class HostVnode(Vnode):
 
     def vop_rmdir(self, name: bytes, vp: Vnode) -> None:
         assert isinstance(vp, HostVnode)
+        self._last_look(vp)
         os.rmdir(name, dir_fd=self.h_ref.fd())
         vp.h_until = self.h_until = 0
 
     def _last_look(self, vp: HostVnode) -> None:
         # vp is going to lose a name: whoever uses it must not lose the file with it.
-        if vp.v_usecount and vp.v_type == VREG:
+        if vp.v_usecount and vp.v_type in (VREG, VDIR):
             vp.v_mount.mnt_vfs.fds.keep(vp.h_ref)
 
     def vop_rename(self, name: bytes, fvp: Vnode, tdvp: Vnode, tname: bytes, tvp: Vnode | None,
                    flags: int) -> None:  # fmt: skip
         assert isinstance(fvp, HostVnode) and isinstance(tdvp, HostVnode)
-        if flags & 2:  # the host's rename(2) cannot exchange
-            raise err(EINVAL)
+        exchange = flags & RENAME_EXCHANGE
         if isinstance(tvp, HostVnode):
-            self._last_look(tvp)
+            if not exchange:
+                self._last_look(tvp)
             tvp.h_until = 0
         src, dst = self.h_ref, tdvp.h_ref
         # Each descriptor is good until the next one is asked for; a duplicate is good for longer.
         sfd = os.dup(src.fd())
         try:
-            os.rename(name, tname, src_dir_fd=sfd, dst_dir_fd=dst.fd())
+            if exchange:
+                host_rename(sfd, name, dst.fd(), tname, RENAME_EXCHANGE)
+            else:
+                os.rename(name, tname, src_dir_fd=sfd, dst_dir_fd=dst.fd())
         finally:
             os.close(sfd)
+        if exchange and isinstance(tvp, HostVnode):
+            tvp.h_ref.hr_parent, tvp.h_ref.hr_name = src, name
         fvp.h_ref.hr_parent, fvp.h_ref.hr_name = dst, tname
         fvp.h_until = self.h_until = tdvp.h_until = 0
 
@@ -280,7 +290,10 @@ class HostVnode(Vnode):
         if self.h_dirty:
             va.va_mtime = max(va.va_mtime, self.h_wtime)
             va.va_ctime = max(va.va_ctime, self.h_wtime)
-            va.va_bytes = max(va.va_bytes, (self.v_filesize + 511) & -512)
+            object = self.v_object
+            if object is not None:  # what is there and, at most, what is to come
+                cached = min(object.resident_page_count, (self.v_filesize + 4095) >> 12)
+                va.va_bytes = max(va.va_bytes, cached << 12)
         return va
 
     def _host_chmod(self, mode: int) -> None:
@@ -288,7 +301,7 @@ class HostVnode(Vnode):
         if ref.hr_keep and ref.hr_fd >= 0 and self.v_type == VREG:
             os.fchmod(ref.hr_fd, mode)
             return
-        if ref.hr_parent is None:
+        if ref.hr_keep or ref.hr_parent is None:
             os.chmod(f"/proc/self/fd/{ref.fd()}", mode)
             return
         # A mode is set through a descriptor that surely is this file's and no link's.
@@ -360,7 +373,8 @@ class HostVnode(Vnode):
         if ref.hr_keep and ref.hr_parent is not None:
             # Kept for those who used it: only a name still counts.
             if os.fstat(ref.hr_fd).st_nlink == 0:
-                vnode_pager_setsize(self, 0)
+                if self.v_type == VREG:
+                    vnode_pager_setsize(self, 0)
                 self.v_mount.mnt_vfs.reclaim(self)
                 return
             if not self.v_flag & VUNLINKED:
@@ -400,6 +414,21 @@ class HostVnode(Vnode):
             mv = mv[n:]
             off += n
 
+    def vop_reserve(self, off: int, end: int) -> int:
+        if end > _BIG and end > self.v_filesize:
+            # The host may not have files so large: it says so now, and not when the pages go.
+            os.ftruncate(self.h_ref.fd(True), end)
+        return end
+
+    def vop_allocate(self, off: int, end: int) -> None:
+        host_fallocate(self.h_ref.fd(True), _FALLOC_KEEP_SIZE, off, end - off)
+        self.h_until = 0
+
+    def vop_zero(self, off: int, end: int) -> None:
+        mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
+        host_fallocate(self.h_ref.fd(True), mode, off, end - off)
+        self.h_until = 0
+
     def vop_newsize(self) -> int:
         if not self.h_dirty and self.h_until < monotonic_ns():
             self._refresh()
@@ -413,6 +442,20 @@ class HostVnode(Vnode):
 
     def vop_wrote(self, size: int) -> None:
         self.h_wtime = vfs_timestamp()
+
+    def vop_accessed(self) -> None:
+        # The pages were in memory, so the host has seen nothing: it is shown a read where its rule
+        # (relatime) may have it note the time.
+        st = self.h_st
+        if self.v_type == VREG and st.st_atime_ns <= max(st.st_mtime_ns, st.st_ctime_ns):
+            try:
+                os.pread(self.h_ref.fd(), 1, 0)
+            except OSError:
+                return
+            self.h_until = 0
+
+    def vop_seek_data(self, off: int, hole: bool) -> int:
+        return os.lseek(self.h_ref.fd(), off, os.SEEK_HOLE if hole else os.SEEK_DATA)
 
     def vop_setsize(self, size: int) -> None:
         os.ftruncate(self.h_ref.fd(True), size)
@@ -460,10 +503,16 @@ class HostMount(Mount):
         sf.f_namelen = host.f_namemax
         return sf
 
-    def sync(self) -> None:
+    def sync(self) -> list[tuple[Vnode, str]]:
+        failed: list[tuple[Vnode, str]] = []
         for vp in list(self.h_inodes.values()):
             if vp.v_type == VREG:
-                vp._flush()
+                try:
+                    if not vp._flush():
+                        failed.append((vp, "the host does not take all of it"))
+                except OSError as e:
+                    failed.append((vp, e.strerror or str(e)))
+        return failed
 
     def vnodes(self) -> list[Vnode]:
         return list(self.h_inodes.values())

@@ -97,8 +97,10 @@ class Mount:
         """Sizes; a file system without storage has none."""
         return Statfs(self.mnt_magic, self.mnt_flags | ST_VALID | ST_RELATIME)
 
-    def sync(self) -> None:
-        """Write to the host what is to be written there. May block."""
+    def sync(self) -> list[tuple[Vnode, str]]:
+        """Write to the host what is to be written there. Returns what could not be, and why. May
+        block."""
+        return []
 
     def vnodes(self) -> list[Vnode]:
         """The vnodes it keeps track of, for the checker and for sync."""
@@ -175,10 +177,9 @@ class Vfs:
         mount.mnt_root.set_parent(dvp, name)
         self.mounts.append(mount)
 
-    def sync(self) -> None:
-        """Write everything that is written through. May block."""
-        for mount in self.mounts:
-            mount.sync()
+    def sync(self) -> list[tuple[Vnode, str]]:
+        """Write everything that is written through. Returns what could not be. May block."""
+        return [failed for mount in self.mounts for failed in mount.sync()]
 
     def shutdown(self) -> None:
         """The machine ends: write what is to be written, close the host's files. May block."""

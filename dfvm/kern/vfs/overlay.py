@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 HOST_TTL: Final = 20_000_000  # ns for which what the host said is believed
 HOST_RACY: Final = 50_000_000  # ns: an mtime so young may not move with the next change
 
+_DAY_NS: Final = 24 * 3600 * 1_000_000_000
+
 _INO_BASE: Final = 1 << 48  # our own inode numbers, above any host's
 
 OVERLAY_MAGIC: Final = 0x794C7630  # Linux's OVERLAYFS_SUPER_MAGIC
@@ -506,6 +508,17 @@ class OvlVnode(Vnode):
 
     def vop_wrote(self, size: int) -> None:
         self.o_mtime = self.o_ctime = vfs_timestamp()
+
+    def vop_accessed(self) -> None:
+        # As with the mount option relatime, of what is our own; the host notes its own files'.
+        if self.o_own & _OWN_ATTR:
+            atime = self.o_atime
+            now = vfs_timestamp()
+            if atime <= self.o_mtime or atime <= self.o_ctime or now - atime > _DAY_NS:
+                self.o_atime = now
+
+    def vop_seek_data(self, off: int, hole: bool) -> int:
+        return self.o_store.seek(off, hole, self.v_filesize)
 
     def vop_setsize(self, size: int) -> None:
         self.o_store.setsize(size)

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EACCES, EINVAL, EIO, ENODEV, ENOENT, ESRCH, err
+from dfvm.kern.kern_errno import EACCES, EEXIST, EINVAL, EIO, ENODEV, ENOENT, EPERM, ESRCH, err
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vnode import (
-    FREAD,
-    FWRITE,
     OFF_MAX,
     VDIR,
     VKEEP,
@@ -125,12 +123,25 @@ class ProcNode(Vnode):
         va.va_bytes = 0
         va.va_atime = va.va_mtime = va.va_ctime = va.va_birthtime = self.p_time
         if self.v_type == VDIR:
-            va.va_nlink = 2 + sum(1 for e in self.vop_readdir() if e[2] == VTTODT[VDIR])
+            va.va_nlink = 2 + self.subdirs()
         elif self.v_type == VLNK and not self.v_flag & VMAGIC:
-            va.va_size = len(self.vop_readlink())
-        elif self.v_type == VLNK:
-            va.va_size = 64
+            va.va_size = 0
+        elif self.v_type == VLNK and self.v_mode != 0o777:
+            va.va_size = 64  # a descriptor's
         return va
+
+    def subdirs(self) -> int:
+        """How many directories are in this one."""
+        return sum(1 for e in self.vop_readdir() if e[2] == VTTODT[VDIR])
+
+    def _may_add(self, name: bytes, cred: Cred) -> None:
+        # Nothing is made here: a name that does not exist stays so.
+        raise err(ENOENT if self.lookup(name) is None else EEXIST)
+
+    def rename(self, name: bytes, tdvp: Vnode, tname: bytes, flags: int, cred: Cred) -> None:
+        if self.lookup(name) is not None and tdvp.lookup(tname) is not None:
+            raise err(EPERM)
+        raise err(ENOENT)
 
 
 class ProcDir(ProcNode):
@@ -160,10 +171,21 @@ class ProcDir(ProcNode):
         raise err(ENOENT)
 
     def vop_lookup(self, name: bytes) -> Vnode | None:
+        if self.p_proc is not None:
+            self.alive()
         make = self.p_entries.get(name)
         return None if make is None else make(self, self.fileid_of(name))
 
     def vop_readdir(self) -> list[tuple[bytes, int, int]]:
+        p = self.p_proc
+        if p is not None and self.kernel.procs.get(p.p_pid) is not p:
+            raise err(ENOENT)
+        return self._entries()
+
+    def subdirs(self) -> int:
+        return sum(1 for e in self._entries() if e[2] == VTTODT[VDIR])
+
+    def _entries(self) -> list[tuple[bytes, int, int]]:
         entries = []
         for i, (name, make) in enumerate(self.p_entries.items()):
             ino = (self.p_fileid << 8) + i + 1 & _INO_MASK
@@ -198,8 +220,6 @@ class ProcFile(ProcNode):
         self.p_data = None
 
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
-        if (fflag & FWRITE and self.p_store is None) or (fflag & FREAD and self.p_show is None):
-            raise err(EACCES)
         if self.p_private:
             self.may_look(cred)
         return None
@@ -214,7 +234,7 @@ class ProcFile(ProcNode):
             if self.p_proc is not None:
                 self.alive()
             if self.p_show is None:
-                raise err(EIO)
+                raise err(EINVAL)
             data = self.p_data = self.p_show()
         if off < len(data):
             uiomove(data[off : off + uio.uio_resid], uio)
@@ -223,7 +243,7 @@ class ProcFile(ProcNode):
         from dfvm.vm.copyio import uioread
 
         if self.p_store is None:
-            raise err(EIO)
+            raise err(EIO if self.p_proc is None else EINVAL)
         if self.p_proc is not None:
             self.alive()
         data = uioread(uio, _WRITE_MAX)
@@ -320,6 +340,15 @@ class FdescVnode(ProcNode):
     def setsize(self, length: int) -> None:
         if length:
             raise err(EINVAL)
+
+    def chmod(self, mode: int, cred: Cred) -> None:
+        self.p_file.fo_chmod(mode, cred)
+
+    def chown(self, uid: int, gid: int, cred: Cred) -> None:
+        self.p_file.fo_chown(uid, gid, cred)
+
+    def utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
+        self.p_file.fo_utimes(atime, mtime, cred, explicit)
 
 
 class ProcRoot(ProcNode):

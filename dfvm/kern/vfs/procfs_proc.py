@@ -33,7 +33,7 @@ from dfvm.kern.vfs.procfs_maps import (
     vm_kinds,
 )
 from dfvm.kern.vfs.procfs_system import USER_HZ
-from dfvm.kern.vfs.vnode import VDIR, VTTODT, vn_fullpath
+from dfvm.kern.vfs.vnode import VDIR, VTTODT, VWRITE, vn_fullpath
 from dfvm.machine.cpu import RIP, RSP
 from dfvm.vm.vm_proc import RLIM_INFINITY
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
     from dfvm.kern.vfs.procfs import ProcMount
-    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode import Cred, Vnode
 
 _NS: Final = 1_000_000_000
 _TICK_NS: Final = _NS // USER_HZ
@@ -371,6 +371,11 @@ class FdDir(ProcNode):
     def __init__(self, mount: ProcMount, fileid: int, proc: Proc, info: bool) -> None:
         super().__init__(mount, VDIR, 0o555 if info else 0o500, fileid, proc)
         self.p_info = info
+
+    def access(self, want: int, cred: Cred) -> None:
+        # A process may look at itself, whatever it has become.
+        if want & VWRITE or self.kernel.sched.curthread.td_proc is not self.p_proc:
+            super().access(want, cred)
 
     def _ino(self, fd: int) -> int:
         return (self.p_fileid << 21) + fd + 1 & (1 << 63) - 1

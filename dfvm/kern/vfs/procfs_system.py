@@ -266,7 +266,7 @@ _SYS: Final[_Tree] = {
         b"pipe-max-size": "1048576",
         b"pipe-user-pages-hard": "0",
         b"pipe-user-pages-soft": "16384",
-        b"protected_hardlinks": "0",
+        b"protected_hardlinks": "1",
         b"protected_symlinks": "0",
     },
     b"kernel": {

@@ -9,9 +9,10 @@ from the host's file each time, up to the point to which that file still shows t
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import ENOSPC, err
+from dfvm.kern.kern_errno import ENOSPC, ENXIO, err
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.hostfd import HostRef
@@ -126,6 +127,42 @@ class Store:
                 pages[pindex] = None
                 quota.used += 1
         return end
+
+    def seek(self, off: int, hole: bool, size: int) -> int:
+        """From byte `off` on, where there is data, or with `hole` none, in the file of `size`
+        bytes all of which are here.
+
+        :raises OSError: ENXIO when no data comes any more.
+        """
+        written = {p: page is not _ZERO for p, page in self.pages.items() if page is not None}
+        order = sorted(written)
+        i = bisect_left(order, off // _PAGE)
+        while off < size:
+            if i < len(order) and order[i] == off // _PAGE:
+                data, end = written[order[i]], (order[i] + 1) * _PAGE
+                i += 1
+            else:
+                data, end = self._below(off, order[i] * _PAGE if i < len(order) else size)
+            if data != hole:
+                return off
+            off = end
+        if hole:
+            return size
+        raise err(ENXIO)
+
+    def _below(self, off: int, end: int) -> tuple[bool, int]:
+        # Whether there is data at `off` in the host's file, and up to where (`end` at most).
+        lower = self.lower
+        if lower is None or off >= self.lower_end:
+            return False, end
+        fd = lower.fd()
+        try:
+            at = os.lseek(fd, off, os.SEEK_DATA)
+        except OSError:  # nothing but a hole up to its end
+            return False, end
+        if at > off:
+            return False, min(at, end)
+        return True, min(os.lseek(fd, off, os.SEEK_HOLE), self.lower_end, end)
 
     def setsize(self, size: int) -> None:
         """Nothing beyond byte `size` remains."""

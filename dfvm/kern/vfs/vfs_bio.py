@@ -39,7 +39,7 @@ from dfvm.vm.vm_object import (
 from dfvm.vm.vm_page import vm_page_unhold
 
 if TYPE_CHECKING:
-    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode import Cred, Vnode
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMapBacking
@@ -70,6 +70,8 @@ def vn_read(vp: Vnode, uio: Uio, off: int) -> None:
     if off < 0:
         raise err(EINVAL)
     if off + uio.uio_resid > size:
+        if off + uio.uio_resid > OFF_MAX:
+            raise err(EINVAL)
         size = vp.vop_newsize()
         if off >= size:
             return
@@ -101,7 +103,7 @@ def vn_write(vp: Vnode, uio: Uio, off: int, ioflag: int, limit: int) -> int:
     resid = uio.uio_resid
     if resid == 0:
         return off
-    if off < 0:
+    if off < 0 or off + resid > OFF_MAX:
         raise err(EINVAL)
     lock = vn_lock(vp)
     try:
@@ -156,10 +158,11 @@ def _copy_in(vp: Vnode, uio: Uio, off: int, end: int) -> None:
 def _drop_suid(vp: Vnode) -> None:
     # Somebody else's program must not stay privileged once it has been written to.
     proc = vp.v_mount.mnt_vfs.vm.curproc()
-    if proc is None or getattr(proc, "p_ucred").cr_fsuid == 0:  # noqa: B009
+    cred: Cred | None = getattr(proc, "p_ucred", None)
+    if cred is None or cred.cr_fsuid == 0:
         return
     mode = vp.v_mode & ~S_ISUID
-    if mode & 0o010:
+    if mode & 0o010 or not cred.groupmember(vp.v_gid):
         mode &= ~S_ISGID
     if mode != vp.v_mode:
         vp.vop_setattr(mode, -1, -1, None, None)
@@ -171,10 +174,15 @@ def vn_setsize(vp: Vnode, length: int) -> None:
         raise err(EINVAL)
     lock = vn_lock(vp)
     try:
-        if length != vp.vop_modify():
+        osize = vp.vop_modify()
+        if length > osize:  # the storage first: it may refuse
+            vp.vop_setsize(length)
             vnode_pager_setsize(vp, length)
-            _forget_copies(vp, length)
-        vp.vop_setsize(length)
+        else:
+            if length < osize:
+                vnode_pager_setsize(vp, length)
+                _forget_copies(vp, length)
+            vp.vop_setsize(length)
         if vp.v_mode & (S_ISUID | S_ISGID):
             _drop_suid(vp)
     finally:
@@ -246,12 +254,12 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
     try:
         vp.vop_modify()
         if kind:
-            _zero(vp, off, min(end, vp.v_filesize))
+            _zero(vp, off, min(end, vp.v_filesize + _MASK & ~_MASK))
         if kind != _FALLOC_PUNCH_HOLE:
-            vp.vop_reserve(off, end)
+            vp.vop_allocate(off, end)
         if end > vp.v_filesize and not mode & _FALLOC_KEEP_SIZE:
-            vnode_pager_setsize(vp, end)
             vp.vop_setsize(end)
+            vnode_pager_setsize(vp, end)
         else:
             vp.vop_wrote(vp.v_filesize)
     finally:
@@ -259,7 +267,7 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
 
 
 def _zero(vp: Vnode, off: int, end: int) -> None:
-    # Bytes off … end, inside the file, become zero: whole pages by leaving memory and storage.
+    # Bytes off … end, in the file's pages, become zero: whole pages by leaving memory and storage.
     vm = vp.v_mount.mnt_vfs.vm
     first, last = (off + _MASK) >> _SHIFT, end >> _SHIFT
     if first < last:
@@ -271,6 +279,7 @@ def _zero(vp: Vnode, off: int, end: int) -> None:
         mid = min(end, first << _SHIFT)
         parts = ((off, mid), (mid, end))
     for start, stop in parts:
+        stop = min(stop, vp.v_filesize)
         if start < stop:
             _zero_part(vm, vp, start, stop)
 

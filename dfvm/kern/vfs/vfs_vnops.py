@@ -34,7 +34,9 @@ from dfvm.kern.vfs.vnode import (
     FREAD,
     FWRITE,
     VDIR,
+    VFIFO,
     VLNK,
+    VNOLINK,
     VREAD,
     VREG,
     VSOCK,
@@ -71,6 +73,8 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
             raise err(EINVAL)
         dvp = namei(root, start, path, cred, NAMEI_FOLLOW | NAMEI_DIRECTORY)
         vp = dvp.tmpfile(mode, cred)
+        if oflags & O_EXCL:
+            vp.v_flag |= VNOLINK
         return vp, vp.open(_FFLAGS[acc], cred)
     if oflags & O_CREAT:
         if oflags & O_DIRECTORY:
@@ -94,6 +98,8 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
     if vtype == VSOCK:
         raise err(ENXIO)
     vp.access(want, cred)
+    if vtype == VFIFO and acc == O_ACCMODE:
+        raise err(EINVAL)
     if oflags & O_NOATIME and cred.cr_fsuid not in (0, vp.v_uid):
         raise err(EPERM)
     other = vp.open(_FFLAGS[acc], cred)

@@ -113,6 +113,7 @@ VRECLAIMED: Final = 0x08  # recycled: no longer stands for its file
 VNOCACHE: Final = 0x10  # a directory whose names must not be cached (procfs)
 VUNLINKED: Final = 0x20  # the name in v_parent, v_name is gone
 VREFD: Final = 0x40  # found by a lookup since the recycler last looked
+VNOLINK: Final = 0x80  # made with O_TMPFILE | O_EXCL: never gets a name
 
 # access()
 VEXEC: Final = 1
@@ -377,6 +378,15 @@ class Vnode:
         # Owner and group of what is created here.
         return cred.cr_fsuid, self.v_gid if self.v_mode & S_ISGID else cred.cr_fsgid
 
+    def _new_mode(self, mode: int, cred: Cred) -> int:
+        # Mode of what is created here and is no directory: where the directory gives the group,
+        # nobody gets a setgid program of a group that is not theirs.
+        mode &= 0o7777
+        if self.v_mode & S_ISGID and mode & (S_ISGID | 0o010) == S_ISGID | 0o010:
+            if cred.cr_fsuid != 0 and not cred.groupmember(self.v_gid):
+                mode &= ~S_ISGID
+        return mode
+
     def create(self, name: bytes, mode: int, cred: Cred) -> Vnode:
         """Make a regular file."""
         return self.mknod(name, VREG, mode, 0, cred)
@@ -389,7 +399,7 @@ class Vnode:
         if vtype not in (VREG, VCHR, VBLK, VFIFO, VSOCK):
             raise err(EINVAL)
         uid, gid = self._new_ids(cred)
-        vp = self.vop_create(name, vtype, mode & 0o7777, uid, gid, rdev)
+        vp = self.vop_create(name, vtype, self._new_mode(mode, cred), uid, gid, rdev)
         self.cache_enter(name, vp)
         return vp
 
@@ -415,7 +425,7 @@ class Vnode:
             raise err(ENOTDIR)
         self._may_write_dir(cred)
         uid, gid = self._new_ids(cred)
-        return self.vop_tmpfile(mode & 0o7777, uid, gid)
+        return self.vop_tmpfile(self._new_mode(mode, cred), uid, gid)
 
     def link(self, name: bytes, vp: Vnode, cred: Cred) -> None:
         """Give vp another name, in this directory."""
@@ -423,9 +433,12 @@ class Vnode:
             raise err(EEXIST)
         if vp.v_mount is not self.v_mount:
             raise err(EXDEV)
+        vp._may_linkat(cred)
         self._may_write_dir(cred)
         if vp.v_type == VDIR:
             raise err(EPERM)
+        if vp.v_flag & VNOLINK:
+            raise err(ENOENT)
         nlink = vp.getattr().va_nlink
         if nlink == 0 and vp.v_parent is not None:
             raise err(ENOENT)  # it had a name and lost it; what never had one may get one
@@ -433,6 +446,20 @@ class Vnode:
             raise err(EMLINK)
         self.vop_link(name, vp)
         self.cache_enter(name, vp)
+
+    def _may_linkat(self, cred: Cred) -> None:
+        # As with the sysctl fs.protected_hardlinks: nobody pins down another's privileged program
+        # or a file that is closed to them.
+        uid = cred.cr_fsuid
+        if uid in (0, self.v_uid):
+            return
+        mode = self.v_mode
+        if self.v_type != VREG or mode & S_ISUID or mode & (S_ISGID | 0o010) == S_ISGID | 0o010:
+            raise err(EPERM)
+        try:
+            self.access(VREAD | VWRITE, cred)
+        except OSError:
+            raise err(EPERM) from None
 
     def unlink(self, name: bytes, cred: Cred) -> None:
         """Take away a name that is not a directory's. May block."""
@@ -535,7 +562,9 @@ class Vnode:
         """Where the symbolic link points."""
         if self.v_type != VLNK:
             raise err(EINVAL)
-        return self.vop_readlink()
+        target = self.vop_readlink()
+        self.vop_accessed()
+        return target
 
     # Attributes.
 
@@ -588,16 +617,14 @@ class Vnode:
         """Set owner and group; -1 leaves one as it is."""
         if self.v_mount.mnt_rdonly:
             raise err(EROFS)
-        if cred.cr_fsuid != 0:
-            if cred.cr_fsuid != self.v_uid or uid not in (-1, self.v_uid):
-                raise err(EPERM)
-            if gid not in (-1, self.v_gid) and not cred.groupmember(gid):
-                raise err(EPERM)
+        may_chown(self.v_uid, self.v_gid, uid, gid, cred)
         mode = -1
         if self.v_type != VDIR and self.v_mode & (S_ISUID | S_ISGID):
             mode = self.v_mode & ~S_ISUID
             if mode & 0o010:  # setgid without group execute means something else; it stays
                 mode &= ~S_ISGID
+            if mode != self.v_mode and cred.cr_fsuid not in (0, self.v_uid):
+                raise err(EPERM)
         self.vop_setattr(mode, uid, gid, None, None)
 
     def utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
@@ -628,6 +655,20 @@ class Vnode:
         from dfvm.kern.vfs.vfs_bio import vn_setsize
 
         vn_setsize(self, length)
+
+    def seek_data(self, off: int, hole: bool) -> int:
+        """From byte `off` on, where there is data, or with `hole` none (lseek(2), SEEK_DATA and
+        SEEK_HOLE). May block.
+
+        :raises OSError: ENXIO
+        """
+        size = self.vop_newsize() if self.v_type == VREG else 0
+        if not 0 <= off < size:
+            raise err(ENXIO)
+        from dfvm.kern.vfs.vfs_bio import vn_flush
+
+        vn_flush(self)  # what is in memory only is known to the storage then
+        return self.vop_seek_data(off, hole)
 
     # Use.
 
@@ -841,8 +882,22 @@ class Vnode:
         """
         return end
 
+    def vop_allocate(self, off: int, end: int) -> None:
+        """Make sure that bytes off … end, whether written or not, have room (fallocate).
+
+        :raises OSError: ENOSPC
+        """
+        self.vop_reserve(off, end)
+
     def vop_wrote(self, size: int) -> None:
         """Data was written and the file is now `size` long: note the times, drop setuid."""
+
+    def vop_accessed(self) -> None:
+        """Data, names or the link's target were read: note the time, if that is due."""
+
+    def vop_seek_data(self, off: int, hole: bool) -> int:
+        """See seek_data; `off` is inside the file, whose pages are clean. The end is a hole."""
+        return self.v_filesize if hole else off
 
     def vop_setsize(self, size: int) -> None:
         """Make the storage `size` bytes long; the pages were dealt with."""
@@ -858,6 +913,20 @@ class Vnode:
     def vop_zero(self, off: int, end: int) -> None:
         """Whole pages off … end of the storage become a hole."""
         raise err(EOPNOTSUPP)
+
+
+def may_chown(owner: int, group: int, uid: int, gid: int, cred: Cred) -> None:
+    """May `cred` give what is owner's and group's to `uid` and `gid` (-1: leave it)?
+
+    :raises OSError: EPERM
+    """
+    if cred.cr_fsuid == 0:
+        return
+    mine = cred.cr_fsuid == owner
+    if uid != -1 and not (mine and uid == owner):
+        raise err(EPERM)
+    if gid != -1 and not (mine and (gid == group or cred.groupmember(gid))):
+        raise err(EPERM)
 
 
 def _is_ancestor(vp: Vnode, dvp: Vnode) -> bool:

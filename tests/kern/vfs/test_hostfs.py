@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from vfs_util import Sys, TestCred, make_vfs, make_vm, unmount
 
-from dfvm.kern.kern_errno import EINVAL, ENXIO, EPERM, EXDEV
+from dfvm.kern.kern_errno import EFBIG, ENXIO, EPERM, EXDEV
 from dfvm.kern.vfs.hostfs import HostMount
 from dfvm.kern.vfs.overlay import HOST_TTL, OVERLAY_MAGIC, OvlMount
 from dfvm.kern.vfs.vnode import FREAD, KCRED, VCHR, VFIFO, VRECLAIMED
@@ -157,11 +157,51 @@ def test_no_devices_and_no_host_fifos(rw: Rw) -> None:
     assert e.value.errno == ENXIO
 
 
-def test_exchange_is_refused_as_by_an_old_host(rw: Rw) -> None:
-    rw.sys.write_file(b"b", b"")
-    with pytest.raises(OSError) as e:
-        rw.sys.rename(b"old", b"b", 2)
-    assert e.value.errno == EINVAL
+def test_exchange(rw: Rw) -> None:
+    rw.sys.write_file(b"b", b"b\n")
+    f = rw.sys.open(b"b", os.O_RDWR)
+    rw.sys.rename(b"old", b"b", 2)
+    rw.sys.pwrite(f, b"B", 0)  # the file, whatever its name is now
+    rw.sys.close(f)
+    assert (rw.host / "old").read_text() == "B\n"
+    assert (rw.host / "b").read_text() == "old\n"
+
+
+def test_a_removed_directory_lives_while_used(rw: Rw) -> None:
+    rw.sys.mkdir(b"d", 0o755)
+    vp = rw.sys.lookup(b"d")
+    vp.vref()
+    rw.sys.rmdir(b"d")
+    vp.chmod(0o700, KCRED)
+    va = vp.getattr()
+    assert (va.va_nlink, va.va_mode) == (0, 0o700)
+    vp.vrele()
+    assert vp.v_flag & VRECLAIMED
+
+
+def test_a_hole_is_made_on_the_host(rw: Rw) -> None:
+    f = rw.sys.open(b"h", os.O_RDWR | os.O_CREAT, 0o600)
+    rw.sys.pwrite(f, b"x" * 40_960, 0)
+    f.vp.allocate(3, 4096, 20_480)
+    assert rw.sys.pread(f, 10, 8192) == bytes(10)
+    f.vp.fsync()
+    assert (rw.host / "h").read_bytes() == b"x" * 4096 + bytes(20_480) + b"x" * 16_384
+    rw.sys.close(f)
+
+
+def test_a_size_the_host_refuses_changes_nothing(rw: Rw) -> None:
+    f = rw.sys.open(b"big", os.O_RDWR | os.O_CREAT, 0o600)
+    rw.sys.pwrite(f, b"abc", 0)
+    try:
+        os.truncate(rw.host / "old", (1 << 63) - 4096)
+    except OSError:
+        with pytest.raises(OSError) as e:
+            f.vp.setsize((1 << 63) - 4096)
+        assert e.value.errno == EFBIG
+        assert f.vp.getattr().va_size == 3
+    rw.sys.close(f)
+    assert rw.vfs.sync() == []
+    assert (rw.host / "big").stat().st_size in (3, (1 << 63) - 4096)
 
 
 def test_links_do_not_lead_out(tmp_path: Path) -> None:

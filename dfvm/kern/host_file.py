@@ -245,6 +245,8 @@ class InputFile(File):
 
     __slots__ = ("f_data",)
 
+    f_splice = True
+
     f_data: memoryview  # what has not been read
 
     def __init__(self, table: FileTable, data: bytes) -> None:
@@ -282,6 +284,8 @@ class OutputFile(File):
     """Standard output or error collected for the embedding program."""
 
     __slots__ = ("f_sink",)
+
+    f_splice = True
 
     f_sink: bytearray  # shared by all files on the same stream
 

@@ -463,6 +463,8 @@ class PipeFile(File):
 
     __slots__ = ("f_pipe", "f_vnode", "f_wseen")
 
+    f_splice = True
+
     f_pipe: Pipe
     f_vnode: Vnode | None  # of a fifo; open, ours to close
     f_wseen: int  # pi_wcount at the time of a non-blocking open without writers, else -1: until

@@ -121,9 +121,14 @@ def _drain(pipe: Pipe, count: int, nonblock: bool, put: Callable[[Uio], None]) -
     return done
 
 
-def _fill(lwp: Lwp, pipe: Pipe, count: int, nonblock: bool, get: Callable[[Uio], None]) -> int:
+def _fill(
+    lwp: Lwp, pipe: Pipe, count: int, nonblock: bool, get: Callable[[Uio], None], skew: int = 0
+) -> int:
     """Wait for room and let `get` fill fresh pages, once and at most `count` bytes; they go into
     the pipe. Returns how many bytes. May block.
+
+    `skew`: where in a page of its file the first byte lies. The pipe gets the file's pages, as it
+    were, so that the first has less in it.
 
     :raises OSError: when nothing was put in
     """
@@ -132,17 +137,18 @@ def _fill(lwp: Lwp, pipe: Pipe, count: int, nonblock: bool, get: Callable[[Uio],
     pages: list[int] = []
     done = used = 0
     try:
-        count = min(count, (pipe.pi_slots - len(pipe.pi_bufs)) * PAGE_SIZE)
+        count = min(count, (pipe.pi_slots - len(pipe.pi_bufs)) * PAGE_SIZE - skew)
         views = []
-        for at in range(0, count, PAGE_SIZE):
+        for at in range(-skew, count, PAGE_SIZE):
             pa = pipe.pi_pages.get()
             pages.append(pa)
-            views.append(mem[pa : pa + min(count - at, PAGE_SIZE)])
+            views.append(mem[pa : pa + min(count, at + PAGE_SIZE) - max(at, 0)])
         uio = Uio(None, views, UIO_READ)
         get(uio)
         done = count - uio.uio_resid
-        for at in range(0, done, PAGE_SIZE):
-            pipe.pi_bufs.append(PipeBuf(pages[used], 0, min(done - at, PAGE_SIZE), False))
+        for at in range(-skew, done, PAGE_SIZE) if done else ():
+            size = min(done, at + PAGE_SIZE) - max(at, 0)
+            pipe.pi_bufs.append(PipeBuf(pages[used], 0, size, False))
             used += 1
     finally:
         for pa in pages[used:]:
@@ -327,7 +333,10 @@ def _splice(
             raise err(EAGAIN)
         ifp.wait(POLLIN)  # here, where no lock is held
     if isinstance(ofp, PipeFile):
-        return _fill(lwp, ofp.f_pipe, count, nonblock or bool(ofp.f_flag & O_NONBLOCK), get)
+        vp, off = ifp.f_vnode, ifp.f_offset if in_off is None else in_off
+        skew = off % PAGE_SIZE if vp is not None and vp.v_type == VREG else 0
+        nonblock = nonblock or bool(ofp.f_flag & O_NONBLOCK)
+        return _fill(lwp, ofp.f_pipe, count, nonblock, get, skew)
     return _bounce(lwp, ifp, count, put)
 
 
@@ -361,12 +370,12 @@ def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
         raise err(EINVAL)
     fp = lwp.lwp_proc.p_fd.fget(fd)
     reads = not fp.f_mode & FWRITE
-    if not isinstance(fp, PipeFile):
-        raise err(EBADF)
     uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, uiov, vlen), UIO_READ if reads else UIO_WRITE)
     count = uio.uio_resid
     if not count:
         return 0
+    if not isinstance(fp, PipeFile):
+        raise err(EBADF)
     nonblock = bool(flags & _SPLICE_F_NONBLOCK)
     fp.fhold()
     try:

@@ -76,13 +76,17 @@ from dfvm.kern.vfs.namei import (
     namei,
     nameiat,
 )  # fmt: skip
+from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vfs_vnops import vn_open
 from dfvm.kern.vfs.vnode import (
     IFTOVT,
+    IN_ACCESS,
+    IN_MODIFY,
     OFF_MAX,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     S_IFMT,
+    VCHR,
     VDIR,
     VEXEC,
     VFIFO,
@@ -213,7 +217,9 @@ def file_open(lwp: Lwp, start: Vnode, path: bytes, flags: int, mode: int) -> Fil
         if vp.v_type == VFIFO and not flags & O_PATH:
             from dfvm.kern.sys_pipe import fifo_open
 
-            return fifo_open(lwp, fdp.fd_table, vp, kept)
+            fp = fifo_open(lwp, fdp.fd_table, vp, kept)
+            vp.event(IN_OPEN)
+            return fp
         return VnodeFile(fdp.fd_table, kept, vp)
     except OSError:
         if flags & O_PATH:
@@ -979,13 +985,15 @@ def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> in
     if not ofp.f_mode & FWRITE:
         raise err(EBADF)
     vp = ifp.f_vnode
-    if vp is None or vp.v_type != VREG or ofp.f_flag & O_APPEND:
+    if vp is None or vp.v_type not in (VREG, VCHR) or not ofp.f_splice or ofp.f_flag & O_APPEND:
         raise err(EINVAL)
     at = ifp.f_offset if off is None else off
     if at < 0 or s64(count) < 0:
         raise err(EINVAL)
     done = _copy(lwp, vp, at, min(count, _MAX_COUNT), lambda uio, _: ofp.fo_write(lwp, uio))
     vp.vop_accessed()
+    if done:
+        vp.event(IN_ACCESS)
     if off is None:
         ifp.f_offset = at + done
     else:
@@ -1018,6 +1026,9 @@ def sys_copy_file_range(
 
     done = _copy(lwp, ivp, src, count, put)
     ivp.vop_accessed()
+    if done:
+        ivp.event(IN_ACCESS)
+        ovp.event(IN_MODIFY)
     for fp, uoff, end in ((ifp, uinoff, src + done), (ofp, uoutoff, dst + done)):
         if uoff:
             copyout(p.p_vmspace, end.to_bytes(8, "little"), uoff)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_descrip import (
     FPATH,
+    FWRITE,
     O_APPEND,
     O_DSYNC,
     O_NOATIME,
@@ -20,7 +21,10 @@ from dfvm.kern.kern_descrip import (
     signal_self,
 )  # fmt: skip
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, err
+from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, vn_notify
 from dfvm.kern.vfs.vnode import (
+    IN_ACCESS,
+    IN_MODIFY,
     IO_APPEND,
     IO_NDELAY,
     IO_SYNC,
@@ -125,6 +129,8 @@ class VnodeFile(File):
             self.f_offset += resid - uio.uio_resid
             if resid and not flag & O_NOATIME:
                 vp.vop_accessed()
+            if vp.v_mount.mnt_vfs.nwatches and uio.uio_resid != resid:
+                vn_notify(vp, IN_ACCESS)
         finally:
             self._unlock()
 
@@ -140,12 +146,17 @@ class VnodeFile(File):
 
     def _write_as(self, lwp: Lwp, uio: Uio, off: int, ioflag: int) -> int:
         vp = self.f_vnode
+        resid = uio.uio_resid
         if vp.v_type != VREG:
-            return vp.write(uio, off, ioflag)
-        if not uio.uio_resid:
+            end = vp.write(uio, off, ioflag)
+        elif not resid:
             return off
-        at = vp.v_filesize if ioflag & IO_APPEND else off
-        return vp.write(uio, off, ioflag, check_fsize(lwp, at))
+        else:
+            at = vp.v_filesize if ioflag & IO_APPEND else off
+            end = vp.write(uio, off, ioflag, check_fsize(lwp, at))
+        if vp.v_mount.mnt_vfs.nwatches and uio.uio_resid != resid:
+            vn_notify(vp, IN_MODIFY)
+        return end
 
     def write_append(self, lwp: Lwp, uio: Uio, offset: int | None, append: bool) -> None:
         """Write at the end or, without `append`, at `offset`, whatever O_APPEND says; None: at
@@ -162,9 +173,12 @@ class VnodeFile(File):
 
     def fo_pread(self, lwp: Lwp, uio: Uio, offset: int) -> None:
         resid = uio.uio_resid
-        self.f_vnode.read(uio, offset, 0)
+        vp = self.f_vnode
+        vp.read(uio, offset, 0)
         if resid:
             self.accessed()
+        if vp.v_mount.mnt_vfs.nwatches and uio.uio_resid != resid:
+            vn_notify(vp, IN_ACCESS)
 
     def accessed(self) -> None:
         """Something was read: the file's time of access, unless opened with O_NOATIME."""
@@ -242,6 +256,7 @@ class VnodeFile(File):
             records.append(record)
             at += 1
         self.f_offset = at
+        self.f_vnode.event(IN_ACCESS)
         return b"".join(records)
 
     # -- the rest -------------------------------------------------------------------------------
@@ -291,7 +306,9 @@ class VnodeFile(File):
         if self.f_mode & FPATH:
             self.f_vnode.vrele()
         else:
-            self.f_vnode.close(self.f_mode)
+            vp = self.f_vnode
+            vp.event(IN_CLOSE_WRITE if self.f_mode & FWRITE else IN_CLOSE_NOWRITE)
+            vp.close(self.f_mode)
 
 
 def getvnode(fp: File) -> Vnode:

@@ -113,8 +113,8 @@ class Mount:
 class Vfs:
     """The file systems of one machine."""
 
-    __slots__ = ("devices", "fds", "inactive", "maxinactive", "mounts", "next_dev", "rootvnode",
-                 "vm")  # fmt: skip
+    __slots__ = ("devices", "fds", "inactive", "maxinactive", "mounts", "next_dev", "nwatches",
+                 "rename_cookie", "rootvnode", "vm")  # fmt: skip
 
     vm: VmSystem
     fds: HostFds  # descriptors of the host's files
@@ -124,6 +124,8 @@ class Vfs:
     maxinactive: int  # how many of them are kept
     devices: dict[int, Cdev]  # character devices by number (st_rdev)
     next_dev: int  # minor number for the next file system without a device
+    nwatches: int  # watches on files (inotify): while 0, events need not be made
+    rename_cookie: int  # the last one: what makes one of the two events of a rename
 
     def __init__(self, vm: VmSystem) -> None:
         self.vm = vm
@@ -133,6 +135,8 @@ class Vfs:
         self.maxinactive = MAXINACTIVE
         self.devices = {}
         self.next_dev = 0x40
+        self.nwatches = 0
+        self.rename_cookie = 0
 
     def anon_dev(self) -> int:
         """A device number for a file system without a device."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_sig import NSIG
 from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
+from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
 from dfvm.vm.vm_meter import vm_page_rollup
@@ -261,6 +262,10 @@ _SYS: Final[_Tree] = {
     b"fs": {
         b"file-max": "4194304",
         b"file-nr": lambda k: f"{k.files.nfiles}\t0\t4194304",
+        b"inotify": {
+            b"max_queued_events": str(MAX_QUEUED_EVENTS),
+            b"max_user_watches": str(MAX_USER_WATCHES),
+        },
         b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
         b"nr_open": "1048576",
         b"pipe-max-size": "1048576",

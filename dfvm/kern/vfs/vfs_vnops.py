@@ -30,6 +30,7 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei, nameiat
+from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vnode import (
     FREAD,
     FWRITE,
@@ -81,7 +82,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
             raise err(EINVAL)
         made, vp = _open_create(root, start, path, oflags, mode, cred)
         if made:
-            return vp, vp.open(_FFLAGS[acc], cred)
+            return vp, _opened(vp, _FFLAGS[acc], cred)
     else:
         flags = 0 if oflags & O_NOFOLLOW else NAMEI_FOLLOW
         if oflags & O_DIRECTORY:
@@ -102,7 +103,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
         raise err(EINVAL)
     if oflags & O_NOATIME and cred.cr_fsuid not in (0, vp.v_uid):
         raise err(EPERM)
-    other = vp.open(_FFLAGS[acc], cred)
+    other = _opened(vp, _FFLAGS[acc], cred)
     if other is None and oflags & O_TRUNC and vtype == VREG:
         try:
             vp.setsize(0)
@@ -110,6 +111,14 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
             vp.close(_FFLAGS[acc])
             raise
     return vp, other
+
+
+def _opened(vp: Vnode, fflag: int, cred: Cred) -> object | None:
+    # Vnode.open, told to who watches; of a fifo it is only when its other end is there, too.
+    other = vp.open(fflag, cred)
+    if other is None and vp.v_type != VFIFO:
+        vp.event(IN_OPEN)
+    return other
 
 
 def _open_create(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,

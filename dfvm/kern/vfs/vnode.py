@@ -82,6 +82,7 @@ from dfvm.lwkt.panic import panic
 if TYPE_CHECKING:
     from dfvm.kern.vfs.devfs import Cdev
     from dfvm.kern.vfs.mount import Mount
+    from dfvm.kern.vfs.vfs_notify import Watch
     from dfvm.lwkt.kern_lock import Lock
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_object import VmObject
@@ -136,6 +137,14 @@ RENAME_EXCHANGE: Final = 2
 # mmap()
 MMAP_VNODE: Final = 0
 MMAP_ANON: Final = 1
+
+# Events (inotify) that are made here; vfs_notify.py has the others.
+IN_ACCESS: Final = 0x001
+IN_MODIFY: Final = 0x002
+IN_ATTRIB: Final = 0x004
+IN_CREATE: Final = 0x100
+IN_DELETE: Final = 0x200
+IN_MOVE_SELF: Final = 0x800
 
 NAME_MAX: Final = 255
 LINK_MAX: Final = 65000
@@ -201,7 +210,7 @@ class Vnode:
     __slots__ = ("v_fifoinfo", "v_filesize", "v_flag", "v_gid", "v_lock", "v_lockf", "v_mode",
                  "v_mount", "v_mounts", "v_name", "v_names", "v_names_until", "v_nchild",
                  "v_object", "v_parent", "v_rdev", "v_textcount", "v_type", "v_uid", "v_usecount",
-                 "v_writecount")  # fmt: skip
+                 "v_watches", "v_writecount")  # fmt: skip
 
     v_type: int  # VREG …; never changes
     v_flag: int  # VROOT …
@@ -225,6 +234,7 @@ class Vnode:
     v_rdev: Cdev | None  # of a character device: who it is; set by open()
     v_lockf: Any  # record locks and flocks (kern_lockf)
     v_fifoinfo: Any  # the two ends of an open fifo
+    v_watches: dict[Watch, None] | None  # who wants its events; each holds a reference
 
     def __init__(self, mount: Mount, vtype: int) -> None:
         self.v_type = vtype
@@ -249,6 +259,7 @@ class Vnode:
         self.v_rdev = None
         self.v_lockf = None
         self.v_fifoinfo = None
+        self.v_watches = None
 
     def __repr__(self) -> str:
         kind = ("non", "reg", "dir", "blk", "chr", "lnk", "sock", "fifo")[self.v_type]
@@ -269,6 +280,10 @@ class Vnode:
         count = self.v_usecount - 1
         self.v_usecount = count
         if count > 0:
+            if self.v_watches and count == len(self.v_watches):
+                from dfvm.kern.vfs.vfs_notify import last_user_gone
+
+                last_user_gone(self)
             return
         if count < 0:
             panic(f"vrele: {self!r}")
@@ -401,6 +416,7 @@ class Vnode:
         uid, gid = self._new_ids(cred)
         vp = self.vop_create(name, vtype, self._new_mode(mode, cred), uid, gid, rdev)
         self.cache_enter(name, vp)
+        self._made_name(name, vp)
         return vp
 
     def mkdir(self, name: bytes, mode: int, cred: Cred) -> Vnode:
@@ -409,6 +425,7 @@ class Vnode:
         uid, gid = self._new_ids(cred)
         vp = self.vop_create(name, VDIR, mode & 0o1777 | self.v_mode & S_ISGID, uid, gid, 0)
         self.cache_enter(name, vp)
+        self._made_name(name, vp)
         return vp
 
     def symlink(self, name: bytes, target: bytes, cred: Cred) -> Vnode:
@@ -417,6 +434,7 @@ class Vnode:
         uid, gid = self._new_ids(cred)
         vp = self.vop_symlink(name, target, uid, gid)
         self.cache_enter(name, vp)
+        self._made_name(name, vp)
         return vp
 
     def tmpfile(self, mode: int, cred: Cred) -> Vnode:
@@ -446,6 +464,8 @@ class Vnode:
             raise err(EMLINK)
         self.vop_link(name, vp)
         self.cache_enter(name, vp)
+        vp.self_event(IN_ATTRIB)
+        self._made_name(name, vp)
 
     def _may_linkat(self, cred: Cred) -> None:
         # As with the sysctl fs.protected_hardlinks: nobody pins down another's privileged program
@@ -470,7 +490,8 @@ class Vnode:
         self._is_mountpoint(name)
         self.vop_unlink(name, vp)
         self._cache_gone(name, vp)
-        vp.nameless()
+        vp.self_event(IN_ATTRIB)
+        self._lost_name(name, vp)
 
     def rmdir(self, name: bytes, cred: Cred) -> None:
         """Take away an empty directory."""
@@ -484,7 +505,41 @@ class Vnode:
         self.vop_rmdir(name, vp)
         vp.cache_purge()
         self._cache_gone(name, vp)
+        self._lost_name(name, vp)
+
+    # Events: nobody but who watches pays for them.
+
+    def event(self, mask: int) -> None:
+        """`mask` (IN_*) happened to this file."""
+        if self.v_mount.mnt_vfs.nwatches:
+            from dfvm.kern.vfs.vfs_notify import vn_notify
+
+            vn_notify(self, mask)
+
+    def self_event(self, mask: int) -> None:
+        """The same, but the directory it is in is not told."""
+        if self.v_watches:
+            from dfvm.kern.vfs.vfs_notify import self_notify
+
+            self_notify(self, mask)
+
+    def _made_name(self, name: bytes, vp: Vnode) -> None:
+        if self.v_watches:
+            from dfvm.kern.vfs.vfs_notify import name_notify
+
+            name_notify(self, name, IN_CREATE, vp)
+
+    def _lost_name(self, name: bytes, vp: Vnode) -> None:
+        # `name` in this directory was vp's; vp goes if that was all that held it.
+        if not self.v_watches:
+            vp.nameless()
+            return
+        from dfvm.kern.vfs.vfs_notify import name_notify
+
+        self.vref()
         vp.nameless()
+        name_notify(self, name, IN_DELETE, vp)
+        self.vrele()
 
     def nameless(self) -> None:
         """Its last name may be gone: if nobody uses it either, it is destroyed. May block."""
@@ -492,6 +547,10 @@ class Vnode:
             self.v_usecount = 1
             self.v_mount.mnt_vfs.inactive.pop(self, None)
             self.vrele()
+        elif self.v_watches and self.v_usecount == len(self.v_watches):
+            from dfvm.kern.vfs.vfs_notify import last_user_gone
+
+            last_user_gone(self)
 
     def _is_mountpoint(self, name: bytes) -> None:
         if self.v_mounts is not None and name in self.v_mounts:
@@ -536,13 +595,28 @@ class Vnode:
         if flags & RENAME_EXCHANGE:
             self.cache_enter(name, tvp)
             tdvp.cache_enter(tname, fvp)
+            if tvp is not None:
+                self._renamed(name, tdvp, tname, fvp)
+                fvp.self_event(IN_MOVE_SELF)
+                tdvp._renamed(tname, self, name, tvp)
+                tvp.self_event(IN_MOVE_SELF)
             return
         self._cache_gone(name, fvp)
         if tvp is not None:
             tdvp._cache_gone(tname, tvp)
         tdvp.cache_enter(tname, fvp)
+        self._renamed(name, tdvp, tname, fvp)
+        if tvp is not None:
+            tvp.self_event(IN_ATTRIB)
+        fvp.self_event(IN_MOVE_SELF)
         if tvp is not None:
             tvp.nameless()
+
+    def _renamed(self, name: bytes, tdvp: Vnode, tname: bytes, vp: Vnode) -> None:
+        if self.v_watches or tdvp.v_watches:
+            from dfvm.kern.vfs.vfs_notify import rename_notify
+
+            rename_notify(self, name, tdvp, tname, vp)
 
     def readdir(self) -> list[tuple[bytes, int, int]]:
         """All entries, as (name, inode number, DT_ type)."""
@@ -612,6 +686,7 @@ class Vnode:
         if cred.cr_fsuid != 0 and not cred.groupmember(self.v_gid):
             mode &= ~S_ISGID
         self.vop_setattr(mode, -1, -1, None, None)
+        self.event(IN_ATTRIB)
 
     def chown(self, uid: int, gid: int, cred: Cred) -> None:
         """Set owner and group; -1 leaves one as it is."""
@@ -626,6 +701,8 @@ class Vnode:
             if mode != self.v_mode and cred.cr_fsuid not in (0, self.v_uid):
                 raise err(EPERM)
         self.vop_setattr(mode, uid, gid, None, None)
+        if mode != -1 or uid != -1 or gid != -1:
+            self.event(IN_ATTRIB)
 
     def utimes(self, atime: int | None, mtime: int | None, cred: Cred, explicit: bool) -> None:
         """Set the times. `explicit`: they are the caller's, not both "now", which only the owner
@@ -637,6 +714,10 @@ class Vnode:
                 raise err(EPERM)
             self.access(VWRITE, cred)
         self.vop_setattr(-1, -1, -1, atime, mtime)
+        if atime is not None:
+            self.event(IN_ACCESS if mtime is None else IN_ATTRIB)
+        elif mtime is not None:
+            self.event(IN_MODIFY)
 
     def truncate(self, length: int, cred: Cred) -> None:
         """Set the size of a regular file (truncate(2): checks the mode). May block."""
@@ -655,6 +736,7 @@ class Vnode:
         from dfvm.kern.vfs.vfs_bio import vn_setsize
 
         vn_setsize(self, length)
+        self.event(IN_MODIFY)
 
     def seek_data(self, off: int, hole: bool) -> int:
         """From byte `off` on, where there is data, or with `hole` none (lseek(2), SEEK_DATA and
@@ -771,6 +853,7 @@ class Vnode:
         from dfvm.kern.vfs.vfs_bio import vn_allocate
 
         vn_allocate(self, mode, off, length)
+        self.event(IN_MODIFY)
 
     # What a file system provides. `self` is the directory where a name is an argument; names were
     # looked up and rights were checked by the callers above.

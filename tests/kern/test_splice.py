@@ -1,0 +1,83 @@
+"""splice, tee and vmsplice. Each program runs on the host too."""
+
+from __future__ import annotations
+
+from file_util import T
+from guest_util import same
+
+Q = r"""
+static void q(int fd) { int n = -1; ioctl(fd, FIONREAD, &n); printf("%d waiting\n", n); }
+static void drain(int fd) { fcntl(fd, F_SETFL, O_NONBLOCK); while (read(fd, buf, 65536) > 0);
+    fcntl(fd, F_SETFL, 0); }
+#define NB SPLICE_F_NONBLOCK
+#define BAD ((void *)-1)
+"""
+
+
+def test_files_and_pipes() -> None:
+    same(T + Q + r"""
+int main() {
+    int p[2], r[2]; loff_t o = 0; pipe(p); pipe(r); struct stat st; struct pollfd pf = {p[1], 4};
+    for (int i = 0; i < 300000; i++) buf[i] = i * 13 + i / 256;
+    int f = open("f", O_RDWR | O_CREAT, 0644), g = open("g", O_RDWR | O_CREAT, 0644);
+    int d = open(".", 0), ap = open("g", O_WRONLY | O_APPEND), e = eventfd(5, 0);
+    write(f, buf, 200000); lseek(f, 0, SEEK_SET);
+    T(splice(f, &o, p[1], 0, 1000, 0)); T(o); q(p[0]); T(splice(f, 0, p[1], 0, 1 << 20, 0));
+    T(lseek(f, 0, SEEK_CUR)); q(p[0]); T(splice(f, 0, p[1], 0, 100, NB)); T(poll(&pf, 1, 0));
+    T(splice(p[0], 0, g, 0, 500, 0)); T(lseek(g, 0, SEEK_CUR)); o = 10;
+    T(splice(p[0], 0, g, &o, 100000, 0)); T(o); q(p[0]); T(lseek(g, 0, SEEK_CUR));
+    T(splice(p[0], 0, g, 0, 10, NB)); fstat(g, &st); T(st.st_size); pread(g, buf, 70000, 0);
+    long sum = 0; for (int i = 0; i < 60000; i++) sum = (sum * 31 + buf[i]) & 0xffffff; T(sum);
+    o = 100; T(splice(f, &o, p[1], 0, 1 << 20, 0)); drain(p[0]);
+    o = 199990; T(splice(f, &o, p[1], 0, 100, 0)); o = 200000; T(splice(f, &o, p[1], 0, 100, 0));
+    o = -1; T(splice(f, &o, p[1], 0, 100, 0)); o = 0; T(splice(p[0], &o, g, 0, 10, 0));
+    T(splice(f, 0, p[1], &o, 10, 0)); T(splice(f, 0, g, 0, 10, 0));
+    T(splice(p[0], 0, p[1], 0, 1, 0)); T(splice(f, 0, p[1], 0, 0, 99));
+    T(splice(f, 0, p[1], 0, 1, 16)); T(splice(99, 0, p[1], 0, 1, 0));
+    T(splice(f, 0, 99, 0, 1, 0)); T(splice(d, 0, p[1], 0, 1, 0)); T(splice(p[0], 0, ap, 0, 1, 0));
+    T(splice(p[1], 0, g, 0, 1, 0)); T(splice(f, 0, p[0], 0, 1, 0)); T(splice(e, 0, p[1], 0, 8, 0));
+    T(splice(p[0], 0, e, 0, 8, 0)); T(splice(f, BAD, p[1], 0, 1, 0));
+    T(splice(open("/dev/zero", 0), 0, p[1], 0, 100, 0)); T(sendfile(g, open("/dev/zero", 0), 0, 9));
+    T(splice(p[0], 0, open("/dev/null", 1), 0, 50, 0)); q(p[0]); T(sendfile(e, f, 0, 8));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_between_pipes() -> None:
+    same(T + Q + r"""
+int main() {
+    int p[2], r[2]; pipe(p); pipe(r); signal(SIGPIPE, SIG_IGN);
+    write(p[1], "hello", 5); write(p[1], "world", 5); T(splice(p[0], 0, r[1], 0, 7, 0));
+    q(p[0]); q(r[0]); T(read(r[0], buf, 100)); T(read(p[0], buf + 7, 100)); buf[10] = 0; puts(buf);
+    T(splice(p[0], 0, r[1], 0, 7, NB)); T(tee(p[0], r[1], 7, NB)); write(p[1], "teetee", 6);
+    T(tee(p[0], r[1], 4, 0)); q(p[0]); q(r[0]); T(tee(p[0], r[1], 100, 0)); q(r[0]);
+    T(read(r[0], buf, 100)); buf[10] = 0; puts(buf); T(read(p[0], buf, 100));
+    T(tee(p[0], p[1], 1, 0)); T(tee(99, p[1], 1, 0)); T(tee(p[0], r[1], 0, 0));
+    T(tee(p[0], r[1], 1, 16)); T(tee(p[1], r[1], 1, 0)); T(tee(p[0], r[0], 1, 0));
+    fcntl(r[1], F_SETFL, O_NONBLOCK); while (write(r[1], buf, 4096) > 0); write(p[1], "x", 1);
+    T(splice(p[0], 0, r[1], 0, 1, 0)); T(tee(p[0], r[1], 1, 0)); fcntl(r[1], F_SETFL, 0);
+    T(read(r[0], buf, 65536)); for (int i = 0; i < 5; i++) write(p[1], buf, 5000);
+    T(splice(p[0], 0, r[1], 0, 1 << 20, 0)); q(p[0]); q(r[0]);
+    close(p[1]); T(splice(p[0], 0, r[1], 0, 1, 0)); T(tee(p[0], r[1], 1, 0)); pipe(p); close(p[0]);
+    T(splice(r[0], 0, p[1], 0, 1, 0)); T(tee(r[0], p[1], 1, 0)); drain(r[0]); pipe(p);
+    if (!fork()) { close(r[1]); splice(r[0], 0, p[1], 0, 3, 0); _exit(0); }
+    write(r[1], "late", 4); T(read(p[0], buf, 9)); wait(0); q(r[0]);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_memory() -> None:
+    same(T + Q + r"""
+int main() {
+    int p[2], f = open("f", O_RDWR | O_CREAT, 0644); struct iovec iv[2]; pipe(p);
+    iv[0] = (struct iovec){"abc", 3}; iv[1] = (struct iovec){buf, 5000};
+    T(vmsplice(p[1], iv, 2, 0)); q(p[0]); iv[0] = (struct iovec){buf, 10};
+    T(vmsplice(p[0], iv, 1, 0)); q(p[0]); buf[3] = 0; puts(buf); T(vmsplice(f, iv, 1, 0));
+    T(vmsplice(99, iv, 1, 0)); T(vmsplice(p[1], iv, 1, 16)); T(vmsplice(p[1], iv, 1025, 0));
+    T(vmsplice(p[1], iv, 0, 0)); T(vmsplice(p[1], BAD, 1, 0)); iv[0] = (struct iovec){BAD, 1};
+    T(vmsplice(p[1], iv, 1, 0)); iv[0] = (struct iovec){buf, 0}; T(vmsplice(f, iv, 1, 0));
+    drain(p[0]); fcntl(p[1], F_SETFL, O_NONBLOCK); while (write(p[1], buf, 4096) > 0);
+    iv[0] = (struct iovec){buf, 200000}; T(vmsplice(p[1], iv, 1, NB)); T(vmsplice(p[0], iv, 1, 0));
+    T(vmsplice(p[0], iv, 1, NB)); close(p[1]); T(vmsplice(p[0], iv, 1, 0));
+    return 0;
+}""")  # fmt: skip

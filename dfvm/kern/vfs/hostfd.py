@@ -149,6 +149,25 @@ class HostRef:
         finally:
             os.close(fd)
 
+    def xattrs(self) -> dict[bytes, bytes]:
+        """The users' extended attributes of a regular file or directory; those of the host's
+        own (security, access lists) are not the guest's."""
+        if self.hr_fmt not in (S_IFDIR, S_IFREG):
+            return {}
+        path = self.fd_path()
+        try:
+            names = [name for name in os.listxattr(path) if name.startswith("user.")]
+            return {os.fsencode(name): os.getxattr(path, name) for name in names}
+        except OSError as e:
+            if e.errno == EOPNOTSUPP:  # by this file system
+                return {}
+            raise
+
+    def fd_path(self) -> str:
+        """A path on the host to what is open here, for calls that take no descriptor or not one
+        opened with O_PATH."""
+        return f"/proc/self/fd/{self.fd()}"
+
     def close(self) -> None:
         """Give the descriptor back; the file may be opened again."""
         if self.hr_fd >= 0:

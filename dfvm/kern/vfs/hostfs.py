@@ -11,11 +11,11 @@ are not opened.
 from __future__ import annotations
 
 import os
-from stat import S_IFIFO, S_IFSOCK
+from stat import S_IFIFO, S_IFSOCK, S_ISGID, S_ISUID
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EIO, EPERM, ESTALE, EXDEV, err
+from dfvm.kern.kern_errno import EIO, EOPNOTSUPP, EPERM, ESTALE, EXDEV, err
 from dfvm.kern.vfs.hostfd import HostRef, host_fallocate, host_rename
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.overlay import HOST_RACY, HOST_TTL
@@ -153,13 +153,14 @@ class HostVnode(Vnode):
         vp = None if st is None else self._vnode(name, st)
         if vp is None:
             raise err(EIO)
-        if vp.v_type != VLNK and vp.v_mode != mode:
-            vp._host_chmod(mode)
         if (vp.v_uid, vp.v_gid) != (uid, gid):
             try:
                 os.chown(name, uid, gid, dir_fd=ref.fd(), follow_symlinks=False)
             except PermissionError:
                 pass  # only root may give files away
+        # After the owner, whose change takes setuid away.
+        if vp.v_type != VLNK and (vp.v_mode != mode or mode & (S_ISUID | S_ISGID)):
+            vp._host_chmod(mode)
         vp._refresh()
         return vp
 
@@ -337,6 +338,19 @@ class HostVnode(Vnode):
         if self.v_type == VREG:
             self.h_lower_mtime = st.st_mtime_ns
         self._take_over(st)
+
+    def vop_xattrs(self) -> dict[bytes, bytes]:
+        return {} if self.h_hidden else self.h_ref.xattrs()
+
+    def vop_setxattr(self, name: bytes, value: bytes | None) -> None:
+        if self.h_hidden or not name.startswith(b"user."):
+            raise err(EOPNOTSUPP)
+        path = self.h_ref.fd_path()
+        if value is None:
+            os.removexattr(path, name)
+        else:
+            os.setxattr(path, name, value)
+        self.h_until = 0
 
     # Use.
 

@@ -27,7 +27,7 @@ import os
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import ENOTEMPTY, ENXIO, err
+from dfvm.kern.kern_errno import ENOSPC, ENOTEMPTY, ENXIO, err
 from dfvm.kern.vfs.hostfd import HostRef
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.store import Quota, Store
@@ -65,6 +65,8 @@ HOST_RACY: Final = 50_000_000  # ns: an mtime so young may not move with the nex
 
 _DAY_NS: Final = 24 * 3600 * 1_000_000_000
 
+_XATTRS_MAX: Final = 1 << 17  # bytes of names and values of one file's extended attributes
+
 _INO_BASE: Final = 1 << 48  # our own inode numbers, above any host's
 
 OVERLAY_MAGIC: Final = 0x794C7630  # Linux's OVERLAYFS_SUPER_MAGIC
@@ -79,7 +81,7 @@ class OvlVnode(Vnode):
 
     __slots__ = ("o_atime", "o_birth", "o_bytes", "o_ctime", "o_fileid", "o_fsid", "o_link",
                  "o_lower", "o_lower_mtime", "o_mtime", "o_nlink", "o_own", "o_rdev", "o_store",
-                 "o_until", "o_upper")  # fmt: skip
+                 "o_until", "o_upper", "o_xattrs")  # fmt: skip
 
     v_mount: OvlMount
     o_fsid: int  # st_dev; never changes
@@ -99,6 +101,7 @@ class OvlVnode(Vnode):
     o_bytes: int  # storage the host's file takes
     o_upper: dict[bytes, OvlVnode | None]  # of a directory: names that are ours; None: whiteout
     o_link: bytes | None  # of a symbolic link: the target; None: not read from the host yet
+    o_xattrs: dict[bytes, bytes] | None  # extended attributes; None: as the host's file has them
     o_store: Store  # of a regular file: what lies under its pages
 
     def __init__(self, mount: OvlMount, vtype: int, fsid: int, fileid: int) -> None:
@@ -116,6 +119,7 @@ class OvlVnode(Vnode):
         if vtype == VDIR:
             self.o_upper = {}
         self.o_link = None
+        self.o_xattrs = None
 
     # What the host says.
 
@@ -427,6 +431,23 @@ class OvlVnode(Vnode):
             self.o_atime = atime
         if mtime is not None:
             self.o_mtime = mtime
+        self.o_ctime = vfs_timestamp()
+
+    def vop_xattrs(self) -> dict[bytes, bytes]:
+        xattrs = self.o_xattrs
+        if xattrs is not None:
+            return xattrs
+        return {} if self.o_lower is None else self.o_lower.xattrs()
+
+    def vop_setxattr(self, name: bytes, value: bytes | None) -> None:
+        xattrs = dict(self.vop_xattrs())
+        xattrs.pop(name, None)
+        if value is not None:
+            if sum(map(len, xattrs)) + sum(map(len, xattrs.values())) + len(value) > _XATTRS_MAX:
+                raise err(ENOSPC)
+            xattrs[name] = value
+        self._own()
+        self.o_xattrs = xattrs
         self.o_ctime = vfs_timestamp()
 
     # Use.

@@ -920,6 +920,14 @@ class Vnode:
         """Change what is neither -1 nor None; sets ctime."""
         raise err(EPERM)
 
+    def vop_xattrs(self) -> dict[bytes, bytes]:
+        """The extended attributes, not to be changed by the caller."""
+        raise err(EOPNOTSUPP)
+
+    def vop_setxattr(self, name: bytes, value: bytes | None) -> None:
+        """Give the file an extended attribute, or take one (None) that it has; sets ctime."""
+        raise err(EOPNOTSUPP)
+
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
         """See open(). Whoever has devices passes their number on to device_open."""
         if self.v_type in (VCHR, VBLK, VFIFO):

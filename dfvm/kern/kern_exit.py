@@ -137,13 +137,13 @@ def lwp_release_user(lp: Lwp, space: Vmspace) -> None:
         exit_robust_list(lp, space, head)
     addr, lp.lwp_clear_tid = lp.lwp_clear_tid, 0
     if addr and space.vm_refcnt > 1:
-        try:
-            copyout(space, bytes(4), addr)
-        except OSError:
-            return
         from dfvm.kern.sys_misc import futex_wake
 
-        futex_wake(lp, space, addr, 1)
+        try:
+            copyout(space, bytes(4), addr)
+            futex_wake(lp, space, addr, 1)
+        except OSError:
+            pass  # any address may have been given, and nobody is left to be told
 
 
 def _leave_session(p: Proc) -> None:

@@ -141,3 +141,27 @@ int main(int argc, char **argv) {
 
 def test_waiters_hear_of_it() -> None:
     assert same(WAIT) == b"1 0 0 0\n" * 3
+
+
+def test_cleared_thread_id_anywhere() -> None:
+    """set_tid_address believes any address; what is wrong with it shows when the thread ends."""
+    same(r"""
+    int main(void) {
+        char *page = mmap(0, 8192, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        munmap(page + 4096, 4096);
+        char *at[] = {page, page + 1, page + 4096, 0, (char *)-4, (char *)16};
+        for (int i = 0; i < 6; i++) {
+            memset(page, 'x', 4096);
+            pid_t p = vfork();
+            if (!p) {
+                syscall(SYS_set_tid_address, at[i]);
+                _exit(3);
+            }
+            int status, cleared = 0;
+            waitpid(p, &status, 0);
+            for (int j = 0; j < 4096; j++) cleared += !page[j];
+            printf("%d: %x, %d cleared\n", i, status, cleared);
+        }
+        return 0;
+    }
+    """)

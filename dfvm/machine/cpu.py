@@ -68,7 +68,7 @@ X86_TRAP_PF: Final = 14
 # the engine to himself. (A poison that went on while the kernel flushed the TLB, which gives its
 # table back and makes another, would write into memory that is somebody else's by then.)
 _RUNNING: Final = 1
-_POISONED: Final = 2
+_POISONED_TWICE: Final = 3
 _RUNS: Final = (_RUNNING,)
 
 TICK_NS: Final = 10_000_000  # the clock's period while the engine runs
@@ -359,9 +359,10 @@ class Vcpu:
 
     def _tick(self, cpu_clock: int) -> None:
         """The clock thread. A tick poisons the running engine, so that it comes back with its next
-        memory access. Code that makes none is kicked, once it has used so much CPU time since that
-        no access can still be under way: not even one for which the host first had to find
-        memory."""
+        memory access. The next tick does so again, because an access that was just looking for its
+        page may have entered that in the TLB afterwards. Code that makes no access is kicked, once
+        it has used so much CPU time since that none can still be under way: not even one for which
+        the host first had to find memory."""
         wait, engine, since = self._wake.wait, self.engine, 0
         at_large = self._at_large
         while not wait(TICK_NS / 1e9):
@@ -370,13 +371,14 @@ class Vcpu:
                     state = at_large.pop()
                 except IndexError:  # the kernel runs
                     continue
-                if state == _RUNNING:
+                if state < _POISONED_TWICE:
                     since = time.clock_gettime_ns(cpu_clock)
                     self._poisoned = True
                     engine.poison()
+                    state += 1
                 elif time.clock_gettime_ns(cpu_clock) - since >= KICK_NS:
                     engine.kick()
-                at_large.append(_POISONED)
+                at_large.append(state)
 
     def _flush(self) -> None:
         """Pay the MMU's debt."""

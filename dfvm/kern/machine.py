@@ -11,13 +11,15 @@ with Machine(mem="64M") as m:
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
-from dfvm.kern.kern_errno import EACCES, ENOENT, ENOTDIR, err
+from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
-from dfvm.kern.kern_sig import SigActs, ksignal
+from dfvm.kern.kern_sig import NSIG, SigActs, ksignal
 from dfvm.kern.kernel import Kernel
 from dfvm.kern.proc import P_CONTROLT, SZOMB, Pgrp, Proc, joinpgrp, leavepgrp
 from dfvm.kern.tty import HostSignals
@@ -26,8 +28,9 @@ from dfvm.vm.vm_page import vm_page_rollup
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_free
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
+    from typing import IO
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp
@@ -41,6 +44,7 @@ STDOUT: Final = -2  # standard error goes where standard output goes
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LARGE_PAGE: Final = 2 << 20
 MEM_MIN: Final = 8 << 20
+NCPU_MAX: Final = 1024
 _DIRECTORY: Final = NAMEI_FOLLOW | NAMEI_DIRECTORY
 
 
@@ -48,15 +52,102 @@ def parse_size(text: str | int) -> int:
     """Bytes from a number, or a number with K, M, G or T behind it.
 
     :raises ValueError: when it is neither.
+    :raises TypeError: likewise.
     """
     if isinstance(text, int):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"a size is a number or a string, not {text!r}")
     number, unit = text.strip().upper(), ""
     if number and not number[-1].isdecimal():
         number, unit = number[:-1], number[-1]
     if unit not in _UNITS or not (number.isascii() and number.isdecimal()) or len(number) > 18:
         raise ValueError(f"size {text!r} is not a number with K, M, G or T behind it")
     return int(number) * _UNITS[unit]
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A ^C meanwhile counts at the end: Python would raise KeyboardInterrupt in the middle of the
+    kernel, with its locks held, or inside a callback of the engine, where it is lost. A second one
+    raises on the spot."""
+    import signal
+
+    caught = False
+
+    def handler(signo: int, frame: object) -> None:
+        nonlocal caught
+        if caught:
+            raise KeyboardInterrupt
+        caught = True
+
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            raise ValueError  # it does something else, or nothing
+        signal.signal(signal.SIGINT, handler)
+    except ValueError:  # or this is not Python's main thread, and SIGINT does not come here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if caught:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _about(path: str | bytes) -> Iterator[None]:
+    """An error meanwhile is about this file."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = os.fsdecode(path)
+        raise
+
+
+def _environment(env: Mapping[str, str]) -> list[bytes]:
+    """The strings of an environment.
+
+    :raises ValueError: for a name with a "=", or a zero byte.
+    """
+    strings = []
+    for name, value in env.items():
+        pair = os.fsencode(name), os.fsencode(value)
+        if b"=" in pair[0]:
+            raise ValueError(f"a = in {name!r}, which is to be the name of a variable")
+        strings.append(_string(b"=".join(pair)))
+    return strings
+
+
+def _string(text: str | bytes) -> bytes:
+    """A string as programs get them.
+
+    :raises ValueError: for one with a zero byte, where it would end.
+    """
+    data = os.fsencode(text)
+    if b"\0" in data:
+        raise ValueError(f"a zero byte in {text!r}")
+    return data
+
+
+def _stream(name: str, what: bytes | int | IO[Any] | None) -> bytes | int | None:
+    """What was given for a standard stream: data, a descriptor, or PIPE, STDOUT or INHERIT.
+
+    :raises ValueError: when it can't be that stream.
+    """
+    if isinstance(what, (bytearray, memoryview)):
+        what = bytes(what)
+    if isinstance(what, bytes) and name == "stdin":
+        return what
+    if what is not None and not isinstance(what, int):
+        if isinstance(what, (bytes, str)) or not hasattr(what, "fileno"):
+            raise TypeError(f"{name}: {what!r} is no descriptor or file")
+        return what.fileno()
+    special = {"stdin": (), "stdout": (PIPE,), "stderr": (PIPE, STDOUT)}[name]
+    if what is not None and what < 0 and what not in special:
+        raise ValueError(f"{name} can't be {what}")
+    return what
 
 
 class Process:
@@ -100,8 +191,14 @@ class Process:
         return None if self._err is None else bytes(self._err)
 
     def kill(self, sig: int) -> None:
-        """Send it a signal."""
-        ksignal(self.proc, sig)
+        """Send it a signal. One that has ended does not mind.
+
+        :raises ValueError: when there is no signal of that number.
+        """
+        if not 0 <= sig <= NSIG:
+            raise ValueError(f"no signal {sig}")
+        if sig and self.proc.p_stat != SZOMB:
+            ksignal(self.proc, sig)
 
 
 class Machine:
@@ -114,7 +211,7 @@ class Machine:
     :param env: environment for programs that are given none; None is the host's.
     :param check: verify the machine's state along the way and at the end.
     :param ncpu: CPUs that programs are told of.
-    :raises ValueError: for a size that makes no sense.
+    :raises ValueError: for a size or a number of CPUs that makes no sense.
     :raises OSError: when the host has not that much memory, or a directory does not exist.
     """
 
@@ -136,49 +233,75 @@ class Machine:
         size = parse_size(mem)
         if size < MEM_MIN:
             raise ValueError(f"a machine needs at least {MEM_MIN >> 20}M of memory, not {mem}")
-        if ncpu < 1:
-            raise ValueError(f"a machine needs a CPU, not {ncpu}")
+        if not 1 <= ncpu <= NCPU_MAX:
+            raise ValueError(f"a machine has 1 to {NCPU_MAX} CPUs, not {ncpu}")
+        if isinstance(rw, (str, bytes)):
+            raise TypeError(f"rw is a list of directories, not {rw!r}")
         size = (size + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
         reserve_stdio()
         self._env = os.environ if env is None else env
         self._host_root = root is None
         self.root = root or "/"
         self._programs = []
-        self.kernel = Kernel(
-            size,
-            os.fsencode(root or "/"),
-            [os.path.abspath(os.fsencode(name)) for name in rw],
-            ncpu,
-            check,
-        )
+        shared = [os.path.abspath(os.fsencode(name)) for name in rw]
+        try:
+            with _uninterrupted():
+                self.kernel = Kernel(size, os.fsencode(root or "/"), shared, ncpu, check)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is not there is asked for here.
+        if name == "kernel":
+            raise RuntimeError("the machine is closed")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     # ---- running ---------------------------------------------------------------------------------
 
     def spawn(
         self,
         argv: Sequence[str | bytes],
-        stdin: bytes | int | None = INHERIT,
-        stdout: int | None = INHERIT,
-        stderr: int | None = INHERIT,
+        stdin: bytes | int | IO[Any] | None = INHERIT,
+        stdout: int | IO[Any] | None = INHERIT,
+        stderr: int | IO[Any] | None = INHERIT,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> Process:
         """Start a program, as a job of its own. It runs when `run` is called.
 
         :param argv: the program and its arguments. A program without a "/" is looked for in PATH.
-        :param stdin: what it reads: bytes, a descriptor of the host, or None for the host's own.
-        :param stdout: PIPE to collect it, a descriptor of the host, or None for the host's own.
+        :param stdin: what it reads: bytes, a file or descriptor of the host, or None for the
+            host's own.
+        :param stdout: PIPE to collect it, a file or descriptor of the host, or None for the host's
+            own.
         :param stderr: the same, or STDOUT.
         :param env: its environment; None is the machine's.
         :param cwd: where it starts; None is where the host's process is.
         :raises OSError: when it can't be run; the errno is that of execve.
+        :raises ValueError: for arguments that make no sense.
         """
-        kernel = self.kernel
-        args = [os.fsencode(arg) for arg in argv]
+        if isinstance(argv, (str, bytes)):
+            raise TypeError(f"argv is a list of words, not {argv!r}")
+        args = [_string(arg) for arg in argv]
         if not args:
             raise ValueError("no program to run")
-        pairs = (self._env if env is None else env).items()
-        envp = [os.fsencode(f"{name}={value}") for name, value in pairs]
+        env = self._env if env is None else env
+        envp = _environment(env)
+        given = _stream("stdin", stdin), _stream("stdout", stdout), _stream("stderr", stderr)
+        with _uninterrupted():
+            return self._spawn(args, envp, env.get("PATH"), given, cwd)
+
+    def _spawn(
+        self,
+        args: list[bytes],
+        envp: list[bytes],
+        path: str | None,
+        given: tuple[bytes | int | None, ...],
+        cwd: str | None,
+    ) -> Process:
+        kernel = self.kernel
+        stdin, stdout, stderr = given
         p, lp = self._new_program(cwd)
         out: bytearray | None = bytearray() if stdout == PIPE else None
         err = out if stderr == STDOUT else bytearray() if stderr == PIPE else None
@@ -186,8 +309,9 @@ class Machine:
         td.td_proc, lp.lwp_thread = p, td
         try:
             self._open_stdio(p, (stdin, stdout, stdout if stderr == STDOUT else stderr), (out, err))
-            name, image = self._find(p, args[0], dict(pairs).get("PATH"))
-            kern_execve(lp, image, name, lambda: exec_args_given(p, args, envp, name))
+            with _about(args[0]):
+                name, image = self._find(p, args[0], path)
+                kern_execve(lp, image, name, lambda: exec_args_given(p, args, envp, name))
         except BaseException:
             self._discard(p, lp)
             raise
@@ -227,7 +351,8 @@ class Machine:
     def _chdir(self, p: Proc, cwd: str | None) -> None:
         root = self.kernel.vfs.rootvnode
         if cwd is not None:
-            p.p_fs.set_cdir(namei(root, root, os.fsencode(cwd), p.p_ucred, _DIRECTORY))
+            with _about(cwd):
+                p.p_fs.set_cdir(namei(root, root, os.fsencode(cwd), p.p_ucred, _DIRECTORY))
         elif self._host_root:
             try:
                 p.p_fs.set_cdir(namei(root, root, os.getcwdb(), p.p_ucred, _DIRECTORY))
@@ -246,7 +371,7 @@ class Machine:
     def _open_stdio(
         self,
         p: Proc,
-        given: tuple[bytes | int | None, int | None, int | None],
+        given: tuple[bytes | int | None, ...],
         sinks: tuple[bytearray | None, bytearray | None],
     ) -> None:
         """Descriptors 0, 1 and 2. If one is a terminal it becomes the controlling one, with the
@@ -260,7 +385,10 @@ class Machine:
             elif sink is not None:
                 files.append(OutputFile(table, sink))
             else:
-                files.append(host_stdio(table, fd if what is None else what))
+                fp = host_stdio(table, fd if what is None else what)
+                if fp is None and what is not None:
+                    raise err(EBADF)
+                files.append(fp)
         for fd, fp in enumerate(files):
             if fp is None:
                 continue  # closed on the host, so closed here
@@ -365,13 +493,25 @@ class Machine:
 
     def close(self) -> None:
         """End everything that still runs, write what is to be written to the host, and give the
-        memory back. The machine can't be used afterwards; its programs' results can."""
+        memory back. The machine can't be used afterwards; its programs' results can. Done at the
+        end of `with`; a machine that is forgotten warns, and closes itself if it can."""
         kernel: Kernel | None = self.__dict__.pop("kernel", None)
-        if kernel is None:
+        if kernel is not None:
+            with _uninterrupted():
+                kernel.shutdown()
+
+    def __del__(self) -> None:
+        kernel: Kernel | None = self.__dict__.get("kernel")
+        if kernel is None or sys.is_finalizing():
             return
-        kernel.shutdown()
+        import warnings
+
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        if kernel.sched.at_home():
+            self.close()
 
     def __enter__(self) -> Machine:
+        assert self.kernel is not None, "a closed one says so here"
         return self
 
     def __exit__(

@@ -611,6 +611,7 @@ class HostSignals:
         for signo, old in self._old.items():
             signal.signal(signo, old)
         self._old.clear()
+        self._programs = tuple  # the launcher's thread has yet to end: it must not keep the machine
         if self._launcher is not None:
             self._table.sched.wakeup(self._launcher)
         for tty in self._table.host_ttys.values():

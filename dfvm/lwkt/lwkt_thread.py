@@ -509,6 +509,10 @@ class Scheduler(Synch):
         assert exc is not None
         raise exc
 
+    def at_home(self) -> bool:
+        """Whether thread0 is what the host's thread runs, so that close() may be called."""
+        return getcurrent() is self.thread0.td_greenlet
+
     def close(self) -> None:
         """End every thread where it stands; called by thread0. Their `finally` clauses are run,
         and a sleep in one of them ends it at once."""

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
+import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dfvm import PIPE, STDOUT, Machine
+from dfvm.kern.kernel import Kernel
 from dfvm.kern.machine import parse_size
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic
@@ -21,6 +27,7 @@ from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK
 from dfvm.vm.vm_param import PAGE_SIZE, UPAGES
 from tests.kern.guest_util import build
 
+BUSYBOX = "/usr/bin/busybox"
 _PCB_OFFSET = (UPAGES + 1 - PCB_PAGES) * PAGE_SIZE
 
 CAT = r"""
@@ -263,6 +270,120 @@ def test_closed_machine() -> None:
     m.close()
     m.close()
     assert p.exit_status == 9
+    p.kill(9)
+    for use in (m.run, m.check, m.__enter__, lambda: m.spawn(["x"]), lambda: m.vmmeter):
+        with pytest.raises(RuntimeError, match="the machine is closed"):
+            use()
+
+
+def test_forgotten_machine() -> None:
+    """It says so, and leaves no descriptors, threads or memory."""
+    before = os.listdir("/proc/self/fd"), threading.active_count()
+    m = Machine(mem="16M")
+    m.spawn([str(build("int main(void) { pause(); return 0; }"))])
+    with suppress(TimeoutError):
+        m.run(timeout=0)
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del m
+    assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
+
+
+BAD_ARGUMENTS: list[tuple[type[Exception], dict[str, Any]]] = [
+    (TypeError, {"argv": BUSYBOX}),
+    (TypeError, {"argv": [BUSYBOX, 1]}),
+    (ValueError, {"argv": []}),
+    (ValueError, {"argv": [BUSYBOX, "a\0b"]}),
+    (ValueError, {"env": {"A=B": "C"}}),
+    (ValueError, {"env": {"A": "x\0y"}}),
+    (TypeError, {"env": {"A": 1}}),
+    (TypeError, {"stdin": "text"}),
+    (ValueError, {"stdin": PIPE}),
+    (ValueError, {"stdin": io.BytesIO()}),
+    (ValueError, {"stdout": STDOUT}),
+    (ValueError, {"stderr": -7}),
+    (TypeError, {"stdout": b"x"}),
+    (OSError, {"stdout": 999}),
+    (FileNotFoundError, {"argv": [""]}),
+    (FileNotFoundError, {"cwd": "/no/such"}),
+    (NotADirectoryError, {"cwd": "/etc/passwd"}),
+]
+
+
+@pytest.mark.parametrize(("error", "given"), BAD_ARGUMENTS, ids=str)
+def test_bad_arguments(error: type[Exception], given: dict[str, Any]) -> None:
+    with Machine(mem="16M") as m:
+        with pytest.raises(error):
+            m.spawn(**{"argv": [BUSYBOX, "true"], **given})
+        m.check()
+        p = m.spawn([BUSYBOX, "true"])
+        m.run()
+        assert p.exit_status == 0
+
+
+def test_errors_name_the_file() -> None:
+    with Machine(mem="16M") as m:
+        with pytest.raises(OSError) as info:
+            m.spawn(["/no/such"])
+        assert info.value.filename == "/no/such"
+        with pytest.raises(OSError) as info:
+            m.spawn([BUSYBOX, "true"], cwd="/no")
+        assert info.value.filename == "/no"
+
+
+def test_files_as_streams(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("text")
+    with Machine(mem="16M") as m, open(tmp_path / "in") as i, open(tmp_path / "out", "wb") as o:
+        m.spawn([BUSYBOX, "cat"], stdin=i, stdout=o)
+        p = m.spawn([BUSYBOX, "cat"], stdin=bytearray(b"bytes"), stdout=PIPE)
+        m.run()
+    assert (tmp_path / "out").read_text() == "text"
+    assert p.stdout == b"bytes"
+
+
+def test_no_such_signal() -> None:
+    with Machine(mem="16M") as m:
+        p = m.spawn([BUSYBOX, "sleep", "100"])
+        for sig in (-1, 65):
+            with pytest.raises(ValueError):
+                p.kill(sig)
+        p.kill(0)
+        p.kill(15)
+        m.run()
+        assert p.exit_status == 128 + 15
+        m.check()
+
+
+def test_interrupt_while_a_program_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """^C in the middle of the kernel waits until that is in order."""
+    find = Machine._find
+
+    def interrupted(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return find(*args)
+
+    with Machine(mem="16M", check=True) as m:
+        monkeypatch.setattr(Machine, "_find", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            m.spawn([BUSYBOX, "true"])
+        monkeypatch.undo()
+        m.check()
+        m.run()
+        m.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_while_a_machine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.listdir("/proc/self/fd")
+    boot = Kernel.__init__
+
+    def interrupted(self: Kernel, *args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        boot(self, *args)
+
+    monkeypatch.setattr(Kernel, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Machine(mem="16M")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_checker_sees_a_broken_machine() -> None:
@@ -300,8 +421,12 @@ def test_impossible_machines() -> None:
     for mem in ("1M", "0", "64"):
         with pytest.raises(ValueError):
             Machine(mem=mem)
-    with pytest.raises(ValueError):
-        Machine(ncpu=0)
+    for ncpu in (0, 1_000_000):
+        with pytest.raises(ValueError):
+            Machine(ncpu=ncpu)
+    for odd in ({"mem": None}, {"mem": 1.5}, {"rw": "/tmp"}):
+        with pytest.raises(TypeError):
+            Machine(**odd)  # type: ignore[arg-type]
     with pytest.raises(OSError):
         Machine(mem="4000000T")
     with pytest.raises(OSError):

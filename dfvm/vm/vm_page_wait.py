@@ -2,9 +2,10 @@
 
 A thread that gets no page gives up what it holds, waits here, and tries again. Nicer processes
 wait earlier (vm_paging_min_nice). Until there is a pageout daemon, who waits does the daemon's
-work first: vm_pageout_reclaim frees what is clean and writes out what is a file's. When that is
-not enough, nothing but the end of a process will free memory, and vm_pageout_oom sees to that; the
-waiter then sleeps until pages come free.
+work first: vm_pageout_reclaim frees or caches what is clean and writes out what is a file's, and
+vm_pageout_scan_cache frees what is cached. When that is not enough, nothing but the end of a
+process will free memory, and vm_pageout_oom sees to that; the waiter then sleeps until pages come
+free.
 
 A process that is being killed for memory is never made to wait: it has to run to exit.
 
@@ -76,9 +77,14 @@ def _wait(vm: VmSystem, wmesg: str, timo: int, nice: int) -> None:
     """Free memory if that can be done, and sleep if it is not enough."""
     if not vm_paging_target2(vm):
         return
-    from dfvm.vm.vm_pageout import vm_pageout_oom, vm_pageout_reclaim  # needs the pagers
+    from dfvm.vm.vm_pageout import (  # needs the pagers
+        vm_pageout_oom,
+        vm_pageout_reclaim,
+        vm_pageout_scan_cache,
+    )
 
     vm_pageout_reclaim(vm, vm_paging_target2_count(vm))
+    vm_pageout_scan_cache(vm)
     if not vm_paging_min_nice(vm, nice):
         return
     vm_pageout_oom(vm)

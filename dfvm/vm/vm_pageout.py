@@ -28,6 +28,8 @@ from dfvm.vm.vm_page import (
     PQ_ACTIVE,
     PQ_CACHE,
     PQ_INACTIVE,
+    PQ_L2_MASK,
+    PQ_PRIME2,
     VM_PAGE_BITS_ALL,
     vm_page_busy_try,
     vm_page_cache,
@@ -36,6 +38,7 @@ from dfvm.vm.vm_page import (
     vm_page_test_dirty,
     vm_page_wakeup,
 )
+from dfvm.vm.vm_page_alloc import vm_page_select_cache
 from dfvm.vm.vm_pager import vm_pager_flush
 
 if TYPE_CHECKING:
@@ -63,6 +66,23 @@ def vm_pageout_reclaim(vm: VmSystem, want: int) -> int:
                     cnt.v_dfree += 1
                     got += 1
     return got
+
+
+def vm_pageout_scan_cache(vm: VmSystem) -> None:
+    """Free pages of the cache queue until the free queue alone is where it should be: allocations
+    below NORMAL take nothing else, and below v_free_reserved every fault waits, however much is
+    cached. Does not block.
+
+    Source: DragonFly sys/vm/vm_pageout.c.
+    """
+    s = vm.gd.gd_vmstats
+    color = 0
+    while s.v_free_count < (s.v_paging_start + s.v_paging_target2) // 2:
+        m = vm_page_select_cache(vm, color)
+        if m is None:
+            break
+        vm_page_free(vm, m)
+        color = color + PQ_PRIME2 & PQ_L2_MASK
 
 
 def _reclaim_page(vm: VmSystem, m: VmPage) -> bool:

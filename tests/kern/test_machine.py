@@ -201,6 +201,27 @@ def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> N
     assert "out of memory" in capfd.readouterr().err
 
 
+def test_a_file_mapped_shared_may_be_larger_than_memory() -> None:
+    program = str(
+        build(r"""
+    int main(void) {
+        long size = 40 << 20, good = 0;
+        int fd = open("/tmp/large", O_CREAT | O_EXCL | O_RDWR, 0600);
+        ftruncate(fd, size);
+        char *m = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        for (long i = 0; i < size; i += 4096) *(long *)(m + i) = i;
+        for (long i = 0; i < size; i += 4096) good += *(long *)(m + i) == i;
+        return good == size >> 12 ? 0 : 1;
+    }
+    """)
+    )
+    with Machine(mem="16M", check=True) as m:
+        p = m.spawn([program])
+        m.run(timeout=60)
+        assert p.exit_status == 0
+        m.check()
+
+
 def test_nothing_is_left_behind() -> None:
     """Exit gives back frames, page tables and kernel stacks; only the page cache stays."""
     program = str(

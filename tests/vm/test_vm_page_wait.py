@@ -411,6 +411,24 @@ def test_wait_gets_by_with_what_can_be_reclaimed() -> None:
     check(vm)
 
 
+def test_wait_turns_cached_pages_into_free_ones_when_the_reserve_is_touched() -> None:
+    """Nothing is dirty and plenty is cached, but the free queue alone is below its reserve, where
+    every fault waits: that is no reason to kill anybody."""
+    vm = make_vm()
+    s = vm.gd.gd_vmstats
+    _, object = _file(vm, 4096)
+    for i in range(s.v_paging_target2):
+        m = _file_page(object, i)
+        vm_page_wakeup(vm, m)
+    assert vm_pageout_reclaim(vm, s.v_paging_target2) == s.v_paging_target2
+    _fill(vm, s.v_free_reserved - 1)
+    assert vm_paging_min(vm)
+    vm_wait_pfault(vm, "pfault")  # no hooks: to kill somebody would be a panic
+    assert s.v_free_count >= (s.v_paging_start + s.v_paging_target2) // 2
+    assert s.v_free_count + s.v_cache_count >= s.v_paging_target2
+    check(vm)
+
+
 # -- the end of somebody ------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_descrip import nofile
 from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
-from dfvm.kern.kern_sched import sched_fork
+from dfvm.kern.kern_sched import sched_fork, sched_start
 from dfvm.kern.kern_sig import (
     NSIG,
     SIG_DFL,
@@ -100,7 +100,13 @@ def start_lwp(p: Proc, lp: Lwp) -> None:
     td.td_proc = p
     td.td_lwp = lp
     td.td_cursig = lambda: cursig(lp)
+    td.td_ast = lambda: _ast(lp)
     lp.lwp_thread = td
+
+
+def _ast(lp: Lwp) -> None:
+    # Something is to be done on the way back to the guest.
+    lp.lwp_pending = True
 
 
 def lwp_main(lp: Lwp) -> None:
@@ -249,6 +255,7 @@ def _fork(
     if pidfile is not None:
         p.p_fd.fdset(pidfd, pidfile, True)
     start_lwp(child, clp)
+    sched_start(lp, clp)
     if child.p_limit[RLIMIT_CPU][0] != RLIM_INFINITY:
         from dfvm.kern.kern_time import timers_fork
 

@@ -385,13 +385,14 @@ def cursig(lp: Lwp) -> int:
 
 
 def userret(lp: Lwp) -> None:
-    """On the way back to the guest, with lwp_pending set: act on signals, decide about the system
-    call that was cut short, put a temporary mask back. May stop for a long time, and does not
-    return when a signal kills the process."""
+    """On the way back to the guest, with lwp_pending set: let real-time threads go first,
+    act on signals, decide about the system call that was cut short, put a temporary mask back. May
+    stop for a long time, and does not return when a signal kills the process."""
     p = lp.lwp_proc
     restart, lp.lwp_restart = lp.lwp_restart, 0
     while True:
         lp.lwp_pending = False
+        p.kernel.sched.preempt()
         if p.p_stat == SSTOP:
             _stopped(lp)
         if (lp.lwp_sigqueue.pending | p.p_sigqueue.pending) & ~lp.lwp_sigmask:

@@ -184,9 +184,9 @@ class Lwp:
 
     __slots__ = ("ctx", "lwp_clear_tid", "lwp_cpumask", "lwp_cr2", "lwp_cr3", "lwp_err",
                  "lwp_nivcsw", "lwp_nvcsw", "lwp_oldsigmask", "lwp_pending", "lwp_policy",
-                 "lwp_proc", "lwp_restart", "lwp_restart_block", "lwp_robust_list",
-                 "lwp_sigmask", "lwp_sigqueue", "lwp_sigstk_flags", "lwp_sigstk_size",
-                 "lwp_sigstk_sp", "lwp_sigwait", "lwp_stack", "lwp_syscall",
+                 "lwp_proc", "lwp_restart", "lwp_restart_block", "lwp_robust_list", "lwp_rtslept",
+                 "lwp_rtticks", "lwp_sigmask", "lwp_sigqueue", "lwp_sigstk_flags",
+                 "lwp_sigstk_size", "lwp_sigstk_sp", "lwp_sigwait", "lwp_stack", "lwp_syscall",
                  "lwp_thread", "lwp_tid", "lwp_trapno")  # fmt: skip
 
     lwp_proc: Proc  # never changes
@@ -213,6 +213,8 @@ class Lwp:
     lwp_clear_tid: int  # user address that is zeroed and woken when the thread ends; 0 none
     lwp_robust_list: int  # user address of its list of robust futexes; 0 none
     lwp_policy: int  # scheduling class (SCHED_*), with SCHED_RESET_ON_FORK
+    lwp_rtticks: int  # clock ticks while it was real-time, since it last slept
+    lwp_rtslept: int  # lwp_nvcsw when that was counted last
     lwp_cpumask: int  # CPUs it may run on; bit n is CPU n, never 0
     lwp_nvcsw: int  # switches because it slept
     lwp_nivcsw: int  # switches because its slice was over
@@ -236,6 +238,7 @@ class Lwp:
         self.lwp_trapno = self.lwp_err = self.lwp_cr2 = 0
         self.lwp_clear_tid = self.lwp_robust_list = 0
         self.lwp_policy = 0  # SCHED_OTHER
+        self.lwp_rtslept = self.lwp_rtticks = 0
         self.lwp_cpumask = (1 << proc.kernel.ncpu) - 1
         self.lwp_nvcsw = self.lwp_nivcsw = 0
 

@@ -19,6 +19,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EIO, EJUSTRETURN
+from dfvm.kern.kern_sched import rt_tick
 from dfvm.kern.kern_sig import (
     BUS_ADRALN,
     BUS_ADRERR,
@@ -169,6 +170,8 @@ def user_mode(lp: Lwp) -> None:
                 cnt.v_trap += 1
                 trap_pfault(lp, vcpu.fault_va, vcpu.fault_err)
             elif why == EXIT_PREEMPTED:
+                if td.td_rtprio:
+                    rt_tick(lp)
                 if sched.hardclock():
                     lp.lwp_nivcsw += 1
                     cnt.v_swtch += 1

@@ -12,12 +12,16 @@ levels share the CPU in the ratio of their weights, nobody starves, a pipe's two
 a thread that computes, and none of it depends on the clock, which is what makes a run repeat
 itself.
 
+A real-time thread goes before all others, by its priority: its td_pass is minus that, and stays.
+It keeps the CPU until it sleeps or a higher one comes; with a slice (round robin) its equals take
+turns. After 19 ticks of real-time threads the others get one, so that nobody is starved for ever.
+
 Source: DragonFly sys/kern/lwkt_thread.c; the weights stand in for usched_dfly.c.
 """
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,12 +42,16 @@ if TYPE_CHECKING:
 
 PRIO_MIN: Final = -20
 PRIO_MAX: Final = 19
+RTPRIO_MAX: Final = 99
+RR_SLICE_NS: Final = 100_000_000  # how long a round-robin thread keeps its equals waiting
 _STRIDE0: Final = 4096  # virtual time that a whole turn costs at nice 0
 # One nice level is a factor of 1.25, so that a step costs or gains about a tenth of the CPU
 # wherever one stands.
 _STRIDES: Final = tuple(round(_STRIDE0 * 1.25**nice) for nice in range(PRIO_MIN, PRIO_MAX + 1))
 
 _DAEMON_CHANCES: Final = 4  # timeouts of each daemon before a standstill is called a deadlock
+_RT_TICKS: Final = 19  # of real-time threads, before others have a turn
+_FIRST: Final = -1000  # a td_pass before everybody's
 _FDPOLL_NS: Final = 1_000_000  # how often host descriptors are looked at while threads run
 
 
@@ -64,6 +72,10 @@ def _no_signal() -> int:
     return 0
 
 
+def _nothing() -> None:
+    pass
+
+
 def _is_live(td: Thread) -> bool:
     return not td.daemon
 
@@ -75,10 +87,11 @@ class Thread:
     """
 
     __slots__ = (
-        "_td_nice", "daemon", "td_callout", "td_cursig", "td_error", "td_fn", "td_greenlet",
-        "td_locks", "td_lwp", "td_name", "td_nosleep", "td_pass", "td_proc", "td_resume",
-        "td_revents", "td_runtime_ns", "td_sched", "td_sflags", "td_spinlocks", "td_sqnext",
-        "td_sqprev", "td_stride", "td_toks", "td_wchan", "td_wmesg", "user_ns",
+        "_td_nice", "daemon", "td_ast", "td_callout", "td_cursig", "td_error", "td_fn",
+        "td_greenlet", "td_locks", "td_lwp", "td_name", "td_nosleep", "td_pass", "td_proc",
+        "td_resume", "td_revents", "td_rrleft", "td_rtprio", "td_runtime_ns", "td_sched",
+        "td_sflags", "td_spinlocks", "td_sqnext", "td_sqprev", "td_stride", "td_toks", "td_wchan",
+        "td_wmesg", "user_ns",
     )  # fmt: skip
 
     td_name: str  # for people
@@ -89,6 +102,7 @@ class Thread:
     daemon: bool  # run() does not wait for it; never changes once it runs
     td_proc: Any  # the process it works for, or None; the kernel layer's
     td_lwp: Any  # and the lwp
+    td_ast: Callable[[], None]  # told, while it runs, that a real-time thread should: preempt()
     td_cursig: Callable[[], int]  # asked before a PCATCH sleep: the error a pending signal makes
     #                               of it, 0 without one
     td_wchan: Hashable | None  # what it sleeps on; None iff it is on no sleep queue
@@ -99,8 +113,10 @@ class Thread:
     td_callout: Callout | None  # end of a timed sleep
     td_sqnext: Thread  # neighbours in the ring of sleepers; meaningless when awake
     td_sqprev: Thread
-    td_pass: int  # virtual time at which it is to run next; grows
-    td_stride: int  # what a whole turn adds to td_pass; from td_nice
+    td_pass: int  # virtual time at which it is to run next; grows. Real-time: minus td_rtprio
+    td_stride: int  # what a whole turn adds to td_pass; from td_nice. Real-time: 0
+    td_rtprio: int  # real-time priority, 1 … RTPRIO_MAX; 0: it is none. See set_realtime
+    td_rrleft: int  # round robin: ticks left of its slice; -1 when it has none
     td_toks: list[TokenRef]  # tokens held, in order of acquisition; in force while it runs
     td_locks: list[Lock]  # lockmgr locks held, an element for each acquisition
     td_spinlocks: list[Spinlock]  # spinlocks held, in order of acquisition
@@ -117,6 +133,7 @@ class Thread:
         self.daemon = False
         self.td_proc = None
         self.td_lwp = None
+        self.td_ast = _nothing
         self.td_cursig = _no_signal
         self.td_wchan = None
         self.td_wmesg = ""
@@ -127,6 +144,8 @@ class Thread:
         self.td_sqnext = self
         self.td_sqprev = self
         self.td_pass = 0
+        self.td_rtprio = 0
+        self.td_rrleft = -1
         self.td_nice = nice
         self.td_toks = []
         self.td_locks = []
@@ -146,7 +165,7 @@ class Thread:
     @td_nice.setter
     def td_nice(self, nice: int) -> None:
         self._td_nice: int = min(max(nice, PRIO_MIN), PRIO_MAX)
-        self.td_stride = _STRIDES[self._td_nice - PRIO_MIN]
+        self.td_stride = 0 if self.td_rtprio else _STRIDES[self._td_nice - PRIO_MIN]
 
     @property
     def cpu_ns(self) -> int:
@@ -175,6 +194,9 @@ class Scheduler(Synch):
     _runq: list[tuple[int, int, Thread]]  # heap of (td_pass, order of arrival, thread)
     _seq: int  # arrivals at the run queue so far
     _vpass: int  # td_pass of the last thread dispatched: the virtual time
+    _head: int  # arrivals at the run queue so far that went before their equals, counted down
+    _rt_ticks: int  # ticks of real-time threads since others had a turn
+    _rt_rest: bool  # it is the others' turn
     _until: Callable[[], bool] | None  # condition that ends run(); asked at every switch
     _idle: Thread  # runs when nothing else can
     _cradle: greenlet | None
@@ -182,7 +204,7 @@ class Scheduler(Synch):
     # switches to it first, and with as much of Python's recursion limit used: begun by whoever
     # happens to make way for it, the child of a child of a child … would have nothing left.
     _boot_ns: int  # clock at the start, where ticks count from
-    _idle_moves: int  # sum of the live threads' td_pass when nothing could run last time
+    _idle_moves: int  # sum of what grows as the live threads run, when nothing could last time
     _idle_ran: int  # callouts run when that last changed
     _load: LoadAverage  # of threads that are no daemons
     _abort: BaseException | None  # to be raised out of run()
@@ -197,6 +219,9 @@ class Scheduler(Synch):
         self._runq = []
         self._seq = 0
         self._vpass = 0
+        self._head = 0
+        self._rt_ticks = 0
+        self._rt_rest = False
         self._nlive = 0
         self._until = None
         self._idle_moves = 0
@@ -290,7 +315,10 @@ class Scheduler(Synch):
         """Put `td`, which is on no queue, on the run queue. Who slept does not get back what it
         did not use: it starts at the present virtual time."""
         if td.td_pass < self._vpass:
-            td.td_pass = self._vpass
+            if not td.td_rtprio:
+                td.td_pass = self._vpass
+            elif td.td_pass < self.curthread.td_pass:
+                self.curthread.td_ast()
         self._seq += 1
         heappush(self._runq, (td.td_pass, self._seq, td))
 
@@ -322,7 +350,11 @@ class Scheduler(Synch):
             self.curthread = self.thread0
             return self.thread0
         if self._runq:
-            self._vpass, _, successor = heappop(self._runq)
+            vpass, _, successor = heappop(self._runq)
+            if vpass >= 0:
+                self._vpass = vpass
+            elif self._rt_rest:
+                successor = self._rest(successor)
         else:
             successor = self._idle
         self.curthread = successor
@@ -363,7 +395,71 @@ class Scheduler(Synch):
             self._softclock(now)
         if self._load.due(now):
             self._load.sample(now, self._running_threads())
+        if self.curthread.td_rtprio:
+            return self._rt_tick(self.curthread)
         return bool(self._runq)
+
+    # -- real-time threads ----------------------------------------------------------------------
+
+    def set_realtime(self, td: Thread, rtprio: int, round_robin: bool) -> None:
+        """Make `td` a real-time thread, or with rtprio 0 one of the others. It goes behind those
+        of its new priority."""
+        td.td_rtprio = rtprio
+        td.td_rrleft = RR_SLICE_NS // TICK_NS if rtprio and round_robin else -1
+        td.td_nice = td.td_nice  # sets the stride
+        td.td_pass = -rtprio if rtprio else self._vpass
+        if td is self.curthread:
+            if self._runq and self._outranked(td):
+                td.td_ast()
+        elif any(item[2] is td for item in self._runq):
+            self._runq = [item for item in self._runq if item[2] is not td]
+            heapify(self._runq)
+            self.setrunnable(td)
+
+    def _outranked(self, td: Thread) -> bool:
+        first = self._runq[0][0]
+        return first < 0 and first < td.td_pass
+
+    def preempt(self) -> None:
+        """Give the CPU to a real-time thread that goes before the current one, if there is one.
+        The current one stays the first of its kind."""
+        td = self.curthread
+        if self._runq and self._outranked(td):
+            self._head -= 1
+            heappush(self._runq, (td.td_pass, self._head, td))
+            self.switch(td)
+
+    def _rt_tick(self, td: Thread) -> bool:
+        """The clock tick of a real-time thread. Whether it is to yield."""
+        self._rt_ticks += 1
+        if self._rt_ticks >= _RT_TICKS:
+            self._rt_ticks = 0
+            self._rt_rest = bool(self._runq)
+            return self._rt_rest
+        if td.td_rrleft > 0:
+            td.td_rrleft -= 1
+            if not td.td_rrleft:
+                td.td_rrleft = RR_SLICE_NS // TICK_NS
+                return bool(self._runq) and self._runq[0][0] == td.td_pass
+        return False
+
+    def _rest(self, first: Thread) -> Thread:
+        """It is the turn of those that are not real-time. `first` would be next; who is next
+        instead, if there is somebody."""
+        self._rt_rest = False
+        others = [item for item in self._runq if item[0] >= 0]
+        if not others:
+            return first
+        self._head -= 1
+        self._runq = [item for item in self._runq if item[0] < 0]
+        self._runq.append((first.td_pass, self._head, first))
+        heapify(others)
+        self._vpass, _, successor = heappop(others)
+        self._runq += others
+        heapify(self._runq)
+        return successor
+
+    # -- load ------------------------------------------------------------------------------------
 
     def _running_threads(self) -> int:
         """The current thread, and those that wait for the CPU."""
@@ -438,7 +534,10 @@ class Scheduler(Synch):
             for td in filter(_is_live, self._threads)
         ):
             return False
-        moves = sum(td.td_pass for td in filter(_is_live, self._threads))
+        moves = sum(
+            td.td_runtime_ns if td.td_rtprio else td.td_pass
+            for td in filter(_is_live, self._threads)
+        )
         if moves != self._idle_moves:
             self._idle_moves = moves
             self._idle_ran = self._callouts.ran
@@ -500,9 +599,9 @@ class Scheduler(Synch):
         td = self.thread0
         if td.td_wchan is not None:
             self._unsleep(td)
-            td.td_pass = -1
+            td.td_pass = _FIRST
             self._seq += 1
-            heappush(self._runq, (-1, self._seq, td))
+            heappush(self._runq, (_FIRST, self._seq, td))
 
     def _raise_abort(self) -> None:
         exc, self._abort = self._abort, None

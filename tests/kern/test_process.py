@@ -3,6 +3,8 @@ in the machine."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dfvm import PIPE, Machine
@@ -632,3 +634,143 @@ def test_waitid_tells_what_it_knows_and_zeros() -> None:
         return 0;
     }
     """)
+
+
+REALTIME = r"""
+    static int ready[2];
+    static void say(const char *what, int n) {
+        char b[32];
+        write(1, b, sprintf(b, "%s%d ", what, n));
+    }
+    static int be(int pid, int policy, int priority) {
+        struct sched_param p = {priority};
+        return sched_setscheduler(pid, policy, &p);
+    }
+    static void spin(long ms) {
+        struct timespec a, b;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
+        do clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
+        while ((b.tv_sec - a.tv_sec) * 1000 + (b.tv_nsec - a.tv_nsec) / 1000000 < ms);
+    }
+    """
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="real-time classes are for root")
+def test_realtime_threads_go_first() -> None:
+    """By priority, when they wake, when they or others are moved, and before those that are none;
+    equals one after the other, or in turns when they are round robin."""
+    program = build(
+        REALTIME
+        + r"""
+    int main(void) {
+        static const int priority[] = {40, 30, 60, 0, 45};
+        int go[2];
+        char c;
+        pipe(ready), pipe(go);
+        be(0, SCHED_FIFO, 50);
+        for (int i = 0; i < 5; i++)
+            if (!fork()) {
+                be(0, priority[i] ? SCHED_FIFO : SCHED_OTHER, priority[i]);
+                say("start", priority[i]);
+                write(ready[1], "", 1);
+                read(go[0], &c, 1);
+                say("woken", priority[i]);
+                exit(0);
+            }
+        say("made", 50);
+        for (int i = 0; i < 5; i++) read(ready[0], &c, 1);
+        for (int i = 0; i < 5; i++) write(go[1], "", 1);
+        say("wrote", 50);
+        while (wait(0) > 0);
+        puts(""), fflush(stdout);
+        for (int i = 0; i < 3; i++)
+            if (!fork()) {
+                say("a", i), spin(30), say("b", i), sched_yield(), say("c", i);
+                exit(0);
+            }
+        while (wait(0) > 0);
+        puts(""), fflush(stdout);
+        pid_t p = fork();
+        if (!p) { say("child", 0); exit(0); }
+        say("raise", 0), be(p, SCHED_FIFO, 70), say("raised", 0);
+        if (!fork()) { say("child", 1); exit(0); }
+        say("lower", 0), be(0, SCHED_FIFO, 20), say("lowered", 0);
+        while (wait(0) > 0);
+        puts(""), fflush(stdout);
+        // Nobody starves, and the limit on real-time computing holds.
+        p = fork();
+        if (!p) {
+            be(0, SCHED_FIFO, 99);
+            for (;;);
+        }
+        be(0, SCHED_OTHER, 0);
+        int st;
+        spin(20), kill(p, SIGKILL), wait(&st);
+        printf("%x", st);
+        if (!fork()) {
+            struct rlimit rl = {100000, 200000};
+            setrlimit(RLIMIT_RTTIME, &rl);
+            be(0, SCHED_RR, 1);
+            signal(SIGXCPU, SIG_IGN);
+            for (;;);
+        }
+        wait(&st);
+        printf(" %x\n", st);
+        return 0;
+    }
+    """
+    )
+    assert by_guest(program) == (
+        0,
+        b"made50 start60 start45 start40 start30 start0 "
+        b"woken60 wrote50 woken45 woken40 woken30 woken0 \n"
+        b"a0 b0 a1 b1 a2 b2 c0 c1 c2 \n"
+        b"raise0 child0 raised0 lower0 child1 lowered0 \n9 9\n",
+    )
+
+
+def test_realtime_arguments_and_rights() -> None:
+    same(
+        REALTIME
+        + r"""
+    #define E(x) (errno = 0, printf("%s %d\n", #x, (int)(x) < 0 ? -errno : 0), fflush(stdout))
+    #define S(name, ...) syscall(SYS_sched_##name, __VA_ARGS__)
+    static struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority;
+                    uint64_t more[10]; } a;
+    int main(int argc, char **argv) {
+        void *bad = (void *)-1;
+        struct sched_param p = {5};
+        struct timespec t;
+        if (argc > 1) {
+            printf("exec %x\n", sched_getscheduler(0));
+            return 0;
+        }
+        for (int i = 5; i < 9; i++)
+            E(sched_get_priority_max(i)), E(sched_get_priority_min(i));
+        E(S(setscheduler, 0, 0, 0)), E(S(setscheduler, -1, 0, bad)), E(S(setparam, 0, 0));
+        E(S(getparam, 0, 0)), E(S(getparam, 0, bad)), E(S(setattr, 0, 0, 0));
+        E(S(getattr, 0, 0, 48, 0)), E(S(setattr, -1, bad, 0));
+        a.size = 47, E(S(setattr, 0, &a, 0)), printf("size %d\n", a.size > 47);
+        a.size = 120, a.more[9] = 1, E(S(setattr, 0, &a, 0));
+        E(be(0, SCHED_FIFO, 0)), E(be(0, SCHED_FIFO, 100)), E(be(0, SCHED_OTHER, 1));
+        if (be(0, SCHED_RR | SCHED_RESET_ON_FORK, 7)) return 0;
+        E(sched_rr_get_interval(0, &t)), printf("%ld\n", t.tv_nsec);
+        E(sched_getparam(0, &p)), printf("%d\n", p.sched_priority);
+        S(getattr, 0, &a, sizeof a, 0);
+        printf("%u %lu %d %u\n", a.policy, a.flags, a.nice, a.priority);
+        if (!fork()) {
+            printf("%x ", sched_getscheduler(0)), fflush(stdout);
+            E(be(0, SCHED_FIFO, 8)), E(be(getppid(), SCHED_RR, 6));
+            execl("/proc/self/exe", "x", "y", (char *)0);
+        }
+        wait(0);
+        E(be(0, SCHED_FIFO, 8));
+        E(sched_rr_get_interval(0, &t)), printf("%ld\n", t.tv_nsec);
+        setuid(1234);
+        E(be(0, SCHED_FIFO, 8)), E(be(0, SCHED_FIFO, 9)), E(be(0, SCHED_FIFO, 2));
+        E(be(0, SCHED_FIFO, 8)), E(be(0, SCHED_RR, 2)), E(be(0, SCHED_OTHER, 0));
+        E(be(0, SCHED_FIFO, 1));
+        return 0;
+    }
+    """
+    )

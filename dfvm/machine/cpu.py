@@ -261,6 +261,7 @@ class Vcpu:
         self.ram = ram
         self.mmu = mmu
         self.engine = Engine(ram)
+        mmu.pc = lambda: self.engine.q[RIP]
         self.loaded = None
         self.exit = EXIT_PREEMPTED
         self.fault_va = self.fault_err = self.exception = self.exception_err = 0
@@ -390,6 +391,17 @@ class Vcpu:
         mmu.need_flush = False
         mmu.flushes += 1
         self.engine.flush_tlb()
+        if mmu.step is not None:
+            self._step(mmu.step)
+
+    def _step(self, then: Callable[[], None]) -> None:
+        """Execute one instruction, and call `then`. An instruction that faults is executed, and
+        faults, again when the engine goes on."""
+        self.mmu.step = None
+        self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
+        then()
+        if self.mmu.need_flush:
+            self._flush()
 
     def _install_callbacks(self) -> None:
         """The engine's callbacks, as closures: they run for every fault and system call. An

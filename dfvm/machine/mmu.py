@@ -8,11 +8,17 @@ before the next guest instruction. See docs/engine.md for what needs a flush and
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Mmu:
     """The flush debt of one engine."""
 
-    __slots__ = ("code_flushes", "code_frames", "cr3", "flushes", "need_flush", "need_flush_code")
+    __slots__ = ("code_flushes", "code_frames", "cr3", "flushes", "need_flush", "need_flush_code",
+                 "pc", "step")  # fmt: skip
 
     cr3: int  # physical address of the page table the engine has loaded; 0 before the first
     need_flush: bool  # the TLB may hold a stale translation of the loaded space
@@ -20,6 +26,10 @@ class Mmu:
     code_frames: set[int]  # frames (pa >> 12) that have been mapped executable since they were
     #                        given out: only they can have translated code
     flushes: int  # how many TLB flushes were made, for the tools
+    pc: Callable[[], int]  # RIP of the engine, which stands
+    step: Callable[[], None] | None
+    # To be called when the guest has executed one more instruction, if that is not None; goes with
+    # need_flush
     code_flushes: int  # how many times all translated code was dropped
 
     def __init__(self) -> None:
@@ -27,6 +37,8 @@ class Mmu:
         self.need_flush = False
         self.need_flush_code = False
         self.code_frames = set()
+        self.pc = int  # 0: no engine yet
+        self.step = None
         self.flushes = 0
         self.code_flushes = 0
 

@@ -32,6 +32,7 @@ from dfvm.machine.pte import (
     pat_bits,
 )
 from dfvm.vm.pmap_page import (
+    pmap_alias,
     pmap_clear_modify,
     pmap_clear_reference,
     pmap_is_modified,
@@ -145,9 +146,13 @@ def pmap_enter(pmap: Pmap, va: int, m: VmPage, prot: int, wired: bool, entry: Vm
             flags |= PG_MAPPEDMULTI
     if new & PG_MANAGED:
         m.flags = flags | (PG_MAPPED | PG_WRITEABLE if new & PG_RW else PG_MAPPED)
+    q[slot] = new
     if not new & PG_NX:
         pmap.code_frames.add(pa >> 12)
-    q[slot] = new
+        if flags & PG_MAPPEDMULTI and m.flags & PG_WRITEABLE:
+            pmap_alias(pmap, va, m, new)
+    elif flags & PG_MAPPEDMULTI and new & PG_RW and pa >> 12 in pmap.code_frames:
+        pmap_alias(pmap, va, m, new)
     return new
 
 
@@ -164,13 +169,21 @@ def pmap_enter_run(pmap: Pmap, va: int, run: list[VmPage], prot: int) -> None:
     q = pmap.q
     bits = pmap.pm_prot[prot & 7]
     mapped = PG_MAPPED | PG_WRITEABLE if bits & PG_RW else PG_MAPPED
+    multi = 0
     for m in run:
         flags = m.flags
-        m.flags = flags | (mapped | PG_MAPPEDMULTI if flags & PG_MAPPED else mapped)
+        if flags & PG_MAPPED:
+            multi |= flags & PG_WRITEABLE | bits & PG_RW
+            flags |= PG_MAPPEDMULTI
+        m.flags = flags | mapped
         q[slot] = m.phys_addr | bits
         slot += 1
     if not bits & PG_NX:
         pmap.code_frames.update([m.phys_addr >> 12 for m in run])
+    if multi:
+        for i, m in enumerate(run):
+            if m.flags & PG_MAPPEDMULTI and m.phys_addr >> 12 in pmap.code_frames:
+                pmap_alias(pmap, va + (i << 12), m, bits)
     pmap.pm_pt_m[key].wire_count += len(run)
     pmap.pm_stats.resident_count += len(run)
 

@@ -16,6 +16,7 @@ Source: DragonFly platform/pc64/x86_64/pmap.c (PMAP_PAGE_BACKING_SCAN).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from dfvm.machine.pte import (
@@ -25,6 +26,7 @@ from dfvm.machine.pte import (
     PG_MANAGED,
     PG_NC_PCD,
     PG_NC_PWT,
+    PG_NX,
     PG_PTE_PAT,
     PG_RW,
     PG_V,
@@ -71,6 +73,46 @@ def pmap_mapped(m: VmPage) -> Iterator[tuple[Pmap, int, int]]:
                 pte = pmap.q[slot]
                 if pte & PG_MANAGED and pte & PG_FRAME == pa:
                     yield pmap, va, slot
+
+
+def pmap_alias(pmap: Pmap, va: int, m: VmPage, pte: int) -> None:
+    """`pte` has just mapped page `m` at `va`, executable, or writable where it has been executable:
+    what the page's other mappings in this space may have left.
+
+    The engine drops translated code when it sees a store to it, but it does not see one by way of
+    a translation that was writable before the code was translated. So a page is executable at some
+    addresses and writable at others by turns only, and the fault of either takes the other's right.
+    An instruction that writes to its own page elsewhere could never be done so: there are both
+    rights until it is over."""
+    vm = pmap.vm
+    for other, at, slot in pmap_mapped(m):
+        if other is not pmap or at == va:
+            continue
+        old = pmap.q[slot]
+        new = old
+        if not pte & PG_NX:
+            new &= ~PG_RW
+        if pte & PG_RW:
+            if not old & PG_NX and vm.mmu.pc() >> 12 == at >> 12:
+                vm.mmu.step = partial(_end_alias, pmap, va, pte & PG_FRAME)
+                vm.mmu.need_flush = True
+            else:
+                new |= PG_NX
+        if new != old:
+            pmap.q[slot] = new
+            if old & PG_A:
+                vm.mmu.stale(pmap.pm_pml4)
+
+
+def _end_alias(pmap: Pmap, va: int, pa: int) -> None:
+    """The instruction that had to write at `va`, to the page it is in itself, is over."""
+    base = pmap.pm_pt.get(va >> 21)
+    if base is not None:
+        slot = base + (va >> 12 & 511)
+        pte = pmap.q[slot]
+        if pte & PG_RW and pte & PG_FRAME == pa:
+            pmap.q[slot] = pte & ~PG_RW
+            pmap.vm.mmu.stale(pmap.pm_pml4)
 
 
 def pmap_page_protect(vm: VmSystem, m: VmPage, prot: int) -> None:

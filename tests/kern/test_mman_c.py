@@ -455,3 +455,64 @@ def test_memory_of_another_process() -> None:
     }
     """
     )
+
+
+def test_code_that_is_written_elsewhere() -> None:
+    """A page that is executed at one address and written at another, as compilers do that may not
+    have both at once: what is executed is what has been written, however often."""
+    same(
+        HELP
+        + r"""
+    typedef int (*function)(void);
+    static const char returns[] = "\xb8\0\0\0\0\xc3";  // mov $0, %eax; ret
+
+    static int run(int n, char *w, char *x) {
+        memcpy(w, returns, 6);
+        w[1] = n;
+        return ((function)x)();
+    }
+    static int fill(char *w, const char *code, int size, char *at) {
+        memcpy(w, code, size);
+        memcpy(w + 2, &at, 8);
+    }
+
+    int main(void) {
+        int fd = file(4), other = file(1), ping[2], pong[2];
+        char *w = map(4, RW, MAP_SHARED, fd), c;
+        char *x = map(4, PROT_READ | PROT_EXEC, MAP_SHARED, fd);
+        char *both = map(4, 7, MAP_SHARED, fd), *again = map(4, 7, MAP_SHARED, fd);
+        for (int n = 0; n < 9; n++) printf("%d ", run(n, w + n % 4 * P, x + n % 4 * P));
+        for (int n = 0; n < 9; n++) printf("%d ", run(n, n % 3 ? w : both, n % 2 ? x : both));
+        for (int n = 0; n < 9; n++)
+            printf("%d ", run(n, n % 3 ? both : again, n % 2 ? both : again));
+        mlock(w, 4 * P), mlock(x, 4 * P);
+        for (int n = 0; n < 9; n++) printf("%d ", run(n, w, x));
+        munlockall();
+
+        /* Code that writes to the page it is in: movabs $…, %rax; incl (%rax); mov (%rax), %eax;
+         * ret; and movabs $…, %rax; movb $42, (%rax); mov $7, %eax; ret, which changes the 7. */
+        fill(w, "\x48\xb8\0\0\0\0\0\0\0\0\xff\0\x8b\0\xc3", 15, w + 256);
+        for (int n = 0; n < 5; n++) printf("%d ", (char)((function)x)());
+        fill(w, "\x48\xb8\0\0\0\0\0\0\0\0\xc6\0\x2a\xb8\7\0\0\0\xc3", 19, w + 14);
+        printf("%d ", ((function)x)());
+        w[12]++;
+        printf("%d\n", ((function)x)());
+
+        CHILD(for (int n = 0; n < 9; n++) printf("%d ", run(n, w, x)));
+        pipe(ping), pipe(pong);
+        run(9, w, x);
+        fflush(stdout);
+        if (fork() == 0) {
+            for (int n = 0; n < 9; n++) w[1] = n, write(ping[1], "", 1), read(pong[0], &c, 1);
+            _exit(0);
+        }
+        for (int n = 0; n < 9; n++)
+            read(ping[0], &c, 1), printf("%d ", ((function)x)()), write(pong[1], "", 1);
+        for (int n = 0; n < 9; n++) {
+            c = n, pwrite(other, &c, 1, 0), pread(other, w + 1, 1, 0);
+            printf("%d ", ((function)x)());
+        }
+        return 0;
+    }
+    """
+    )

@@ -234,6 +234,8 @@ def _fork(
     child.p_flags = p.p_flags & P_CONTROLT
     child.p_dumpable, child.p_nonewprivs = p.p_dumpable, p.p_nonewprivs
     child.p_personality = p.p_personality
+    child.p_timerslack = child.p_timerslack0 = p.p_timerslack
+    child.p_mcekill, child.p_thpdisable = p.p_mcekill, p.p_thpdisable
     # A sibling must not send the common parent what that has not asked for.
     child.p_exitsig = p.p_exitsig if flags & CLONE_PARENT else exitsig
     clp.lwp_sigmask = lp.lwp_sigmask if lp.lwp_oldsigmask < 0 else lp.lwp_oldsigmask

@@ -17,7 +17,7 @@ from struct import Struct
 from time import time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.abi.linux.args import s32, s64, u32
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EFAULT,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _U32: Final = (1 << 32) - 1
 _U64: Final = (1 << 64) - 1
+LONG_MAX: Final = (1 << 63) - 1
 
 
 # ---- what the system is --------------------------------------------------------------------------
@@ -238,6 +239,8 @@ PR_GET_PDEATHSIG: Final = 2
 PR_GET_DUMPABLE: Final = 3
 PR_SET_DUMPABLE: Final = 4
 PR_GET_KEEPCAPS: Final = 7
+PR_GET_TIMING: Final = 13
+PR_SET_TIMING: Final = 14
 PR_SET_NAME: Final = 15
 PR_GET_NAME: Final = 16
 PR_GET_SECCOMP: Final = 21
@@ -245,19 +248,33 @@ PR_CAPBSET_READ: Final = 23
 PR_GET_TSC: Final = 25
 PR_SET_TSC: Final = 26
 PR_GET_SECUREBITS: Final = 27
+PR_SET_TIMERSLACK: Final = 29
+PR_GET_TIMERSLACK: Final = 30
+PR_MCE_KILL: Final = 33
+PR_MCE_KILL_GET: Final = 34
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_GET_NO_NEW_PRIVS: Final = 39
 PR_GET_TID_ADDRESS: Final = 40
+PR_SET_THP_DISABLE: Final = 41
+PR_GET_THP_DISABLE: Final = 42
 
 PR_TSC_ENABLE: Final = 1
+PR_TIMING_STATISTICAL: Final = 0
+PR_MCE_KILL_CLEAR: Final = 0
+PR_MCE_KILL_SET: Final = 1
+PR_MCE_KILL_DEFAULT: Final = 2
 
 _COMM_LEN: Final = 16
 _CAP_LAST: Final = 40
 
 # Options that this kernel has, and nothing to say about but no.
-_ALWAYS_ZERO: Final = (PR_GET_KEEPCAPS, PR_GET_SECCOMP, PR_GET_SECUREBITS)
+_ALWAYS_ZERO: Final = (PR_GET_KEEPCAPS, PR_GET_SECCOMP, PR_GET_SECUREBITS, PR_GET_TIMING)
+
+
+_REMEMBERED: Final = (PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_MCE_KILL, PR_MCE_KILL_GET,
+                      PR_SET_THP_DISABLE, PR_GET_THP_DISABLE)  # fmt: skip
 
 
 def sys_prctl(lp: Lwp, option: int, arg2: int, arg3: int, arg4: int, arg5: int) -> int:
@@ -306,9 +323,41 @@ def sys_prctl(lp: Lwp, option: int, arg2: int, arg3: int, arg4: int, arg5: int) 
         suword32(p.p_vmspace, arg2, PR_TSC_ENABLE)
     elif option == PR_GET_TID_ADDRESS:
         copyout(p.p_vmspace, lp.lwp_clear_tid.to_bytes(8, "little"), arg2)
+    elif option in _REMEMBERED:
+        return _prctl_remembered(lp, option, arg2, arg3, bool(arg4 or arg5))
+    elif option == PR_SET_TIMING:
+        if arg2 != PR_TIMING_STATISTICAL:
+            raise err(EINVAL)
     elif option not in _ALWAYS_ZERO:
         raise err(EINVAL)
     return 0
+
+
+def _prctl_remembered(lp: Lwp, option: int, arg2: int, arg3: int, more: bool) -> int:
+    """What is about things that don't happen here, and need only be remembered: timers are never
+    put off to be run with others, memory has no errors, and pages are small."""
+    p = lp.lwp_proc
+    if option == PR_SET_TIMERSLACK:
+        p.p_timerslack = arg2 if s64(arg2) > 0 else p.p_timerslack0
+        return 0
+    if option == PR_GET_TIMERSLACK:
+        return min(p.p_timerslack, LONG_MAX)
+    if more or (arg3 and option != PR_MCE_KILL):
+        raise err(EINVAL)
+    if option == PR_MCE_KILL:
+        if arg2 == PR_MCE_KILL_CLEAR and not arg3:
+            p.p_mcekill = PR_MCE_KILL_DEFAULT
+        elif arg2 == PR_MCE_KILL_SET and arg3 <= PR_MCE_KILL_DEFAULT:
+            p.p_mcekill = arg3
+        else:
+            raise err(EINVAL)
+        return 0
+    if option == PR_SET_THP_DISABLE:
+        p.p_thpdisable = bool(arg2)
+        return 0
+    if arg2:
+        raise err(EINVAL)
+    return p.p_mcekill if option == PR_MCE_KILL_GET else int(p.p_thpdisable)
 
 
 def _copyin_comm(p: Proc, addr: int) -> bytes:

@@ -774,3 +774,38 @@ def test_realtime_arguments_and_rights() -> None:
     }
     """
     )
+
+
+def test_what_prctl_remembers() -> None:
+    same(r"""
+    #define P(...) (errno = 0, printf("%s %ld", #__VA_ARGS__,                  \
+                                      (long)syscall(SYS_prctl, __VA_ARGS__)),  \
+                    printf(" %d\n", errno), fflush(stdout))
+    int main(void) {
+        P(30, 0, 0, 0, 0);
+        P(29, 70000, 0, 0, 0);
+        P(33, 0, 2, 0, 0);
+        P(33, 1, 3, 0, 0);
+        P(33, 1, 1, 1, 0);
+        P(33, 1, 1, 0, 0);
+        P(41, 1, 1, 0, 0);
+        P(41, 1, 0, 0, 0);
+        P(14, 1, 0, 0, 0);
+        P(14, 0, 0, 0, 0);
+        if (!fork()) {
+            P(30, 0, 0, 0, 0);
+            P(29, 5, 0, 0, 0);
+            P(29, 0, 0, 0, 0);
+            P(30, 0, 0, 0, 0);
+            P(34, 0, 0, 0, 0);
+            P(34, 1, 0, 0, 0);
+            P(42, 0, 0, 0, 0);
+            P(42, 1, 0, 0, 0);
+            exit(0);
+        }
+        wait(0);
+        P(33, 0, 0, 0, 0);
+        P(34, 0, 0, 0, 0);
+        return 0;
+    }
+    """)

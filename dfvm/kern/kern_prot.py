@@ -322,7 +322,10 @@ def sys_capget(lp: Lwp, uheader: int, udata: int) -> int:
         if udata == 0:
             return 0
         raise err(EINVAL)
-    target = _target(lp, s32(int.from_bytes(header[4:], "little")))
+    pid = s32(int.from_bytes(header[4:], "little"))
+    if pid < 0:
+        raise err(EINVAL)
+    target = _target(lp, pid)
     if udata:
         full = (0xFFFF_FFFF, 0x0000_01FF) if target.p_ucred.cr_uid == 0 else (0, 0)
         data = b"".join([full[n].to_bytes(4, "little") * 2 + bytes(4) for n in range(words)])

@@ -69,6 +69,12 @@ def _find(lp: Lwp, pid: int) -> Lwp:
     return target
 
 
+def _has_no_thread(lp: Lwp, pid: int) -> bool:
+    """Whether `pid` is a zombie, or init: a process that can be asked, but has no thread."""
+    p = lp.lwp_proc.kernel.procs.get(s32(pid))
+    return p is not None and not p.p_lwps
+
+
 def _may_change(lp: Lwp, target: Lwp) -> None:
     mine, hers = lp.lwp_proc.p_ucred, target.lwp_proc.p_ucred
     if mine.cr_uid not in (0, hers.cr_ruid, hers.cr_uid):
@@ -149,7 +155,7 @@ def sys_sched_setaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
 
 def sys_sched_getscheduler(lp: Lwp, pid: int) -> int:
     """sched_getscheduler(2)"""
-    return _target(lp, pid).lwp_policy
+    return SCHED_OTHER if _has_no_thread(lp, pid) else _target(lp, pid).lwp_policy
 
 
 def _set_policy(lp: Lwp, target: Lwp, policy: int, priority: int) -> None:
@@ -206,7 +212,7 @@ def sys_sched_getparam(lp: Lwp, pid: int, uparam: int) -> int:
     """sched_getparam(2)"""
     if not uparam:
         raise err(EINVAL)
-    priority = _target(lp, pid).lwp_thread.td_rtprio
+    priority = 0 if _has_no_thread(lp, pid) else _target(lp, pid).lwp_thread.td_rtprio
     copyout(lp.lwp_proc.p_vmspace, priority.to_bytes(4, "little"), uparam)
     return 0
 

@@ -330,7 +330,7 @@ BAD_ARGUMENTS: list[tuple[type[Exception], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "given"), BAD_ARGUMENTS, ids=str)
+@pytest.mark.parametrize(("error", "given"), BAD_ARGUMENTS, ids=range(len(BAD_ARGUMENTS)))
 def test_bad_arguments(error: type[Exception], given: dict[str, Any]) -> None:
     with Machine(mem="16M") as m:
         with pytest.raises(error):

@@ -62,6 +62,7 @@ from dfvm.kern.kern_event import (
     Kqinfo,
 )  # fmt: skip
 from dfvm.kern.kern_sig import SIGPIPE
+from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE
 from dfvm.kern.vfs.vnode import VFIFO, Vattr, may_chown
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove_pa
@@ -582,6 +583,7 @@ class PipeFile(File):
         if vp is not None:
             if not (pipe.pi_readers or pipe.pi_writers):
                 vp.v_fifoinfo = None
+            vp.event(IN_CLOSE_WRITE if self.f_mode & FWRITE else IN_CLOSE_NOWRITE)
             vp.close(self.f_mode)
 
     def fo_name(self) -> str:

@@ -54,6 +54,7 @@ from dfvm.kern.kern_descrip import (
 )  # fmt: skip
 from dfvm.kern.kern_errno import (
     E2BIG,
+    EAGAIN,
     EBADF,
     EFBIG,
     EINVAL,
@@ -62,10 +63,12 @@ from dfvm.kern.kern_errno import (
     ENOENT,
     ENOTDIR,
     EOPNOTSUPP,
+    EOVERFLOW,
     EPERM,
     ERANGE,
     ESPIPE,
     ETXTBSY,
+    EXDEV,
     err,
 )  # fmt: skip
 from dfvm.kern.vfs.namei import (
@@ -75,6 +78,13 @@ from dfvm.kern.vfs.namei import (
     may_rename,
     namei,
     nameiat,
+)  # fmt: skip
+from dfvm.kern.vfs.resolve import (
+    RESOLVE_ALL,
+    RESOLVE_BENEATH,
+    RESOLVE_CACHED,
+    RESOLVE_IN_ROOT,
+    resolve_at,
 )  # fmt: skip
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vfs_vnops import vn_open
@@ -133,6 +143,7 @@ _PAGE: Final = 4096
 
 _COPY_CHUNK: Final = 1 << 16  # bytes that sendfile and copy_file_range move at a time
 _MAX_COUNT: Final = 0x7FFF_F000
+_U64: Final = (1 << 64) - 1
 
 _FALLOC_KEEP_SIZE: Final = 1
 _FALLOC_PUNCH_HOLE: Final = 2
@@ -250,6 +261,10 @@ def _open_flags(flags: int, mode: int, p: Proc) -> tuple[int, int]:
 
 def sys_openat(lwp: Lwp, dirfd: int, upath: int, flags: int, mode: int) -> int:
     """openat(2)"""
+    return _openat(lwp, dirfd, upath, flags, mode, 0)
+
+
+def _openat(lwp: Lwp, dirfd: int, upath: int, flags: int, mode: int, resolve: int) -> int:
     p = lwp.lwp_proc
     cloexec = bool(flags & O_CLOEXEC)
     flags, mode = _open_flags(u32(flags), mode, p)
@@ -259,7 +274,13 @@ def sys_openat(lwp: Lwp, dirfd: int, upath: int, flags: int, mode: int) -> int:
     fdp = p.p_fd
     fd = fdp.fdalloc(0, nofile(p))
     try:
-        fp = file_open(lwp, _start(p, dirfd, path), path, flags, mode)
+        start = _start(p, dirfd, path)
+        if resolve:
+            follow = not flags & (O_NOFOLLOW | O_EXCL)
+            if path[:1] == b"/" and resolve & RESOLVE_IN_ROOT and s32(dirfd) != AT_FDCWD:
+                start = getdvnode(p.p_fd.fget_path(dirfd))
+            start, path = resolve_at(p.p_fs.fs_rdir, start, path, p.p_ucred, resolve, follow)
+        fp = file_open(lwp, start, path, flags, mode)
     except OSError:
         fdp.fdrelease(fd)
         raise
@@ -268,8 +289,7 @@ def sys_openat(lwp: Lwp, dirfd: int, upath: int, flags: int, mode: int) -> int:
 
 
 def sys_openat2(lwp: Lwp, dirfd: int, upath: int, uhow: int, size: int) -> int:
-    """openat2(2); its ways to restrict the path's resolution are refused as on a kernel that
-    doesn't know them"""
+    """openat2(2)"""
     if size < _OPEN_HOW:
         raise err(EINVAL)
     if size > _PAGE:
@@ -278,13 +298,17 @@ def sys_openat2(lwp: Lwp, dirfd: int, upath: int, uhow: int, size: int) -> int:
     if any(how[_OPEN_HOW:]):
         raise err(E2BIG)
     flags, mode, resolve = unpack("<QQQ", how[:_OPEN_HOW])
-    if resolve or flags & ~_VALID_OPEN or mode & ~0o7777:
+    if resolve & ~RESOLVE_ALL or flags & ~_VALID_OPEN or mode & ~0o7777:
+        raise err(EINVAL)
+    if resolve & RESOLVE_BENEATH and resolve & RESOLVE_IN_ROOT:
         raise err(EINVAL)
     if mode and not flags & (O_CREAT | _TMPFILE_BIT):
         raise err(EINVAL)
     if flags & O_PATH and flags & ~_PATH_FLAGS:
         raise err(EINVAL)
-    return sys_openat(lwp, dirfd, upath, flags, mode)
+    if resolve & RESOLVE_CACHED and flags & (O_TRUNC | O_CREAT | _TMPFILE_BIT):
+        raise err(EAGAIN)
+    return _openat(lwp, dirfd, upath, flags, mode, resolve)
 
 
 def sys_open(lwp: Lwp, upath: int, flags: int, mode: int) -> int:
@@ -1015,9 +1039,15 @@ def sys_copy_file_range(
         raise err(EBADF)
     src = ifp.f_offset if in_off is None else in_off
     dst = ofp.f_offset if out_off is None else out_off
+    if max(src & _U64, dst & _U64) + count > _U64:
+        raise err(EOVERFLOW)
+    if ivp.v_mount is not ovp.v_mount:
+        raise err(EXDEV)
+    if dst >= OFF_MAX:
+        raise err(EFBIG)
     if src < 0 or dst < 0 or s64(count) < 0:
         raise err(EINVAL)
-    count = max(min(count, _MAX_COUNT, ivp.v_filesize - src), 0)
+    count = max(min(count, _MAX_COUNT, ivp.v_filesize - src, OFF_MAX - dst), 0)
     if ivp is ovp and src < dst + count and dst < src + count:
         raise err(EINVAL)
 

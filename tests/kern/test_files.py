@@ -409,3 +409,41 @@ int main() {
     sprintf(n, "/proc/self/fd/%d", t); T(linkat(AT_FDCWD, n, AT_FDCWD, "t", AT_SYMLINK_FOLLOW));
     return 0;
 }""")  # fmt: skip
+
+
+def test_restricted_paths() -> None:
+    same(T + r"""
+#include <linux/openat2.h>
+static int at(int d, const char *path, long flags, long resolve) {
+    struct open_how how = {flags, flags & O_CREAT ? 0600 : 0, resolve};
+    int fd = syscall(437, d, path, &how, sizeof how);
+    if (fd >= 0) close(fd);
+    return fd < 0 ? -1 : 0;
+}
+#define C AT_FDCWD
+int main() {
+    put_("f", "1"); mkdir("root", 0755); put_("root/in", "1"); symlink("/in", "root/abs");
+    symlink("../../in", "root/up"); symlink("in", "root/near"); symlink("root", "dir");
+    symlink("none", "root/dang"); int r = open("root", O_PATH);
+    T(at(C, "f", 0, RESOLVE_BENEATH)); T(at(C, "../x", 0, RESOLVE_BENEATH));
+    T(at(C, "/etc", 0, RESOLVE_BENEATH)); T(at(r, "abs", 0, RESOLVE_BENEATH));
+    T(at(r, "up", 0, RESOLVE_BENEATH)); T(at(r, "near", 0, RESOLVE_BENEATH));
+    T(at(r, "./in", 0, RESOLVE_BENEATH)); T(at(r, "..", 0, RESOLVE_BENEATH));
+    T(at(r, "in/../in", 0, RESOLVE_BENEATH)); T(at(r, "new", O_CREAT, RESOLVE_BENEATH));
+    T(at(r, "../new", O_CREAT, RESOLVE_BENEATH)); T(at(r, "dang", O_CREAT, RESOLVE_BENEATH));
+    T(access("root/none", 0)); T(at(r, "/in", 0, RESOLVE_IN_ROOT));
+    T(at(r, "abs", 0, RESOLVE_IN_ROOT));
+    T(at(r, "up", 0, RESOLVE_IN_ROOT)); T(at(r, "../../../in", 0, RESOLVE_IN_ROOT));
+    T(at(r, "/../f", 0, RESOLVE_IN_ROOT)); T(at(C, "dir/in", 0, RESOLVE_NO_SYMLINKS));
+    T(at(C, "dir", O_PATH | O_NOFOLLOW, RESOLVE_NO_SYMLINKS));
+    T(at(C, "dir/", 0, RESOLVE_NO_SYMLINKS));
+    T(at(C, "dir/near", 0, RESOLVE_NO_MAGICLINKS));
+    T(at(C, "/proc/self/exe", 0, RESOLVE_NO_MAGICLINKS));
+    T(at(C, "/proc/self/exe", 0, RESOLVE_BENEATH)); T(at(C, "/proc/self/stat", 0, RESOLVE_NO_XDEV));
+    T(at(C, "f", 0, RESOLVE_NO_XDEV)); T(at(C, "dir/../f", 0, RESOLVE_NO_XDEV));
+    T(at(r, "in", 0, RESOLVE_BENEATH | RESOLVE_IN_ROOT)); T(at(r, "in", 0, 0x100));
+    T(at(r, "in", O_TRUNC | O_RDWR, 0x20)); T(at(r, "in/", 0, RESOLVE_BENEATH));
+    T(at(r, "", 0, RESOLVE_BENEATH)); T(at(99, "in", 0, RESOLVE_BENEATH)); T(at(r, "in/x", 0, 8));
+    T(at(r, ".", O_DIRECTORY, RESOLVE_BENEATH)); T(at(r, "new", O_CREAT | O_EXCL, RESOLVE_BENEATH));
+    return 0;
+}""")  # fmt: skip

@@ -59,6 +59,7 @@ int main() {
     rmdir("d/sub"); ev("rmdir"); DIR *dir = opendir("d"); ev("opendir"); while (readdir(dir));
     ev("readdir"); closedir(dir); ev("closedir");
     syscall(SYS_renameat2, AT_FDCWD, "d/sl", AT_FDCWD, "d/ff", 2); ev("exchange");
+    close(open("d/sl", O_RDWR)); ev("a fifo");
     unlink("d/sl"); unlink("d/ff"); ev("empty"); fd = open("d", 0); rmdir("d"); ev("rmdir, open");
     close(fd); ev("gone"); return 0;
 }""")  # fmt: skip

@@ -105,9 +105,12 @@ F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 F_OFD_SETLKW: Final = 38
 F_GETLEASE: Final = 1025
+F_DUPFD_QUERY: Final = 1027
 F_DUPFD_CLOEXEC: Final = 1030
 F_SETPIPE_SZ: Final = 1031
 F_GETPIPE_SZ: Final = 1032
+F_ADD_SEALS: Final = 1033
+F_GET_SEALS: Final = 1034
 
 FD_CLOEXEC: Final = 1
 
@@ -116,7 +119,9 @@ _F_OWNER_TID: Final = 0
 _F_OWNER_PID: Final = 1
 _F_OWNER_PGRP: Final = 2
 _SETFL_MASK: Final = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME
-_PATH_COMMANDS: Final = frozenset((F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL))
+_PATH_COMMANDS: Final = frozenset(
+    (F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GETFD, F_SETFD, F_GETFL)
+)
 
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 
@@ -649,6 +654,15 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
         return pipe_fcntl(fp, cmd, arg)
     if cmd in (F_SETOWN, F_GETOWN, F_SETOWN_EX, F_GETOWN_EX):
         return _owner(lwp, fp, cmd, arg)
+    if cmd in (F_GET_SEALS, F_ADD_SEALS):
+        from dfvm.kern.vfs.seals import add_seals, get_seals
+
+        if cmd == F_GET_SEALS:
+            return get_seals(fp.f_vnode)
+        add_seals(fp.f_vnode, u32(arg), bool(fp.f_mode & FWRITE))
+        return 0
+    if cmd == F_DUPFD_QUERY:
+        return int(fdp.fget_path(arg) is fp)
     if cmd == F_GETLEASE:
         return _F_UNLCK  # nobody ever gets one
     raise err(EINVAL)

@@ -31,6 +31,7 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.vfs.mount import ST_NOEXEC
+from dfvm.kern.vfs.seals import sealed_map
 from dfvm.kern.vfs.vnode import MMAP_ANON, OFF_MAX, VREG
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
@@ -399,6 +400,8 @@ def _file_rights(fp: File, prot: int, flags: int) -> tuple[int, bool, bool]:
             raise err(EPERM)
         maximum &= ~VM_PROT_EXECUTE
     how = vp.mmap()
+    if shared and vp.v_seals and not sealed_map(vp, bool(prot & PROT_WRITE)):
+        maximum &= ~VM_PROT_WRITE
     if flags & MAP_GROWSDOWN:
         raise err(EINVAL)
     if isinstance(fp, VnodeFile):

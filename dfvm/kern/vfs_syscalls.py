@@ -86,6 +86,7 @@ from dfvm.kern.vfs.resolve import (
     RESOLVE_IN_ROOT,
     resolve_at,
 )  # fmt: skip
+from dfvm.kern.vfs.seals import F_SEAL_EXEC, F_SEAL_SEAL
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vfs_vnops import vn_open
 from dfvm.kern.vfs.vnode import (
@@ -102,6 +103,7 @@ from dfvm.kern.vfs.vnode import (
     VFIFO,
     VLNK,
     VREG,
+    VSEALABLE,
     VUNLINKED,
     vn_fullpath,
 )  # fmt: skip
@@ -322,9 +324,11 @@ def sys_creat(lwp: Lwp, upath: int, mode: int) -> int:
 
 
 def sys_memfd_create(lwp: Lwp, uname: int, flags: int) -> int:
-    """memfd_create(2); without seals"""
+    """memfd_create(2)"""
     flags = u32(flags)
     if flags & ~(_MFD_CLOEXEC | _MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL | _MFD_EXEC):
+        raise err(EINVAL)
+    if flags & _MFD_EXEC and flags & _MFD_NOEXEC_SEAL:
         raise err(EINVAL)
     p = lwp.lwp_proc
     name = copyinstr(p.p_vmspace, uname, PATH_MAX)
@@ -336,6 +340,11 @@ def sys_memfd_create(lwp: Lwp, uname: int, flags: int) -> int:
         dvp = memory_root(p.p_fs.fs_rdir)
         vp = dvp.tmpfile(0o666 if flags & _MFD_NOEXEC_SEAL else 0o777, p.p_ucred)
         vp.v_name = b"/memfd:" + name
+        vp.v_flag |= VSEALABLE
+        if flags & _MFD_NOEXEC_SEAL:
+            vp.v_seals = F_SEAL_EXEC
+        elif not flags & _MFD_ALLOW_SEALING:
+            vp.v_seals = F_SEAL_SEAL
         vp.open(FREAD | FWRITE, p.p_ucred)
         try:
             fp = VnodeFile(fdp.fd_table, O_RDWR | O_LARGEFILE, vp)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, EOPNOTSUPP, err
+from dfvm.kern.vfs.seals import sealed_size, sealed_write, sealed_zero
 from dfvm.kern.vfs.vnode import IO_APPEND, IO_SYNC, OFF_MAX, S_ISGID, S_ISUID, VREG
 from dfvm.lwkt.kern_lock import LK_EXCLUSIVE, LK_RELEASE, Lock, lockmgr
 from dfvm.vm.copyio import uiomove_pa
@@ -114,7 +115,10 @@ def vn_write(vp: Vnode, uio: Uio, off: int, ioflag: int, limit: int) -> int:
         if off >= limit:
             raise err(EFBIG)
         start = off
-        end = vp.vop_reserve(off, min(off + resid, limit))
+        end = min(off + resid, limit)
+        if vp.v_seals:
+            end = sealed_write(vp, off, end)
+        end = vp.vop_reserve(off, end)
         if end > osize:
             vnode_pager_setsize(vp, end)
         try:
@@ -175,6 +179,8 @@ def vn_setsize(vp: Vnode, length: int) -> None:
     lock = vn_lock(vp)
     try:
         osize = vp.vop_modify()
+        if vp.v_seals:
+            sealed_size(vp, osize, length)
         if length > osize:  # the storage first: it may refuse
             vp.vop_setsize(length)
             vnode_pager_setsize(vp, length)
@@ -252,7 +258,12 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
         raise err(EOPNOTSUPP)
     lock = vn_lock(vp)
     try:
-        vp.vop_modify()
+        osize = vp.vop_modify()
+        if vp.v_seals:
+            if kind:
+                sealed_zero(vp)
+            if kind != _FALLOC_PUNCH_HOLE:
+                sealed_size(vp, osize, max(osize, end))
         if kind:
             _zero(vp, off, min(end, vp.v_filesize + _MASK & ~_MASK))
         if kind != _FALLOC_PUNCH_HOLE:

@@ -114,6 +114,7 @@ VRECLAIMED: Final = 0x08  # recycled: no longer stands for its file
 VNOCACHE: Final = 0x10  # a directory whose names must not be cached (procfs)
 VUNLINKED: Final = 0x20  # the name in v_parent, v_name is gone
 VREFD: Final = 0x40  # found by a lookup since the recycler last looked
+VSEALABLE: Final = 0x100  # made by memfd_create: v_seals counts
 VNOLINK: Final = 0x80  # made with O_TMPFILE | O_EXCL: never gets a name
 
 # access()
@@ -209,8 +210,8 @@ class Vnode:
 
     __slots__ = ("v_fifoinfo", "v_filesize", "v_flag", "v_gid", "v_lock", "v_lockf", "v_mode",
                  "v_mount", "v_mounts", "v_name", "v_names", "v_names_until", "v_nchild",
-                 "v_object", "v_parent", "v_rdev", "v_textcount", "v_type", "v_uid", "v_usecount",
-                 "v_watches", "v_writecount")  # fmt: skip
+                 "v_object", "v_parent", "v_rdev", "v_seals", "v_textcount", "v_type", "v_uid",
+                 "v_usecount", "v_watches", "v_writecount")  # fmt: skip
 
     v_type: int  # VREG …; never changes
     v_flag: int  # VROOT …
@@ -234,6 +235,7 @@ class Vnode:
     v_rdev: Cdev | None  # of a character device: who it is; set by open()
     v_lockf: Any  # record locks and flocks (kern_lockf)
     v_fifoinfo: Any  # the two ends of an open fifo
+    v_seals: int  # F_SEAL_* (seals.py); 0 on all but memfds
     v_watches: dict[Watch, None] | None  # who wants its events; each holds a reference
 
     def __init__(self, mount: Mount, vtype: int) -> None:
@@ -259,6 +261,7 @@ class Vnode:
         self.v_rdev = None
         self.v_lockf = None
         self.v_fifoinfo = None
+        self.v_seals = 0
         self.v_watches = None
 
     def __repr__(self) -> str:
@@ -685,6 +688,10 @@ class Vnode:
         mode &= 0o7777
         if cred.cr_fsuid != 0 and not cred.groupmember(self.v_gid):
             mode &= ~S_ISGID
+        if self.v_seals:
+            from dfvm.kern.vfs.seals import sealed_mode
+
+            sealed_mode(self, mode)
         self.vop_setattr(mode, -1, -1, None, None)
         self.event(IN_ATTRIB)
 

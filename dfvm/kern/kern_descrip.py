@@ -27,7 +27,7 @@ from __future__ import annotations
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.abi.linux.args import s32, s64, u32
 from dfvm.kern.kern_errno import (
     EBADF,
     EBUSY,
@@ -50,9 +50,10 @@ if TYPE_CHECKING:
 
     from dfvm.kern.kern_event import Kqinfo
     from dfvm.kern.kern_lockf import Lockf, LockfHead
-    from dfvm.kern.proc import Lwp, Proc
+    from dfvm.kern.proc import Lwp, Proc, Ucred
     from dfvm.kern.sys_epoll import EpollItem
     from dfvm.kern.sys_pipe import PipePages
+    from dfvm.kern.sys_sigio import AsyncNote
     from dfvm.kern.tty import HostTty
     from dfvm.kern.vfs.mount import Statfs
     from dfvm.kern.vfs.vnode import Cred, Vattr, Vnode
@@ -99,6 +100,8 @@ F_SETLK: Final = 6
 F_SETLKW: Final = 7
 F_SETOWN: Final = 8
 F_GETOWN: Final = 9
+F_SETSIG: Final = 10
+F_GETSIG: Final = 11
 F_SETOWN_EX: Final = 15
 F_GETOWN_EX: Final = 16
 F_OFD_GETLK: Final = 36
@@ -124,6 +127,8 @@ _PATH_COMMANDS: Final = frozenset(
 )
 
 ANON_INODE_FS_MAGIC: Final = 0x09041934
+
+NSIG: Final = 64  # signals; no number is higher
 
 RLIMIT_NOFILE: Final = 7
 NR_OPEN: Final = 1 << 20  # no descriptor is this high or higher, whatever the limit
@@ -178,8 +183,8 @@ class File:
     Source: DragonFly struct file and struct fileops.
     """
 
-    __slots__ = ("f_count", "f_epitems", "f_flag", "f_lockf", "f_mode", "f_offset", "f_owner",
-                 "f_table")  # fmt: skip
+    __slots__ = ("f_async", "f_count", "f_epitems", "f_flag", "f_lockf", "f_mode", "f_offset",
+                 "f_owner", "f_ownercred", "f_sig", "f_table")  # fmt: skip
 
     f_table: FileTable
     f_count: int  # descriptors and system calls that hold it; 0: closed, must not be used
@@ -187,11 +192,15 @@ class File:
     f_mode: int  # FREAD | FWRITE | FPATH; never changes
     f_offset: int  # of the next read, write or getdents, in bytes (or cookies)
     f_owner: int  # F_SETOWN: pid, or minus a process group
+    f_ownercred: Ucred | None  # who said so: whom they may signal
+    f_sig: int  # F_SETSIG: the signal of O_ASYNC; 0: SIGIO
+    f_async: AsyncNote | None  # what sends it; None without O_ASYNC
     f_epitems: dict[EpollItem, None] | None  # epolls that watch it; None: none ever did
     f_lockf: LockfHead | None  # locks, of what has no better place for them (fo_lockf)
 
     f_vnode: Vnode | None = None  # overridden by files of vnodes
     f_pollable = True  # of a kind that epoll takes: readiness can change
+    f_fasync = False  # of a kind that O_ASYNC means something to
     f_splice = False  # of a kind that splice moves data to and from
 
     def __init__(self, table: FileTable, flag: int) -> None:
@@ -204,6 +213,9 @@ class File:
         self.f_mode = file_mode(flag)
         self.f_offset = 0
         self.f_owner = 0
+        self.f_ownercred = None
+        self.f_sig = 0
+        self.f_async = None
         self.f_epitems = None
         self.f_lockf = None
 
@@ -316,6 +328,10 @@ class File:
         self.f_count -= 1
         if self.f_count == 0:
             table = self.f_table
+            if self.f_async is not None:
+                from dfvm.kern.sys_sigio import clear_async
+
+                clear_async(self)
             if self.f_epitems:
                 for item in list(self.f_epitems):
                     item.detach()
@@ -643,6 +659,10 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
                 raise err(EPERM)
         fp.fo_setfl(flag)
         fp.f_flag = flag
+        if fp.f_fasync and (flag ^ arg) & FASYNC:
+            from dfvm.kern.sys_sigio import set_async
+
+            set_async(lwp, fp, fd, bool(arg & FASYNC))
         return 0
     if cmd in (F_GETLK, F_SETLK, F_SETLKW, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW):
         from dfvm.kern.kern_lockf import fcntl_lock
@@ -654,6 +674,13 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
         return pipe_fcntl(fp, cmd, arg)
     if cmd in (F_SETOWN, F_GETOWN, F_SETOWN_EX, F_GETOWN_EX):
         return _owner(lwp, fp, cmd, arg)
+    if cmd == F_GETSIG:
+        return fp.f_sig
+    if cmd == F_SETSIG:
+        if not 0 <= s64(arg) <= NSIG:
+            raise err(EINVAL)
+        fp.f_sig = arg
+        return 0
     if cmd in (F_GET_SEALS, F_ADD_SEALS):
         from dfvm.kern.vfs.seals import add_seals, get_seals
 
@@ -669,7 +696,7 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
 
 
 def _owner(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
-    """Who would get SIGIO: kept and told, though no file sends it."""
+    """Who gets the signals of O_ASYNC."""
     from dfvm.vm.copyio import copyin, copyout
 
     p = lwp.lwp_proc
@@ -690,4 +717,5 @@ def _owner(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
     if owner and -owner not in p.kernel.pgrps and owner not in p.kernel.procs:
         raise err(ESRCH)
     fp.f_owner = owner
+    fp.f_ownercred = p.p_ucred
     return 0

@@ -11,13 +11,14 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
-from dfvm.kern.kern_descrip import FPATH, FREAD, FWRITE, O_NONBLOCK, nofile
+from dfvm.kern.kern_descrip import FASYNC, FPATH, FREAD, FWRITE, O_NONBLOCK, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EBADF,
     EFAULT,
     EINTR,
     EINVAL,
+    ENOTTY,
     EOPNOTSUPP,
     ERESTART,
     EWOULDBLOCK,
@@ -43,6 +44,7 @@ from dfvm.kern.kern_sig import (
     restore_user_sigmask,
     set_user_sigmask,
 )  # fmt: skip
+from dfvm.kern.sys_sigio import set_async
 from dfvm.kern.vnode_file import SEEK_HOLE, VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
@@ -68,6 +70,7 @@ _RWF_KNOWN: Final = (
 
 FIONBIO: Final = 0x5421
 FIONCLEX: Final = 0x5450
+FIOASYNC: Final = 0x5452
 FIOCLEX: Final = 0x5451
 
 _NS: Final = 1_000_000_000
@@ -275,6 +278,13 @@ def sys_ioctl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
         flag = fp.f_flag | O_NONBLOCK if on else fp.f_flag & ~O_NONBLOCK
         fp.fo_setfl(flag)
         fp.f_flag = flag
+        return 0
+    if cmd == FIOASYNC:
+        on = copyin(p.p_vmspace, arg, 4) != bytes(4)
+        if on != bool(fp.f_flag & FASYNC):
+            if not fp.f_fasync:
+                raise err(ENOTTY)
+            set_async(lwp, fp, u32(fd), on)
         return 0
     return fp.fo_ioctl(lwp, cmd, arg)
 

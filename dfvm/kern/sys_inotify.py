@@ -82,6 +82,8 @@ class InotifyFile(File):
 
     __slots__ = ("in_bytes", "in_events", "in_kq", "in_lastwd", "in_spent", "in_watches")
 
+    f_fasync = True
+
     in_watches: dict[int, InotifyWatch]  # by number
     in_lastwd: int  # the last number given
     in_events: deque[tuple[int, int, int, bytes]]  # (wd, mask, cookie, name), oldest first

@@ -464,6 +464,7 @@ class PipeFile(File):
 
     __slots__ = ("f_pipe", "f_vnode", "f_wseen")
 
+    f_fasync = True
     f_splice = True
 
     f_pipe: Pipe

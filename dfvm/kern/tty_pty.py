@@ -246,6 +246,7 @@ class PtsFile(File):
 
     __slots__ = ("f_tty",)
 
+    f_fasync = True
     f_splice = True
 
     f_tty: PtyTty
@@ -365,6 +366,7 @@ class PtmFile(File):
 
     __slots__ = ("f_tty",)
 
+    f_fasync = True
     f_splice = True
 
     f_tty: PtyTty

@@ -123,3 +123,37 @@ int main() {
     T(syscall(SYS_epoll_ctl, 3, 1, 4, bad)); T(mkdir(bad, 0)); T(rename("f", bad));
     return 0;
 }""")  # fmt: skip
+
+
+def test_signals_of_readiness() -> None:
+    """O_ASYNC, F_SETOWN and F_SETSIG."""
+    same(T + r"""
+static volatile int n, at, code, sig; static volatile long band;
+static void h(int s, siginfo_t *i, void *u) {
+    n++; sig = s; at = i->si_fd; code = i->si_code; band = i->si_band;
+}
+static void show(const char *what, int fd) {
+    printf("%s: %d of %d", what, n, sig);
+    if (sig && sig != SIGIO) printf(" fd %d code %d band %lx", at == fd, code, band);
+    puts(""); n = sig = 0; fflush(stdout);
+}
+int main() {
+    int p[2]; struct sigaction sa = {.sa_sigaction = h, .sa_flags = SA_SIGINFO}; pipe(p);
+    sigaction(SIGIO, &sa, 0); sigaction(SIGUSR1, &sa, 0); sigaction(SIGRTMIN + 1, &sa, 0);
+    T(fcntl(p[0], F_SETOWN, getpid())); T(fcntl(p[0], F_SETFL, O_ASYNC)); T(fcntl(p[0], F_GETFL));
+    write(p[1], "a", 1); show("written", p[0]); read(p[0], buf, 10); show("read", p[0]);
+    T(fcntl(p[0], F_SETSIG, SIGRTMIN + 1)); T(fcntl(p[0], F_GETSIG)); write(p[1], "a", 1);
+    show("real time", p[0]); T(fcntl(p[0], F_SETSIG, SIGUSR1)); write(p[1], "a", 1);
+    show("chosen", p[0]); T(fcntl(p[0], F_SETFL, 0)); write(p[1], "a", 1); show("off", p[0]);
+    T(ioctl(p[0], FIOASYNC, &(int){1})); T(fcntl(p[0], F_GETFL)); write(p[1], "a", 1);
+    show("on", p[0]); T(fcntl(p[0], F_SETOWN, 0)); write(p[1], "a", 1); show("nobody", p[0]);
+    struct { int type, pid; } owner = {1, getpid()}; T(fcntl(p[0], F_SETOWN_EX, &owner));
+    T(fcntl(p[0], F_SETSIG, 65)); T(fcntl(p[0], F_SETSIG, -1)); T(fcntl(p[0], F_SETSIG, 0));
+    if (!fork()) { write(p[1], "x", 1); _exit(0); } wait(0); show("a child", p[0]);
+    close(p[1]); show("hung up", p[0]); close(p[0]); pipe(p); fcntl(p[1], F_SETOWN, getpid());
+    fcntl(p[1], F_SETFL, O_ASYNC | O_NONBLOCK); while (write(p[1], buf, 4096) > 0); n = sig = 0;
+    read(p[0], buf, 4096); show("room", p[1]); int d = dup(p[1]); close(p[1]); close(p[0]);
+    show("no reader", d); int r = open("r", O_RDWR | O_CREAT, 0600); T(fcntl(r, F_SETFL, O_ASYNC));
+    T(fcntl(r, F_GETFL)); T(ioctl(r, FIOASYNC, &(int){1})); T(ioctl(r, FIOASYNC, &(int){0}));
+    return 0;
+}""")  # fmt: skip

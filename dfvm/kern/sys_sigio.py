@@ -1,0 +1,93 @@
+"""O_ASYNC: a signal when a file becomes readable or writable.
+
+Source: behaviour of Linux fs/fcntl.c (send_sigio).
+"""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import TYPE_CHECKING, Final
+
+from dfvm.kern.kern_descrip import FASYNC, FREAD, FWRITE
+from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, POLLIN, POLLOUT, Knote
+from dfvm.kern.kern_sig import SIGIO, Siginfo, ksignal
+
+if TYPE_CHECKING:
+    from dfvm.kern.kern_descrip import File
+    from dfvm.kern.kernel import Kernel
+    from dfvm.kern.proc import Lwp
+
+# si_code of a signal chosen with F_SETSIG.
+_POLL_IN: Final = 1
+_POLL_OUT: Final = 2
+
+
+class AsyncNote(Knote):
+    """Listens to one file with O_ASYNC, and sends the signals."""
+
+    __slots__ = ("an_fd", "an_file", "an_kernel")
+
+    an_file: File
+    an_fd: int  # the number by which O_ASYNC was set: si_fd
+    an_kernel: Kernel
+
+    def __init__(self, lwp: Lwp, fp: File, fd: int) -> None:
+        self.an_file = fp
+        self.an_fd = fd
+        self.an_kernel = lwp.lwp_proc.kernel
+
+    def kn_event(self, hint: int) -> None:
+        fp = self.an_file
+        if hint & POLLIN and fp.f_mode & FREAD:
+            self._send(_POLL_IN, POLL_READABLE)
+        if hint & POLLOUT and fp.f_mode & FWRITE:
+            self._send(_POLL_OUT, POLL_WRITABLE)
+
+    def _send(self, code: int, band: int) -> None:
+        fp = self.an_file
+        owner = fp.f_owner
+        kernel = self.an_kernel
+        if owner < 0:
+            pgrp = kernel.pgrps.get(-owner)
+            procs = [] if pgrp is None else list(pgrp.pg_members.values())
+        else:
+            p = kernel.procs.get(owner)
+            procs = [] if p is None else [p]
+        mine = fp.f_ownercred
+        if mine is None:
+            return
+        for p in procs:
+            theirs = p.p_ucred
+            ids = (theirs.cr_svuid, theirs.cr_ruid)
+            if mine.cr_uid != 0 and mine.cr_uid not in ids and mine.cr_ruid not in ids:
+                continue
+            if not fp.f_sig:
+                ksignal(p, SIGIO)
+                continue
+            info = Siginfo(fp.f_sig, code)
+            info.si_raw = pack("<qi100x", band, self.an_fd)
+            ksignal(p, fp.f_sig, info)
+
+
+def set_async(lwp: Lwp, fp: File, fd: int, on: bool) -> None:
+    """Set or clear O_ASYNC of a file that has it (f_fasync)."""
+    note = fp.f_async
+    if on == (note is not None):
+        return
+    info = fp.fo_kqinfo()
+    assert info is not None
+    if note is None:
+        note = fp.f_async = AsyncNote(lwp, fp, fd)
+        info.attach(note)
+        fp.f_flag |= FASYNC
+    else:
+        clear_async(fp)
+
+
+def clear_async(fp: File) -> None:
+    """Stop to listen: O_ASYNC is cleared, or the file is being closed."""
+    info, note = fp.fo_kqinfo(), fp.f_async
+    assert info is not None and note is not None
+    info.detach(note)
+    fp.f_async = None
+    fp.f_flag &= ~FASYNC

@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pmap", "PmapStatistics", "pmap_allocpt", "pmap_bootstrap", "pmap_clear_modify",
     "pmap_clear_reference", "pmap_copy", "pmap_enter", "pmap_enter_quick", "pmap_enter_run",
-    "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_kenter", "pmap_kremove",
+    "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_is_stored", "pmap_kenter", "pmap_kremove",
     "pmap_mapped", "pmap_object_init_pt", "pmap_page_protect", "pmap_page_set_memattr",
     "pmap_pgscan", "pmap_pinit", "pmap_prefault_ok", "pmap_protect", "pmap_pte", "pmap_qenter",
     "pmap_qremove",
@@ -222,20 +222,32 @@ def pmap_remove(pmap: Pmap, sva: int, eva: int) -> None:
     if sva >= eva or not pmap.pm_pt:
         return
     first, last = sva >> 21, eva - 1 >> 21
-    for key in _tables(pmap, first, last):
+    for key in pmap_tables(pmap, first, last):
         lo = sva >> 12 & 511 if key == first else 0
         hi = (eva - 1 >> 12 & 511) + 1 if key == last else 512
         _remove_run(pmap, key, lo, hi)
 
 
-def _tables(pmap: Pmap, first: int, last: int) -> Sequence[int]:
-    """Which keys of pm_pt lie in first … last: asks the smaller of the two sets."""
+def pmap_tables(pmap: Pmap, first: int, last: int) -> Sequence[int]:
+    """Which keys of pm_pt lie in first … last, in no order: asks the smaller of the two sets."""
     pt = pmap.pm_pt
     if first == last:
         return (first,) if first in pt else ()
     if last - first < len(pt):
         return [key for key in range(first, last + 1) if key in pt]
     return [key for key in pt if first <= key <= last]
+
+
+def pmap_is_stored(pmap: Pmap, sva: int, eva: int) -> bool:
+    """Whether the M bit of a PTE in [sva, eva) is set."""
+    first, last = sva >> 21, eva - 1 >> 21
+    for key in pmap_tables(pmap, first, last):
+        base = pmap.pm_pt[key]
+        lo = sva >> 12 & 511 if key == first else 0
+        hi = (eva - 1 >> 12 & 511) + 1 if key == last else 512
+        if any(pte & PG_M for pte in _present(pmap, base + lo, base + hi)):
+            return True
+    return False
 
 
 def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
@@ -298,7 +310,7 @@ def pmap_protect(pmap: Pmap, sva: int, eva: int, prot: int) -> None:
         return
     first, last = sva >> 21, eva - 1 >> 21
     stale = 0
-    for key in _tables(pmap, first, last):
+    for key in pmap_tables(pmap, first, last):
         lo = sva >> 12 & 511 if key == first else 0
         hi = (eva - 1 >> 12 & 511) + 1 if key == last else 512
         start = pmap.pm_pt[key] + lo
@@ -355,7 +367,7 @@ def pmap_copy(dst: Pmap, src: Pmap, dst_addr: int, length: int, src_addr: int) -
     eva = src_addr + length
     first, last = src_addr >> 21, eva - 1 >> 21
     drop = ~(PG_A | PG_M | PG_W)
-    for key in _tables(src, first, last):
+    for key in pmap_tables(src, first, last):
         lo = src_addr >> 12 & 511 if key == first else 0
         hi = (eva - 1 >> 12 & 511) + 1 if key == last else 512
         ptes = _ptes(src, key, lo, hi)

@@ -516,3 +516,30 @@ def test_code_that_is_written_elsewhere() -> None:
     }
     """
     )
+
+
+def test_a_store_to_a_file_counts_as_modifying_it() -> None:
+    same(
+        HELP
+        + r"""
+    static int modified(int fd) {
+        struct timespec old[2] = {{1000, 0}, {1000, 0}};
+        struct stat st;
+        fstat(fd, &st);
+        futimens(fd, old);
+        return st.st_mtime != 1000;
+    }
+    int main(void) {
+        int fd = file(2);
+        modified(fd);
+        char *p = map(2, RW, MAP_SHARED, fd), *q = map(2, RW, MAP_PRIVATE, fd);
+        SAY(p[P] + q[0]); SAY(msync(p, 2 * P, MS_SYNC)); SAY(modified(fd));
+        p[P] = 1; SAY(msync(p, 2 * P, MS_SYNC)); SAY(modified(fd));
+        SAY(msync(p, 2 * P, MS_SYNC)); SAY(modified(fd));
+        q[0] = 1; SAY(msync(q, 2 * P, MS_SYNC)); SAY(munmap(q, 2 * P)); SAY(modified(fd));
+        p[0] = 1; SAY(munmap(p, 2 * P)); SAY(modified(fd));
+        p = map(2, RW, MAP_SHARED, fd); SAY(p[0]); SAY(munmap(p, 2 * P)); SAY(modified(fd));
+        return 0;
+    }
+    """
+    )

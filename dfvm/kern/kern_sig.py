@@ -367,6 +367,12 @@ def trapsignal(lp: Lwp, info: Siginfo) -> None:
     lp.lwp_pending = True
 
 
+def signal_pending(lp: Lwp) -> bool:
+    """Whether there is a signal to act upon that is not blocked."""
+    pending = lp.lwp_sigqueue.pending | lp.lwp_proc.p_sigqueue.pending
+    return bool(pending & ~lp.lwp_sigmask)
+
+
 def cursig(lp: Lwp) -> int:
     """Asked by tsleep before it sleeps with PCATCH (Thread.td_cursig): what a pending signal makes
     of the sleep. An ignored one counts too; the call is then simply made again. Without one the

@@ -43,6 +43,7 @@ from dfvm.kern.kern_sig import (
     ERESTARTNOHAND,
     restore_user_sigmask,
     set_user_sigmask,
+    signal_pending,
 )  # fmt: skip
 from dfvm.kern.sys_sigio import set_async
 from dfvm.kern.vnode_file import SEEK_HOLE, VnodeFile
@@ -308,7 +309,8 @@ class PollKnote(Knote):
 
 def poll_scan(lwp: Lwp, wants: list[tuple[File, int]], deadline: int | None) -> list[int]:
     """Wait until at least one of the (file, events) is ready, or `deadline` (monotonic ns; None:
-    never; not in the future: don't wait). Returns what is ready of each. May block.
+    never; not in the future: don't wait; 0: nor look at signals). Returns what is ready of each.
+    May block.
 
     While it waits each file is told to report changes: nobody looks at files, or at other
     pollers, that have not changed.
@@ -316,7 +318,12 @@ def poll_scan(lwp: Lwp, wants: list[tuple[File, int]], deadline: int | None) -> 
     :raises OSError: EINTR, ERESTART
     """
     ready = [fp.fo_poll() & want for fp, want in wants]
-    if any(ready) or (deadline is not None and deadline <= monotonic_ns()):
+    if any(ready):
+        return ready
+    if deadline is not None and deadline <= monotonic_ns():
+        # As Linux: with nothing to tell, a signal counts even if there was no time to wait.
+        if deadline and lwp.lwp_pending and signal_pending(lwp):
+            raise err(ERESTART)
         return ready
     sched = lwp.lwp_proc.kernel.sched
     kn = PollKnote(sched)

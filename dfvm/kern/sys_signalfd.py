@@ -82,6 +82,9 @@ class SignalFile(File):
             kq = p.p_sigkq = Kqinfo()
         return kq
 
+    def fo_seek(self, lwp: Lwp, offset: int, whence: int) -> int:
+        return 0  # as Linux: no position, no error
+
     def fo_stat(self, lwp: Lwp) -> Vattr:
         return anon_attr()
 
@@ -104,10 +107,12 @@ def _pack(info: Siginfo) -> bytes:
 def sys_signalfd4(lwp: Lwp, fd: int, umask: int, size: int, flags: int) -> int:
     """signalfd4(2): a new file, or another set for an existing one."""
     flags = u32(flags)
-    if flags & ~(O_CLOEXEC | O_NONBLOCK) or size != 8:
+    if size != 8:
         raise err(EINVAL)
     p = lwp.lwp_proc
     mask = int.from_bytes(copyin(p.p_vmspace, umask, 8), "little") & ~SIGS_CANTMASK
+    if flags & ~(O_CLOEXEC | O_NONBLOCK):
+        raise err(EINVAL)
     if s32(fd) != -1:
         old = p.p_fd.fget(fd)
         if not isinstance(old, SignalFile):

@@ -936,3 +936,50 @@ def test_what_is_checked_first() -> None:
     }
     """)
     assert out.endswith(b" 10 12 37\n")
+
+
+def test_a_signal_that_the_mask_lets_through_ends_a_poll_that_does_not_wait() -> None:
+    """Unless there is something to tell."""
+    same(r"""
+    #include <poll.h>
+    #include <sys/select.h>
+    #include <sys/signalfd.h>
+    static int got;
+    static void h(int s) { got++; }
+    #define E(x)                                                                          \
+        do {                                                                              \
+            raise(SIGUSR1);                                                               \
+            got = errno = 0;                                                              \
+            int r = (x);                                                                  \
+            printf("%s = %d %d got %d\n", #x, r, r < 0 ? errno : 0, *(volatile int *)&got); \
+        } while (0)
+    int main(void) {
+        struct sigaction a = {.sa_handler = h};
+        sigaction(SIGUSR1, &a, 0);
+        sigset_t s, none;
+        sigemptyset(&none);
+        sigemptyset(&s);
+        sigaddset(&s, SIGUSR1);
+        sigprocmask(SIG_BLOCK, &s, 0);
+        struct timespec z = {0};
+        int fds[2];
+        pipe(fds);
+        struct pollfd pf[2] = {{fds[0], POLLIN}, {-1}};
+        fd_set r;
+        FD_ZERO(&r);
+        FD_SET(fds[0], &r);
+        E(ppoll(pf, 1, &z, 0));
+        E(ppoll(pf, 1, &z, &none));
+        E(ppoll(0, 0, &z, &none));
+        E(pselect(fds[0] + 1, &r, 0, 0, &z, &none));
+        pf[1].fd = 99;
+        E(ppoll(pf, 2, &z, &none));
+        write(fds[1], "", 1);
+        E(ppoll(pf, 1, &z, &none));
+        FD_SET(fds[0], &r);
+        E(pselect(fds[0] + 1, &r, 0, 0, &z, &none));
+        printf("%d\n", signalfd(-1, (void *)-1, 99) < 0 ? errno : 0);
+        printf("%ld\n", (long)lseek(signalfd(-1, &s, 0), 5, SEEK_SET));
+        return 0;
+    }
+    """)

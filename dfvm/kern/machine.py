@@ -19,7 +19,7 @@ from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
 from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
-from dfvm.kern.kern_sig import NSIG, SigActs, ksignal
+from dfvm.kern.kern_sig import NSIG, SIG_IGN, SIGPIPE, SIGSYS, SIGXFSZ, SigActs, ksignal
 from dfvm.kern.kernel import Kernel
 from dfvm.kern.proc import P_CONTROLT, SZOMB, Pgrp, Proc, joinpgrp, leavepgrp
 from dfvm.kern.tty import HostSignals
@@ -104,6 +104,25 @@ def _about(path: str | bytes) -> Iterator[None]:
     except OSError as e:
         e.filename = os.fsdecode(path)
         raise
+
+
+def _inherited_signals() -> SigActs:
+    """What signals do to a program that this process starts: what is ignored here stays so (nohup),
+    but for the two that Python ignores for itself."""
+    import signal
+
+    acts = SigActs()
+    for sig in range(1, SIGSYS + 1):
+        if signal.getsignal(sig) == signal.SIG_IGN and sig not in (SIGPIPE, SIGXFSZ):
+            acts.set(sig, (SIG_IGN, 0, 0, 0))
+    return acts
+
+
+def _umask() -> int:
+    """This process's own."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _environment(env: Mapping[str, str]) -> list[bytes]:
@@ -328,12 +347,13 @@ class Machine:
         parent = kernel.launcher
         p, lp = newproc(kernel, alloc_pid(kernel), parent)
         p.p_vmspace = vmspace_alloc(kernel.vm)
-        p.p_sigacts = SigActs()
+        p.p_sigacts = _inherited_signals()
         p.p_ucred = parent.p_ucred
         p.p_limit = parent.p_limit.copy()
         p.p_sysent = parent.p_sysent
         p.p_fd = parent.p_fd.fdcopy()
         p.p_fs = parent.p_fs.fscopy()
+        p.p_fs.fs_cmask = _umask()
         # A job of its own, as if a shell with job control had started it.
         session = parent.p_session
         p.p_pgrp = pgrp = Pgrp(p.p_pid, session)

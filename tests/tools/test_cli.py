@@ -163,6 +163,15 @@ def test_closed_streams_are_closed_for_the_program(closed: str, tmp_path: Path) 
     assert (tmp_path / "trace").read_bytes().count(b"\n") > 5
 
 
+@pytest.mark.parametrize("before", ["umask 027", "umask 0", "trap '' HUP TERM", "cd /usr"])
+def test_what_a_program_inherits(before: str) -> None:
+    show = "umask; pwd; kill -HUP $$; kill -TERM $$; echo alive"
+    host = shell(f"{before}; busybox sh -c '{show}'")
+    ours = shell(f"{before}; dfvm run busybox sh -c '{show}'")
+    status = host[0] if host[0] >= 0 else 128 - host[0]
+    assert ours[:2] == (status, host[1])
+
+
 def test_statistics_as_table_and_json(guest_bin: Path, tmp_path: Path) -> None:
     done = dfvm("run", "--stats", guest_bin / "cow_fork")
     assert b"v_vm_faults" in done.stderr and b"v_cow_faults" in done.stderr

@@ -9,9 +9,12 @@
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 
 #define AREA_PAGES 16
 #define CALLS 80
@@ -27,14 +30,23 @@ static uint64_t rnd(void)
 	return state * 0x2545f4914f6cdd1dUL >> 8;
 }
 
-static char *area;   /* pages 4 a hole, 6 read-only, 8 to 11 shared by the group, 12, 13 a file */
+static char *area;   /* pages 4 a hole, 5 without rights, 6 read-only, 8 to 11 shared by the group,
+			12, 13 a file, 14 behind its end */
 static int *members; /* processes of the round so far; in shared memory */
 
 static const long special[] = { 0, 1, 2, 3, 4, 7, 8, 16, 63, 64, 255, 256, 1024, 4095, 4096, 4097,
 	65536, 1L << 31, (1L << 31) - 1, 1L << 32, -1, -2, -100, -4096, 1L << 47,
-	(1L << 47) - 4096, 1L << 62, (long)(1UL << 63), 0x7ffffffff000, 0x400000, 1000000000 };
+	(1L << 47) - 4096, 1L << 62, (long)(1UL << 63), 0x7ffffffff000, 0x400000, 1000000000,
+	(long)0xffff800000000000, (long)0xffffffff80000000, (long)0xffffffff80001ff8 };
 
 #define OF(array) array[rnd() % (sizeof(array) / sizeof(array[0]))]
+
+/* The last bytes in front of a page that is unlike its neighbour. */
+static long edge(void)
+{
+	static const int pages[] = { 4, 5, 6, 8, 12, 14, AREA_PAGES };
+	return (long)(area + OF(pages) * PAGE - rnd() % 64);
+}
 
 static long argument(void)
 {
@@ -51,7 +63,7 @@ static long argument(void)
 	case 5:
 		return (long)(rnd() % 48);
 	case 6:
-		return (long)(area + 4 * PAGE - rnd() % 64); /* straddles into a hole */
+		return edge();
 	default:
 		return 1L << rnd() % 40;
 	}
@@ -129,6 +141,37 @@ static const struct {
 	{ SYS_sendmsg, "fSF" }, { SYS_recvmsg, "fSF" }, { SYS_bind, "fSi" },
 	{ SYS_socket, "iii" }, { SYS_setpriority, "iii" }, { SYS_getitimer, "ib" },
 	{ SYS_sched_setscheduler, "PiS" }, { SYS_sched_setattr, "PSF" }, { SYS_capget, "Sb" },
+	{ SYS_rt_sigprocmask, "iSSs" }, { SYS_alarm, "i" }, { SYS_setitimer, "iSS" },
+	{ SYS_connect, "fSi" }, { SYS_accept, "fSS" }, { SYS_shutdown, "fi" },
+	{ SYS_listen, "fi" }, { SYS_getsockname, "fSS" }, { SYS_getpeername, "fSS" },
+	{ SYS_setsockopt, "fiiSi" }, { SYS_getsockopt, "fiiSS" }, { SYS_fdatasync, "f" },
+	{ SYS_creat, "pm" }, { SYS_fchown, "fii" }, { SYS_umask, "m" }, { SYS_gettimeofday, "SS" },
+	{ SYS_setuid, "i" }, { SYS_setgid, "i" }, { SYS_setreuid, "ii" }, { SYS_setregid, "ii" },
+	{ SYS_setresuid, "iii" }, { SYS_getresuid, "SSS" }, { SYS_setresgid, "iii" },
+	{ SYS_getresgid, "SSS" }, { SYS_getpgid, "P" }, { SYS_setfsuid, "i" },
+	{ SYS_setfsgid, "i" }, { SYS_getsid, "P" }, { SYS_getpriority, "ii" },
+	{ SYS_sched_setparam, "PS" }, { SYS_sched_getparam, "PS" },
+	{ SYS_sched_getscheduler, "P" }, { SYS_sched_get_priority_max, "i" },
+	{ SYS_sched_get_priority_min, "i" }, { SYS_sched_rr_get_interval, "PS" },
+	{ SYS_arch_prctl, "iS" }, { SYS_sync, "" }, { SYS_settimeofday, "SS" },
+	{ SYS_sethostname, "Ss" }, { SYS_setdomainname, "Ss" }, { SYS_setxattr, "pSSsF" },
+	{ SYS_lsetxattr, "pSSsF" }, { SYS_fsetxattr, "fSSsF" }, { SYS_getxattr, "pSSs" },
+	{ SYS_lgetxattr, "pSSs" }, { SYS_fgetxattr, "fSSs" }, { SYS_listxattr, "pSs" },
+	{ SYS_llistxattr, "pSs" }, { SYS_flistxattr, "fSs" }, { SYS_removexattr, "pS" },
+	{ SYS_lremovexattr, "pS" }, { SYS_fremovexattr, "fS" }, { SYS_epoll_create, "i" },
+	{ SYS_set_tid_address, "S" }, { SYS_timer_getoverrun, "i" }, { SYS_clock_settime, "iS" },
+	{ SYS_clock_getres, "iS" }, { SYS_inotify_init, "" }, { SYS_inotify_add_watch, "fpi" },
+	{ SYS_inotify_rm_watch, "fi" }, { SYS_mknodat, "fpmi" }, { SYS_fchownat, "fpiiF" },
+	{ SYS_futimesat, "fpS" }, { SYS_unshare, "F" }, { SYS_set_robust_list, "Ss" },
+	{ SYS_get_robust_list, "PSS" }, { SYS_splice, "fSfSsF" }, { SYS_tee, "ffsF" },
+	{ SYS_vmsplice, "fSiF" }, { SYS_signalfd, "fSs" }, { SYS_timerfd_create, "iF" },
+	{ SYS_eventfd, "i" }, { SYS_timerfd_settime, "fFSS" }, { SYS_timerfd_gettime, "fS" },
+	{ SYS_accept4, "fSSF" }, { SYS_signalfd4, "fSsF" }, { SYS_inotify_init1, "F" },
+	{ SYS_syncfs, "f" }, { SYS_getcpu, "SSS" }, { SYS_process_vm_readv, "PSiSiF" },
+	{ SYS_process_vm_writev, "PSiSiF" }, { SYS_sched_getattr, "PSiF" },
+	{ SYS_membarrier, "iFi" }, { 424 /* pidfd_send_signal */, "fgSF" },
+	{ 434 /* pidfd_open */, "PF" }, { 438 /* pidfd_getfd */, "ffF" },
+	{ 441 /* epoll_pwait2 */, "fSiSSs" }, { 452 /* fchmodat2 */, "fpmF" },
 	{ SYS_sync_file_range, "fooF" }, { SYS_readahead, "fos" }, { SYS_fork, "" },
 	{ SYS_fork, "" }, { SYS_vfork, "" }, { SYS_clone, "CFbbb" },
 };
@@ -164,15 +207,15 @@ static long kind(char c)
 		return argument();
 	switch (c) {
 	case 'f':
-		return rnd() % 12 ? (long)(rnd() % 40) : AT_FDCWD;
+		return rnd() % 12 ? (long)(rnd() % 48) : AT_FDCWD;
 	case 'p':
 		return path();
 	case 'b':
-		return (long)(area + rnd() % (AREA_PAGES * PAGE));
+		return rnd() % 6 ? (long)(area + rnd() % (AREA_PAGES * PAGE)) : edge();
 	case 's':
 		return OF(sizes);
 	case 'S':
-		return rnd() % 8 ? structure() : 0;
+		return rnd() % 8 ? structure() : rnd() % 2 ? edge() : 0;
 	case 'o':
 		return OF(offsets);
 	case 'F':
@@ -273,6 +316,7 @@ static void prepare(void)
 	for (int i = 0; i < AREA_PAGES; i++)
 		memset(area + i * PAGE, (int)rnd(), 256);
 	CHECK(munmap(area + 4 * PAGE, PAGE) == 0);
+	CHECK(mprotect(area + 5 * PAGE, PAGE, PROT_NONE) == 0);
 	CHECK(mprotect(area + 6 * PAGE, PAGE, PROT_READ) == 0);
 	CHECK(mmap(area + 8 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE,
 		   MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
@@ -283,9 +327,12 @@ static void prepare(void)
 	mkfifo("/tmp/fuzzfifo", 0666);
 	/* Descriptors from 3 on, of every sort. */
 	int file = open("/tmp/fuzzfile", O_RDWR | O_CREAT, 0666);
-	if (file >= 0 && ftruncate(file, 20000) == 0)
+	if (file >= 0 && ftruncate(file, 20000) == 0) {
 		mmap(area + 12 * PAGE, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
 		     file, 0);
+		mmap(area + 14 * PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file,
+		     5 * PAGE);
+	}
 	open("/proc/self/exe", O_RDONLY);
 	open("/tmp/fuzzdir", O_RDONLY | O_DIRECTORY);
 	open("/tmp/fuzzfile", O_PATH);
@@ -312,6 +359,14 @@ static void prepare(void)
 	open("/proc/self/fd", O_RDONLY);
 	socketpair(AF_UNIX, SOCK_STREAM, 0, fds);
 	open("/tmp/fuzzlink", O_PATH | O_NOFOLLOW);
+	sigset_t set;
+	sigfillset(&set);
+	signalfd(-1, &set, SFD_NONBLOCK);
+	int watch = inotify_init1(IN_NONBLOCK);
+	inotify_add_watch(watch, "/tmp/fuzzdir", IN_ALL_EVENTS);
+	inotify_add_watch(watch, "/tmp/fuzzfile", IN_ALL_EVENTS);
+	timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+	syscall(434 /* pidfd_open */, getpid(), 0);
 }
 
 int main(int argc, char **argv)

@@ -109,15 +109,14 @@ def test_job_control(session: Session) -> None:
     session.expect(b"$ ")
     assert b"hello" in session.run(b"echo hel''lo")
     assert b"/dev/console" in session.run(b"busybox tty")
-    session.send(b"busybox sleep 100\n")
-    session.expect(b"100\r\n")
-    time.sleep(0.5)
+    start = b"busybox sh -c 'echo u\"\"p; exec busybox sleep 100'\n"
+    session.send(start)
+    session.expect(b"\r\nup\r\n")
     session.send(b"\x03")
     session.expect(b"$ ")
     assert b"rc 130" in session.run(b"echo rc $?")
-    session.send(b"busybox sleep 100\n")
-    session.expect(b"100\r\n")
-    time.sleep(0.5)
+    session.send(start)
+    session.expect(b"\r\nup\r\n")
     session.send(b"\x1a")
     session.expect(b"Stopped")
     session.expect(b"$ ")
@@ -126,8 +125,8 @@ def test_job_control(session: Session) -> None:
     assert b"Running" in session.run(b"jobs")
     session.run(b"kill %1; busybox sleep 0.3")
     session.run(b"busybox cat &")
-    time.sleep(0.5)
-    assert b"tty input" in session.run(b"jobs") or b"Stopped" in session.run(b"jobs")
+    while b"Stopped" not in session.run(b"jobs"):
+        pass
     session.run(b"kill -9 %1; busybox sleep 0.3")
     session.send(b"exit 7\n")
     assert session.status() == 7
@@ -195,8 +194,8 @@ def test_stop_of_the_whole_machine(session: Session) -> None:
     assert b" icanon" in session.run(BUSYBOX.encode() + b" stty -a")
     session.send(b"fg\n")
     session.expect(b"read x")
-    time.sleep(0.5)
-    assert not termios.tcgetattr(session.fd)[3] & termios.ICANON
+    while termios.tcgetattr(session.fd)[3] & termios.ICANON:
+        time.sleep(0.01)
     session.send(b"go\n")
     session.expect(b"got go\r\n")
     session.expect(b"$ ")

@@ -53,7 +53,7 @@ def test_wakeup_of_another_identity_wakes_nobody(sched: Scheduler) -> None:
 def test_timeout(sched: Scheduler) -> None:
     began = time.monotonic()
     assert sched.tsleep("never", 0, "test", 3) == EWOULDBLOCK
-    assert 0.03 <= time.monotonic() - began < 0.5
+    assert time.monotonic() - began >= 0.03
     began = time.monotonic_ns()
     assert sched.tsleep_ns("never", 0, "test", 300_000) == EWOULDBLOCK
     assert time.monotonic_ns() - began >= 300_000
@@ -221,10 +221,8 @@ def test_another_host_thread_may_post(sched: Scheduler) -> None:
 
     sched.create(sleeper)
     poster.start()
-    began = time.monotonic()
     sched.run()
     assert seen == ["woken 0"]
-    assert time.monotonic() - began < 2
 
 
 def test_standstill_is_reported_with_wait_channels(sched: Scheduler) -> None:

@@ -417,7 +417,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         # The stack may have to grow for the arguments, and it grows only for its own process.
         p.p_ru.ru_maxrss = calcru(p).ru_maxrss
         p.p_vmspace = space
-        sp = _build_stack(p, space, image, args, path, cred, secure)
+        sp, strings_at = _build_stack(p, space, image, args, path, cred, secure)
     except BaseException:
         p.p_vmspace = old
         vmspace_free(space)
@@ -427,8 +427,8 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         raise
 
     # There is no way back from here.
-    strings = args.strings()
-    p.p_args, p.p_env = strings[: args.argv_bytes], strings[args.argv_bytes :]
+    middle = strings_at + args.argv_bytes
+    p.p_args, p.p_env = (strings_at, middle), (middle, strings_at + args.used)
     p.p_execpath = kernel.vn_name(image.vp)
     name = fsencode(p.p_execpath) if nameless else path
     p.p_comm = name.rpartition(b"/")[2][:15].decode("utf-8", "surrogateescape")
@@ -491,7 +491,7 @@ def _build_stack(
     execfn: bytes,
     cred: Ucred,
     secure: bool,
-) -> int:
+) -> tuple[int, int]:
     """Make the stack and put what a program finds there at its start:
 
         STACK_TOP - 8   0
@@ -505,7 +505,7 @@ def _build_stack(
                         argument pointers, 0
         RSP % 16 == 0   argc
 
-    Returns the stack pointer."""
+    Returns the stack pointer and the address of the argument strings."""
     strings = args.strings()
     platform = b"x86_64\0"
     block = platform + strings + execfn + b"\0" + bytes(8)
@@ -551,7 +551,7 @@ def _build_stack(
     except OSError as e:
         # The room for arguments goes by the limit of the stack, so only memory can be missing.
         raise err(E2BIG if e.errno == EFAULT else ENOMEM) from None
-    return sp
+    return sp, strings_at
 
 
 def sys_execve(lp: Lwp, upath: int, uargv: int, uenvp: int) -> int:

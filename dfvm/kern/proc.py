@@ -276,8 +276,8 @@ class Proc:
     p_limit: list[tuple[int, int]]  # (soft, hard) by RLIMIT_*
     p_nice: int  # -20 … 19
     p_comm: str  # the last component of what it runs, at most 15 bytes
-    p_args: bytes  # argv as it was at exec, each argument with its NUL
-    p_env: bytes  # the environment likewise
+    p_args: tuple[int, int]  # from where to where in user memory exec put the argument strings
+    p_env: tuple[int, int]  # the environment's likewise
     p_execpath: str  # absolute path of what it runs
     p_textvp: Vnode | None  # the file it runs, referenced
     p_sysent: dict[int, Callable[[Lwp, memoryview], int]]  # system calls of its ABI, by number
@@ -314,7 +314,7 @@ class Proc:
         self.p_lwps = {}
         self.p_nice = 0
         self.p_comm = ""
-        self.p_args = self.p_env = b""
+        self.p_args = self.p_env = (0, 0)
         self.p_execpath = ""
         self.p_textvp = None
         self.p_minflt = self.p_majflt = 0

@@ -702,3 +702,41 @@ def test_spawn_limits_arguments() -> None:
             m.spawn(["/bin/true"], env={str(n): "x" * 100 for n in range(20_000)})
         assert caught.value.errno == errno.E2BIG
         m.check()
+
+
+def test_cmdline_and_environ_are_what_memory_holds() -> None:
+    same(r"""
+    static void show(const char *file) {
+        static char data[10000];
+        int fd = open(file, O_RDONLY);
+        long n = read(fd, data, sizeof data);
+        close(fd);
+        printf("%s %ld:", file, n);
+        for (long i = 0; i < n; i++) putchar(data[i] ? data[i] : '|');
+        putchar('\n');
+        fflush(stdout);
+    }
+    int main(int argc, char **argv) {
+        if (argc == 1) {
+            char *v[] = {"first", "", "third", 0}, *e[] = {"A=1", "PATH=/bin", 0};
+            execve("/proc/self/exe", v, e);
+        }
+        show("/proc/self/cmdline");
+        show("/proc/self/environ");
+        strcpy(argv[0], "wo");
+        show("/proc/self/cmdline");
+        char *end = argv[2] + 6;
+        memset(argv[0], 't', end - argv[0]);
+        show("/proc/self/cmdline");
+        show("/proc/self/environ");
+        end[3] = '=';
+        show("/proc/self/cmdline");
+        if (!fork()) { show("/proc/self/cmdline"); _exit(0); }
+        wait(0);
+        char *page = (char *)((long)argv[0] & -4096);
+        long size = ((long)end & -4096) + 4096 - (long)page;
+        mprotect(page, size, PROT_NONE);
+        show("/proc/self/environ");
+        return 0;
+    }
+    """)

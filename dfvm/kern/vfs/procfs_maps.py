@@ -464,6 +464,26 @@ def _page_at(space: Vmspace, va: int, write: bool) -> VmPage | None:
     return vm_fault_page(map, va, prot | VM_PROT_OVERRIDE_WRITE, flags)[0]
 
 
+def read_user(space: Vmspace, va: int, end: int) -> bytes:
+    """What is in [va, end), up to the first page that a debugger can't read. May block."""
+    vm = space.vm_map.vm
+    parts: list[bytes] = []
+    vmspace_hold(space)
+    try:
+        while va < end:
+            m = _page_at(space, va, False)
+            if m is None:
+                break
+            n = min(PAGE_SIZE - (va & PAGE_MASK), end - va)
+            pa = m.phys_addr + (va & PAGE_MASK)
+            parts.append(bytes(vm.ram.mem[pa : pa + n]))
+            vm_page_unhold(vm, m)
+            va += n
+    finally:
+        vmspace_drop(space)
+    return b"".join(parts)
+
+
 class PagemapFile(_MemoryFile):
     """/proc/PID/pagemap: 64 bits for each page of the address space."""
 

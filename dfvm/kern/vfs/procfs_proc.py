@@ -26,6 +26,7 @@ from dfvm.kern.vfs.procfs_maps import (
     MemFile,
     PagemapFile,
     maps,
+    read_user,
     rss_split,
     smaps,
     smaps_rollup,
@@ -35,6 +36,7 @@ from dfvm.kern.vfs.procfs_maps import (
 from dfvm.kern.vfs.procfs_system import USER_HZ
 from dfvm.kern.vfs.vnode import VDIR, VTTODT, VWRITE, vn_fullpath
 from dfvm.machine.cpu import RIP, RSP
+from dfvm.vm.vm_param import PAGE_SIZE
 from dfvm.vm.vm_proc import RLIM_INFINITY
 
 if TYPE_CHECKING:
@@ -154,6 +156,24 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     pid = p.p_pid if whole or lp is None else lp.lwp_tid
     head = b"%d (%s) %s " % (pid, _comm(p), _state(p, lp).encode())
     return head + " ".join(map(str, fields)).encode() + b"\n"
+
+
+def _environ(p: Proc) -> bytes:
+    space = space_of(p)
+    return b"" if space is None else read_user(space, *p.p_env)
+
+
+def _cmdline(p: Proc) -> bytes:
+    """The arguments as they are now. A program may write a title over them, and over the
+    environment behind: its end is not where the last argument's was, then."""
+    space = space_of(p)
+    start, end = p.p_args
+    if space is None or start == end:
+        return b""
+    if read_user(space, end - 1, end) in (b"", b"\0"):
+        return read_user(space, start, end)
+    title = read_user(space, start, start + PAGE_SIZE)
+    return title[: title.find(b"\0") + 1 or None]
 
 
 def statm(p: Proc) -> bytes:
@@ -568,13 +588,13 @@ def _text_vnode(p: Proc) -> Vnode | None:
 _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"fd": _fd_dir(False),
     b"fdinfo": _fd_dir(True),
-    b"environ": _file(lambda p, lp, whole: p.p_env if p.p_lwps else b"", 0o400, True),
+    b"environ": _file(lambda p, lp, whole: _environ(p), 0o400, True),
     b"status": _file(status),
     b"personality": _file(lambda p, lp, whole: b"%08x\n" % p.p_personality, 0o400, True),
     b"limits": _file(lambda p, lp, whole: limits(p)),
     b"comm": _file(lambda p, lp, whole: _comm(p) + b"\n", 0o644, False, _set_comm),
     b"syscall": _file(lambda p, lp, whole: _syscall(p, lp), 0o400, True),
-    b"cmdline": _file(lambda p, lp, whole: p.p_args if p.p_lwps else b""),
+    b"cmdline": _file(lambda p, lp, whole: _cmdline(p)),
     b"stat": _file(stat),
     b"statm": _file(lambda p, lp, whole: statm(p)),
     b"maps": _file(lambda p, lp, whole: maps(p, _root_of(p)), 0o444, True),

@@ -81,10 +81,10 @@ __all__ = [
     "Pmap", "PmapStatistics", "pmap_allocpt", "pmap_bootstrap", "pmap_clear_modify",
     "pmap_clear_reference", "pmap_copy", "pmap_enter", "pmap_enter_quick", "pmap_enter_run",
     "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_is_stored", "pmap_kenter",
-    "pmap_kremove", "pmap_mapped", "pmap_object_init_pt", "pmap_page_protect", "pmap_page_set_memattr",
-    "pmap_pgscan", "pmap_pinit", "pmap_prefault_ok", "pmap_protect", "pmap_pte", "pmap_qenter",
-    "pmap_qremove",
-    "pmap_release", "pmap_remove", "pmap_resident_count", "pmap_ts_referenced", "pmap_unwire",
+    "pmap_kremove", "pmap_mapped", "pmap_object_init_pt", "pmap_page_protect",
+    "pmap_page_set_memattr", "pmap_pgscan", "pmap_pinit", "pmap_prefault_ok", "pmap_protect",
+    "pmap_pte", "pmap_qenter", "pmap_qremove", "pmap_release", "pmap_remove",
+    "pmap_resident_count", "pmap_ts_referenced", "pmap_unwire",
 ]  # fmt: skip
 
 _ZEROS: Final = memoryview(bytes(PAGE_SIZE)).cast("Q")

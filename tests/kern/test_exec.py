@@ -716,6 +716,15 @@ def test_cmdline_and_environ_are_what_memory_holds() -> None:
         putchar('\n');
         fflush(stdout);
     }
+    static __attribute__((noinline)) void hide(char *from, char *to) {
+        volatile char below[8192];  // the frames from here on are on other pages than the strings
+        below[0] = 0;
+        char *page = (char *)((long)from & -4096);
+        long size = ((long)to & -4096) + 4096 - (long)page;
+        mprotect(page, size, PROT_NONE);
+        show("/proc/self/environ");
+        _exit(0);
+    }
     int main(int argc, char **argv) {
         if (argc == 1) {
             char *v[] = {"first", "", "third", 0}, *e[] = {"A=1", "PATH=/bin", 0};
@@ -733,10 +742,6 @@ def test_cmdline_and_environ_are_what_memory_holds() -> None:
         show("/proc/self/cmdline");
         if (!fork()) { show("/proc/self/cmdline"); _exit(0); }
         wait(0);
-        char *page = (char *)((long)argv[0] & -4096);
-        long size = ((long)end & -4096) + 4096 - (long)page;
-        mprotect(page, size, PROT_NONE);
-        show("/proc/self/environ");
-        return 0;
+        hide(argv[0], end);
     }
     """)

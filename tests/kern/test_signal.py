@@ -950,8 +950,8 @@ def test_a_signal_that_the_mask_lets_through_ends_a_poll_that_does_not_wait() ->
         do {                                                                              \
             raise(SIGUSR1);                                                               \
             got = errno = 0;                                                              \
-            int r = (x);                                                                  \
-            printf("%s = %d %d got %d\n", #x, r, r < 0 ? errno : 0, *(volatile int *)&got); \
+            int ret = (x);                                                                \
+            printf("%s = %d %d got %d\n", #x, ret, ret < 0 ? errno : 0, *(volatile int *)&got); \
         } while (0)
     int main(void) {
         struct sigaction a = {.sa_handler = h};

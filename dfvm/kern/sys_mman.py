@@ -740,6 +740,13 @@ def sys_mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_a
     return mremap(lp, addr, old_len, new_len, flags, new_addr)
 
 
+def sys_remap_file_pages(lp: Lwp, start: int, size: int, prot: int, pgoff: int, flags: int) -> int:
+    """Show other pages of what is mapped."""
+    from dfvm.kern.abi.linux.linux_mremap import remap_file_pages
+
+    return remap_file_pages(lp.lwp_proc, start, size, prot, pgoff)
+
+
 def sys_madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
     """Take advice on a range."""
     from dfvm.kern.abi.linux.linux_madvise import madvise

@@ -20,7 +20,7 @@ from dfvm.vm.vm import (
 from dfvm.vm.vm_map_entry import MAP_COPY_ON_WRITE, MAP_PREFAULT_PARTIAL, VM_MAPTYPE_NORMAL
 from dfvm.vm.vm_map_insert import vm_map_find, vm_map_remove
 from dfvm.vm.vm_map_protect import vm_map_inherit
-from dfvm.vm.vm_object import OBJT_DEFAULT, vm_object_allocate, vm_object_deallocate
+from dfvm.vm.vm_object import OBJ_NOSPLIT, OBJT_DEFAULT, vm_object_allocate, vm_object_deallocate
 from dfvm.vm.vm_param import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def vm_mmap(
             # What is shared must have its object before anybody can share it; and it must never
             # become one entry with memory that is not.
             obj = vm_object_allocate(map.vm, OBJT_DEFAULT, size >> PAGE_SHIFT)
+            obj.flags |= OBJ_NOSPLIT  # what is not shown now may be shown again (mremap)
             subsys = VM_SUBSYS_SHMEM
     if flags & MAP_FIXED:
         vm_map_remove(map, addr, addr + size)

@@ -14,6 +14,7 @@ from dfvm.vm.vm_object import (
     OBJ_CLEANING,
     OBJ_DEAD,
     OBJ_MIGHTBEDIRTY,
+    OBJ_NOSPLIT,
     OBJ_ONEMAPPING,
     OBJ_WRITEABLE,
     OBJT_DEAD,
@@ -96,7 +97,8 @@ def _check_backing(object: VmObject) -> Iterator[str]:
             yield f"backing {ba.start:#x}-{ba.end:#x} from {ba.offset:#x}"
         ranges.append((ba.offset, ba.offset + ba.end - ba.start))
     ranges.sort()
-    if object.type <= OBJT_SWAP and len(ranges) == object.ref_count:
+    by_index = object.flags & OBJ_NOSPLIT  # pages nobody shows may be shown again
+    if object.type <= OBJT_SWAP and len(ranges) == object.ref_count and not by_index:
         yield from _check_reach(object, ranges)
     if not object.flags & OBJ_ONEMAPPING:
         return

@@ -543,3 +543,33 @@ def test_a_store_to_a_file_counts_as_modifying_it() -> None:
     }
     """
     )
+
+
+def test_shared_memory_that_is_not_shown_stays() -> None:
+    same(
+        HELP
+        + r"""
+    #define SHOW(at, n, page) syscall(SYS_remap_file_pages, at, (n) * P, 0, page, 0)
+    int main(void) {
+        int fd = file(4);
+        for (int kind = 0; kind < 2; kind++) {
+            char *p = kind ? map(4, RW, SHARED, -1) : map(4, RW, MAP_SHARED, fd), *q;
+            for (int n = 0; n < 4; n++) p[n * P] = 'A' + n;
+            SAY(SHOW(p, 1, 2)); SAY(SHOW(p + P, 2, 0));
+            for (int n = 0; n < 4; n++) R(p + n * P);
+            p[0] = '!', p[P] = '?';
+            CHILD(R(p); p[2 * P] = '.');
+            SAY(SHOW(p, 4, 0));
+            for (int n = 0; n < 4; n++) R(p + n * P);
+            SAY(SHOW(p, 1, 9)); R(p); SAY(SHOW(p, 1, 0));
+            OK(mremap(p, 4 * P, P, 0)); OK(q = mremap(p, P, 5 * P, MREMAP_MAYMOVE));
+            for (int n = 0; n < 5; n++) R(q + n * P);
+            SAY(munmap(q + P, P)); SAY(SHOW(q, 1, 1)); R(q); SAY(SHOW(q, 2, 0));
+            SAY(syscall(SYS_remap_file_pages, q, P, PROT_READ, 0, 0)); SAY(SHOW(q, 0, 0));
+        }
+        SAY(SHOW(map(1, RW, PRIVATE, -1), 1, 0)); SAY(SHOW(map(1, RW, MAP_PRIVATE, fd), 1, 0));
+        SAY(SHOW(map(1, PROT_READ, MAP_SHARED, open("/proc/self/exe", O_RDONLY)), 1, 0));
+        return 0;
+    }
+    """
+    )

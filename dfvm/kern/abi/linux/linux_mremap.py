@@ -1,11 +1,12 @@
-"""mremap: growing, shrinking and moving a mapping.
+"""mremap: growing, shrinking and moving a mapping; and remap_file_pages, which has another part of
+a file, or of shared memory, appear in it.
 
 DragonFly has no such call. It is built here from what maps can do: memory belongs to objects and
 not to addresses, so to move a mapping is to take its entries out and put them, with their backing
 chains untouched, back in at another address. No page is copied and no object hears of it; the page
 tables forget the old place and learn the new one by faults.
 
-Source: Linux mm/mremap.c for arguments, errors, and their order.
+Source: Linux mm/mremap.c, mm/mmap.c (remap_file_pages) for arguments, errors, and their order.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from dfvm.kern.sys_mman import (
     is_shared,
     lock_room,
     mapped_prefix,
+    populate,
     vma_end,
 )
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
 from dfvm.vm.pmap import pmap_remove
-from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_WRITE
+from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_READ, VM_PROT_WRITE
 from dfvm.vm.vm_map import (
     MAP_COPY_ON_WRITE,
     MAP_ENTRY_ABI_MASK,
@@ -56,14 +58,15 @@ from dfvm.vm.vm_map import (
     vm_map_unlock,
 )
 from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_entry_unlink
+from dfvm.vm.vm_map_entry import VmMapBacking, VmMapEntry
 from dfvm.vm.vm_map_insert import vm_map_entry_unwire
 from dfvm.vm.vm_map_space import vm_map_freehint_hole
 from dfvm.vm.vm_object import OBJT_VNODE, vm_object_deallocate, vm_object_reference_quick
-from dfvm.vm.vm_param import PAGE_MASK, round_page
+from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, round_page, trunc_page
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Proc
-    from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_map import VmMap
 
 MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
@@ -352,3 +355,42 @@ def _refill(map: VmMap, start: int, size: int, delta: int) -> None:
         last = min(entry.ba.end, end)
         _show(map, entry, start + delta, last + delta, start - entry.ba.start)
         start = last
+
+
+def remap_file_pages(p: Proc, start: int, size: int, prot: int, pgoff: int) -> int:
+    """Show what is mapped at `start` from page `pgoff` on: the same object, mapped anew."""
+    map = p.p_vmspace.vm_map
+    start, size = trunc_page(start), trunc_page(size)
+    end = start + size
+    if prot or not size or end > TASK_SIZE or pgoff + (size >> PAGE_SHIFT) > U64:
+        raise err(EINVAL)
+    found, entry = vm_map_lookup_entry(map, start)
+    obj = entry.ba.object if found and entry is not None else None
+    if entry is None or obj is None or not is_shared(entry):
+        raise err(EINVAL)
+    if not entry.max_protection & VM_PROT_WRITE or mapped_prefix(map, start, end) < end:
+        raise err(EINVAL)
+    for piece, _, _ in entries(map, start, end):
+        if piece.ba.object is not obj or piece.protection != entry.protection:
+            raise err(EINVAL)
+    shown = VmMapBacking(start, end, map.pmap, obj, pgoff << PAGE_SHIFT)
+    like = VmMapEntry(
+        shown, entry.eflags, entry.maptype, entry.protection, entry.max_protection,
+        entry.inheritance, entry.id,
+    )  # fmt: skip
+    locked = is_locked(entry)
+    vm_object_reference_quick(obj)  # while nothing may show it
+    try:
+        vm_map_remove(map, start, end)
+        vm_map_lock(map)
+        try:
+            _show(map, like, start, end, 0)
+        finally:
+            vm_map_unlock(map)
+    finally:
+        vm_object_deallocate(obj)
+    if locked:
+        _lock(map, start, end)
+    else:
+        populate(map, start, end, VM_PROT_READ)
+    return 0

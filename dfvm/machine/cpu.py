@@ -19,6 +19,7 @@ program needs (docs/engine.md).
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -349,7 +350,13 @@ class Vcpu:
             self._clock = threading.Thread(
                 target=self._tick, args=(cpu_clock,), name="dfvm clock", daemon=True
             )
-            self._clock.start()
+            # Signals of the host are not for the clock, which starts with our mask: one that came
+            # to it would not end an idle wait of Python's main thread, where it is dealt with.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            try:
+                self._clock.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def stop_clock(self) -> None:
         """Stop the clock thread; the VCPU is not used any more."""

@@ -5,9 +5,12 @@ Every test writes a few instructions into RAM and runs them in ring 3.
 
 from __future__ import annotations
 
+import signal
 import struct
+import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -357,5 +360,18 @@ def test_clock_repeats_no_store_that_it_missed(
             assert bench.run(slice_ns=1) == c.EXIT_PREEMPTED
             done = bench.ctx.q[c.RIP] == CODE + 3
             assert bench.ram.q[pa >> 3] - bench.ctx.q[c.RCX] == done
+    finally:
+        bench.vcpu.stop_clock()
+
+
+def test_clock_takes_no_signals(bench: Bench) -> None:
+    bench.vcpu.start_clock()
+    try:
+        clock = next(t for t in threading.enumerate() if t.name == "dfvm clock")
+        status = Path(f"/proc/self/task/{clock.native_id}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT, signal.SIGWINCH):
+            assert blocked >> (sig - 1) & 1
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         bench.vcpu.stop_clock()

@@ -354,6 +354,7 @@ class Machine:
         p.p_fd = parent.p_fd.fdcopy()
         p.p_fs = parent.p_fs.fscopy()
         p.p_fs.fs_cmask = _umask()
+        p.p_nice = os.getpriority(os.PRIO_PROCESS, 0)
         # A job of its own, as if a shell with job control had started it.
         session = parent.p_session
         p.p_pgrp = pgrp = Pgrp(p.p_pid, session)

@@ -524,6 +524,7 @@ def test_nice_shares_the_cpu() -> None:
     status, out = by_guest(
         build(r"""
     int main(void) {
+        setpriority(PRIO_PROCESS, 0, 0);
         long *n = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         pid_t p[2];
         for (int i = 0; i < 2; i++)

@@ -73,6 +73,10 @@ TCGETS: Final = 0x5401
 TCSETS: Final = 0x5402
 TCSETSW: Final = 0x5403
 TCSETSF: Final = 0x5404
+TCGETA: Final = 0x5405  # the older struct termio
+TCSETA: Final = 0x5406
+TCSETAW: Final = 0x5407
+TCSETAF: Final = 0x5408
 TCSBRK: Final = 0x5409
 TCXONC: Final = 0x540A
 TCFLSH: Final = 0x540B
@@ -93,13 +97,14 @@ TCSETSW2: Final = 0x402C542C
 TCSETSF2: Final = 0x402C542D
 
 # ioctls of the host terminal that are handed through: what goes out to the user, what comes in.
-_OUT: Final = {TCGETS: 36, TCGETS2: 44, TIOCOUTQ: 4, TIOCGWINSZ: 8, FIONREAD: 4, TIOCGETD: 4}
+_OUT: Final = {TCGETS: 36, TCGETS2: 44, TCGETA: 18, TIOCOUTQ: 4, TIOCGWINSZ: 8, FIONREAD: 4,
+               TIOCGETD: 4}  # fmt: skip
 _IN: Final = {TCSETS: 36, TCSETSW: 36, TCSETSF: 36, TCSETS2: 44, TCSETSW2: 44, TCSETSF2: 44,
-              TIOCSWINSZ: 8}  # fmt: skip
+              TCSETA: 18, TCSETAW: 18, TCSETAF: 18, TIOCSWINSZ: 8}  # fmt: skip
 _INT: Final = frozenset((TCSBRK, TCXONC, TCFLSH, TCSBRKP))
 # Of these the ones that a background process may not do (they are "output").
-_OUTPUT: Final = frozenset((TCSETS, TCSETSW, TCSETSF, TCSETS2, TCSETSW2, TCSETSF2, TCSBRK, TCXONC,
-                            TCFLSH, TCSBRKP))  # fmt: skip
+_OUTPUT: Final = frozenset((TCSETS, TCSETSW, TCSETSF, TCSETS2, TCSETSW2, TCSETSF2, TCSETA, TCSETAW,
+                            TCSETAF, TCSBRK, TCXONC, TCFLSH, TCSBRKP))  # fmt: skip
 
 # struct termios: four words of flags, the discipline, 19 control characters
 _LFLAG: Final = 12

@@ -10,7 +10,7 @@ sys/kern/tty_pty.c.
 
 from __future__ import annotations
 
-from struct import pack
+from struct import Struct, pack, unpack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
@@ -23,7 +23,18 @@ from dfvm.kern.kern_descrip import (
     FileTable,
     nofile,
 )
-from dfvm.kern.kern_errno import EAGAIN, EINVAL, EIO, ENOSPC, ENOTTY, ENXIO, EWOULDBLOCK, err
+from dfvm.kern.kern_errno import (
+    EAGAIN,
+    EBUSY,
+    EINVAL,
+    EIO,
+    ENOSPC,
+    ENOTTY,
+    ENXIO,
+    EPERM,
+    EWOULDBLOCK,
+    err,
+)
 from dfvm.kern.kern_event import (
     POLL_READABLE,
     POLL_WRITABLE,
@@ -31,6 +42,7 @@ from dfvm.kern.kern_event import (
     POLLHUP,
     POLLIN,
     POLLOUT,
+    POLLPRI,
     Kqinfo,
 )
 from dfvm.kern.kern_sig import (
@@ -47,10 +59,14 @@ from dfvm.kern.kern_sig import (
 from dfvm.kern.tty import (
     FIONREAD,
     TCFLSH,
+    TCGETA,
     TCGETS,
     TCGETS2,
     TCSBRK,
     TCSBRKP,
+    TCSETA,
+    TCSETAF,
+    TCSETAW,
     TCSETS,
     TCSETS2,
     TCSETSF,
@@ -66,7 +82,7 @@ from dfvm.kern.tty import (
     TIOCSWINSZ,
     Tty,
 )
-from dfvm.kern.tty_ldisc import ICANON, TOSTOP, VMIN, VTIME, LineDiscipline
+from dfvm.kern.tty_ldisc import ICANON, IXON, TOSTOP, VMIN, VTIME, LineDiscipline
 from dfvm.kern.vfs.devfs import Cdev
 from dfvm.kern.vfs.vnode import KCRED, VCHR, VUNLINKED
 from dfvm.lwkt.kern_synch import PCATCH
@@ -82,23 +98,41 @@ TIOCGPTN: Final = 0x80045430
 TIOCSPTLCK: Final = 0x40045431
 TIOCGPTLCK: Final = 0x80045439
 TIOCSIG: Final = 0x40045436
+TIOCEXCL: Final = 0x540C
+TIOCNXCL: Final = 0x540D
+TIOCGEXCL: Final = 0x80045440
+TIOCSTI: Final = 0x5412
+TIOCPKT: Final = 0x5420
+TIOCSETD: Final = 0x5423
+TIOCGPKT: Final = 0x80045438
 TIOCGPTPEER: Final = 0x5441
 
 _PTS_MAJOR: Final = 136
 _NPTS: Final = 256  # pairs at a time: the minor numbers of one major
+# What the first byte of a read in packet mode tells (TIOCPKT_*); 0: data follow.
+_PKT_FLUSHREAD: Final = 1
+_PKT_FLUSHWRITE: Final = 2
+_PKT_STOP: Final = 4
+_PKT_START: Final = 8
+_PKT_NOSTOP: Final = 16
+_PKT_DOSTOP: Final = 32
+
 _OUT_MAX: Final = 1 << 16  # bytes shown that the master has not read
 _MASTER_BUF: Final = 4096  # the part of them that ^C does not take back
 
 _SET: Final = {TCSETS: 36, TCSETSW: 36, TCSETSF: 36, TCSETS2: 44, TCSETSW2: 44, TCSETSF2: 44}
-_OUTPUT: Final = frozenset((*_SET, TCSBRK, TCSBRKP, TCXONC, TCFLSH))
+_SETA: Final = (TCSETA, TCSETAW, TCSETAF)
+_OUTPUT: Final = frozenset((*_SET, *_SETA, TCSBRK, TCSBRKP, TCXONC, TCFLSH))
+
+_TERMIO: Final = Struct("<4HB8sx")  # four words of flags, the discipline, 8 control characters
 
 
 class PtyTty(Tty):
     """The terminal between a master and its slaves."""
 
-    __slots__ = ("t_dev", "t_index", "t_inwait", "t_kq", "t_ldisc", "t_locked", "t_master",
-                 "t_masterkq", "t_masterwait", "t_out", "t_outwait", "t_slaves", "t_table",
-                 "t_used", "t_vp", "t_winsize")  # fmt: skip
+    __slots__ = ("t_dev", "t_exclusive", "t_index", "t_inwait", "t_kq", "t_ldisc", "t_locked",
+                 "t_master", "t_masterkq", "t_masterwait", "t_out", "t_outwait", "t_packet",
+                 "t_slaves", "t_status", "t_table", "t_used", "t_vp", "t_winsize")  # fmt: skip
 
     t_table: FileTable
     t_dev: PtsDir  # where its name is
@@ -110,6 +144,9 @@ class PtyTty(Tty):
     t_master: bool  # the master is open
     t_slaves: int  # open files of the slave
     t_used: bool  # a slave has been opened once: without one the master now reads EIO
+    t_packet: bool  # packet mode: each read of the master begins with a byte that says what it is
+    t_status: int  # TIOCPKT_* that the next such byte is to tell; 0: data follow it
+    t_exclusive: bool  # TIOCEXCL: nobody but root opens the slave
     t_locked: bool  # until unlockpt() the slave can't be opened
     t_inwait: object  # wait channel: input for the slave
     t_outwait: object  # room in t_out, or ^Q
@@ -128,6 +165,9 @@ class PtyTty(Tty):
         self.t_master = True
         self.t_slaves = 0
         self.t_used = False
+        self.t_packet = False
+        self.t_status = 0
+        self.t_exclusive = False
         self.t_locked = True
         self.t_inwait, self.t_outwait, self.t_masterwait = object(), object(), object()
         self.t_kq = Kqinfo()
@@ -195,15 +235,24 @@ class PtyTty(Tty):
         """What both sides understand."""
         space = lwp.lwp_proc.p_vmspace
         ldisc = self.t_ldisc
-        size = _SET.get(cmd)
+        size = _TERMIO.size if cmd in _SETA else _SET.get(cmd)
         if size is not None:
             new = copyin(space, arg, size)
-            if cmd in (TCSETSF, TCSETSF2):
+            if cmd in _SETA:
+                new = self._from_termio(new)
+            if cmd in (TCSETSF, TCSETSF2, TCSETAF):
                 ldisc.flush_input()
+            dostop = self._dostop()
             ldisc.set_termios(new)
+            if self._dostop() != dostop:
+                self.tell(_PKT_NOSTOP if dostop else _PKT_DOSTOP)
             self.settle()
         elif cmd in (TCGETS, TCGETS2):
             copyout(space, ldisc.termios.pack(cmd == TCGETS2), arg)
+        elif cmd == TCGETA:
+            termios = ldisc.termios.pack(False)
+            flags = [flag & 0xFFFF for flag in unpack("<4I", termios[:16])]
+            copyout(space, _TERMIO.pack(*flags, termios[16], termios[17:25]), arg)
         elif cmd == TIOCGWINSZ:
             copyout(space, self.t_winsize, arg)
         elif cmd == TIOCSWINSZ:
@@ -213,6 +262,19 @@ class PtyTty(Tty):
                 self.signal(SIGWINCH)
         elif cmd == TIOCGETD:
             copyout(space, bytes(4), arg)
+        elif cmd in (TIOCEXCL, TIOCNXCL):
+            self.t_exclusive = cmd == TIOCEXCL
+        elif cmd == TIOCGEXCL:
+            copyout(space, pack("<i", self.t_exclusive), arg)
+        elif cmd == TIOCSETD:
+            if copyin(space, arg, 4) != bytes(4):  # N_TTY is the only one there is
+                raise err(EINVAL)
+        elif cmd == TIOCSTI:
+            p = lwp.lwp_proc
+            if p.p_ucred.cr_uid != 0 and not self.is_ctty(p):
+                raise err(EPERM)
+            ldisc.input(copyin(space, arg, 1))
+            self.settle()
         elif cmd == TCFLSH:
             self._flush(s32(arg))
         elif cmd == TCXONC:
@@ -221,19 +283,45 @@ class PtyTty(Tty):
             raise err(ENOTTY)
         return 0
 
+    def _from_termio(self, termio: bytes) -> bytes:
+        # The termios that is set with a struct termio: the halves and characters it lacks stay.
+        old = self.t_ldisc.termios.pack(False)
+        *low, line, cc = _TERMIO.unpack(termio)
+        flags = [flag & ~0xFFFF | half
+                 for flag, half in zip(unpack("<4I", old[:16]), low, strict=True)]  # fmt: skip
+        return pack("<4IB", *flags, line) + bytes(cc) + old[25:]
+
     def _flush(self, queue: int) -> None:
         if queue not in (0, 1, 2):
             raise err(EINVAL)
         if queue != 1:
             self.t_ldisc.flush_input()
+            self.tell(_PKT_FLUSHREAD)
         if queue != 0:
             self.t_out.clear()
+            self.tell(_PKT_FLUSHWRITE)
         self.settle()
+
+    def _dostop(self) -> bool:
+        # Do ^S and ^Q stop and start the output?
+        termios = self.t_ldisc.termios
+        return bool(termios.iflag & IXON) and termios.cc[8:10] == b"\x11\x13"
+
+    def tell(self, status: int) -> None:
+        """A master in packet mode is told of `status`; starting takes back stopping, and so on."""
+        if self.t_packet:
+            for pair in (_PKT_STOP | _PKT_START, _PKT_NOSTOP | _PKT_DOSTOP):
+                if status & pair:
+                    self.t_status &= ~pair
+            self.t_status |= status
+            self.t_masterkq.knote(POLLIN | POLLPRI)
+            self.t_table.sched.wakeup(self.t_masterwait)
 
     def _flow(self, action: int) -> None:
         ldisc = self.t_ldisc
         if action in (0, 1):
             ldisc.stopped = action == 0
+            self.tell(_PKT_STOP if action == 0 else _PKT_START)
         elif action in (2, 3):
             self.t_out.append(ldisc.termios.cc[9 if action == 2 else 8])  # VSTOP, VSTART
         else:
@@ -276,7 +364,7 @@ class PtsFile(File):
                 continue
             vmin = min(ldisc.termios.cc[VMIN], uio.uio_resid)
             vtime = ldisc.termios.cc[VTIME] * 100_000_000
-            if have >= max(vmin, 1) or (have and timed):
+            if have >= max(vmin, 1) or (have and (timed or self.f_flag & O_NONBLOCK)):
                 break
             if not vmin:
                 if not vtime or timed:
@@ -357,6 +445,7 @@ class PtsFile(File):
         tty = self.f_tty
         tty.t_slaves -= 1
         if not tty.t_slaves:
+            tty.t_exclusive = False
             tty.t_table.sched.wakeup(tty.t_masterwait)
             tty.t_masterkq.knote(POLLIN | POLLHUP)
 
@@ -379,10 +468,15 @@ class PtmFile(File):
         tty = self.f_tty
         if not uio.uio_resid:
             return
-        while not tty.t_out:
+        while not tty.t_out and not tty.t_status:
             if tty.t_used and not tty.t_slaves:
                 raise err(EIO)
             tty.wait(self, tty.t_masterwait, "ptmin")
+        if tty.t_packet:
+            status, tty.t_status = tty.t_status, 0
+            uiomove(bytes((status,)), uio)
+            if status:
+                return
         data = bytes(tty.t_out[: uio.uio_resid])
         uiomove(data, uio)
         del tty.t_out[: len(data)]
@@ -411,6 +505,8 @@ class PtmFile(File):
     def fo_poll(self) -> int:
         tty = self.f_tty
         events = POLL_READABLE if tty.t_out else 0
+        if tty.t_status:
+            events |= POLLPRI | POLL_READABLE
         if tty.t_ldisc.room():
             events |= POLL_WRITABLE
         if tty.t_used and not tty.t_slaves:
@@ -429,6 +525,11 @@ class PtmFile(File):
             tty.t_locked = copyin(space, arg, 4) != bytes(4)
         elif cmd == TIOCGPTLCK:
             copyout(space, pack("<i", tty.t_locked), arg)
+        elif cmd == TIOCPKT:
+            tty.t_packet = copyin(space, arg, 4) != bytes(4)
+            tty.t_status = 0
+        elif cmd == TIOCGPKT:
+            copyout(space, pack("<i", tty.t_packet), arg)
         elif cmd == TIOCGPTPEER:
             return self._open_peer(lwp, u32(arg))
         elif cmd == TIOCSIG:
@@ -487,6 +588,8 @@ class PtsDev(Cdev):
         tty = self.d_tty
         if tty.t_locked or not tty.t_master:
             raise err(EIO)
+        if tty.t_exclusive and cred.cr_fsuid != 0:
+            raise err(EBUSY)
         return PtsFile(tty, O_RDWR if fflag & FWRITE else 0)
 
 

@@ -188,3 +188,29 @@ int main() {
     T(access(n, 0));
     return 0;
 }""")  # fmt: skip
+
+
+def test_termio_packets_and_exclusion() -> None:
+    same(T + r"""
+#include <pty.h>
+#include <termios.h>
+struct termio_ { unsigned short i, o, c, l; unsigned char line, cc[8]; };
+int main() {
+    int m, s, n = 1; struct termio_ a, b; struct termios t; openpty(&m, &s, 0, 0, 0);
+    memset(&a, 0, sizeof a); memset(&b, 0, sizeof b); T(ioctl(s, 0x5405 /* TCGETA */, &a));
+    T(a.i); T(a.o); T(a.c); T(a.l); T(a.cc[0]); T(a.cc[7]); a.l &= ~ECHO; a.cc[2] = 8;
+    T(ioctl(s, 0x5406 /* TCSETA */, &a)); tcgetattr(s, &t); T(t.c_lflag); T(t.c_cc[2]);
+    T(t.c_cc[10]); a.i |= IXOFF; T(ioctl(s, 0x5408 /* TCSETAF */, &a)); T(ioctl(m, 0x5405, &b));
+    T(memcmp(&a, &b, 17)); T(ioctl(s, 0x5405, (void *)-1)); T(ioctl(s, 0x5406, (void *)-1));
+    T(ioctl(m, TIOCPKT, &n)); n = 0; T(ioctl(m, TIOCGPKT, &n)); T(n); T(ioctl(s, TIOCPKT, &n));
+    write(s, "pk", 2); T(read(m, buf, 9)); T(buf[0]); T(buf[1]); T(tcflush(s, TCIOFLUSH));
+    struct pollfd p = {m, POLLIN | POLLPRI}; T(poll(&p, 1, 0)); T(p.revents); T(read(m, buf, 9));
+    T(buf[0]); T(tcflow(s, TCOOFF)); T(read(m, buf, 9)); T(buf[0]); T(tcflow(s, TCOON));
+    T(read(m, buf, 9)); T(buf[0]); tcgetattr(s, &t); t.c_iflag ^= IXON; T(tcsetattr(s, 0, &t));
+    T(read(m, buf, 9)); T(buf[0]); n = 0; T(ioctl(m, TIOCPKT, &n)); n = 99;
+    T(ioctl(s, TIOCSETD, &n)); n = 0; T(ioctl(s, TIOCSETD, &n)); T(ioctl(s, TIOCEXCL));
+    T(ioctl(s, TIOCGEXCL, &n)); T(n); T(ioctl(s, TIOCNXCL)); tcgetattr(s, &t); cfmakeraw(&t);
+    t.c_cc[VMIN] = 3; tcsetattr(s, 0, &t); write(m, "ab", 2); tcdrain(m);
+    p = (struct pollfd){m, POLLOUT}; poll(&p, 1, -1); fcntl(s, F_SETFL, O_NONBLOCK);
+    while ((n = read(s, buf, 9)) < 0); T(n); T(buf[0]); return 0;
+}""")  # fmt: skip

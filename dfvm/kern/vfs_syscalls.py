@@ -59,6 +59,7 @@ from dfvm.kern.kern_errno import (
     EFBIG,
     EINVAL,
     EIO,
+    ENAMETOOLONG,
     ENODEV,
     ENOENT,
     ENOTDIR,
@@ -411,6 +412,8 @@ def sys_getcwd(lwp: Lwp, ubuf: int, size: int) -> int:
     if vp.v_flag & VUNLINKED:
         raise err(ENOENT)
     path = vn_fullpath(vp, fs.fs_rdir) + b"\0"
+    if len(path) > PATH_MAX:
+        raise err(ENAMETOOLONG)
     if len(path) > size:
         raise err(ERANGE)
     copyout(lwp.lwp_proc.p_vmspace, path, ubuf)

@@ -447,3 +447,15 @@ int main() {
     T(at(r, ".", O_DIRECTORY, RESOLVE_BENEATH)); T(at(r, "new", O_CREAT | O_EXCL, RESOLVE_BENEATH));
     return 0;
 }""")  # fmt: skip
+
+
+def test_a_working_directory_too_deep_to_name() -> None:
+    same(T + r"""
+int main() {
+    int n = 0; static char b[16384];
+    while (n < 300 && !mkdir("directory_____", 0755) && !chdir("directory_____")) n++;
+    T(n); T(syscall(SYS_getcwd, b, sizeof b)); T(syscall(SYS_getcwd, b, 10));
+    T(open("f", O_CREAT | O_RDWR, 0600) >= 0); T(unlink("f"));
+    while (n && !chdir("..") && !rmdir("directory_____")) n--;
+    T(n); T(syscall(SYS_getcwd, b, 3)); return 0;
+}""")  # fmt: skip

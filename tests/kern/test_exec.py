@@ -721,7 +721,7 @@ def test_cmdline_and_environ_are_what_memory_holds() -> None:
         below[0] = 0;
         char *page = (char *)((long)from & -4096);
         long size = ((long)to & -4096) + 4096 - (long)page;
-        mprotect(page, size, PROT_NONE);
+        printf("%d\n", mprotect(page, size, PROT_NONE));
         show("/proc/self/environ");
         _exit(0);
     }
@@ -742,6 +742,6 @@ def test_cmdline_and_environ_are_what_memory_holds() -> None:
         show("/proc/self/cmdline");
         if (!fork()) { show("/proc/self/cmdline"); _exit(0); }
         wait(0);
-        hide(argv[0], end);
+        hide(argv[0], end + 13);
     }
     """)

@@ -465,13 +465,13 @@ def _page_at(space: Vmspace, va: int, write: bool) -> VmPage | None:
 
 
 def read_user(space: Vmspace, va: int, end: int) -> bytes:
-    """What is in [va, end), up to the first page that a debugger can't read. May block."""
+    """What is in [va, end), up to the first page that the process itself can't read. May block."""
     vm = space.vm_map.vm
     parts: list[bytes] = []
     vmspace_hold(space)
     try:
         while va < end:
-            m = _page_at(space, va, False)
+            m = vm_fault_page(space.vm_map, va, VM_PROT_READ, VM_FAULT_NORMAL)[0]
             if m is None:
                 break
             n = min(PAGE_SIZE - (va & PAGE_MASK), end - va)

@@ -28,6 +28,7 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
+from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_errno import (
     EBADF,
     EBUSY,
@@ -655,7 +656,8 @@ def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
         flag = fp.f_flag & ~_SETFL_MASK | arg & _SETFL_MASK
         vp = fp.f_vnode
         if flag & ~fp.f_flag & O_NOATIME and vp is not None:
-            if p.p_ucred.cr_fsuid not in (0, vp.v_uid):
+            cred = p.p_ucred
+            if cred.cr_fsuid != vp.v_uid and not cred.cr_cap_e & CAP_FOWNER:
                 raise err(EPERM)
         fp.fo_setfl(flag)
         fp.f_flag = flag

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.imgact_elf import elf_activate, elf_parse
 from dfvm.kern.imgact_shell import shell_parse
+from dfvm.kern.kern_caps import cap_exec
 from dfvm.kern.kern_errno import (
     E2BIG,
     EACCES,
@@ -463,7 +464,8 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
 
 
 def _new_cred(p: Proc, image: ImageParams) -> Ucred:
-    """Who the process will be: the file's set-id bits may change that."""
+    """Who the process will be: the file's set-id bits may change that. Always new credentials, as
+    capabilities are computed anew."""
     vp, cred = image.vp, p.p_ucred
     uid, gid = cred.cr_uid, cred.cr_gid
     # With its root directory shared, somebody else could move that under the new program.
@@ -473,13 +475,10 @@ def _new_cred(p: Proc, image: ImageParams) -> Ucred:
             uid = vp.v_uid
         if vp.v_mode & S_ISGID and vp.v_mode & 0o010:
             gid = vp.v_gid
-    if (uid, uid, uid, gid, gid, gid) == (
-        cred.cr_uid, cred.cr_svuid, cred.cr_fsuid, cred.cr_gid, cred.cr_svgid, cred.cr_fsgid,
-    ):  # fmt: skip
-        return cred
     cred = cred.copy()
     cred.cr_uid = cred.cr_svuid = cred.cr_fsuid = uid
     cred.cr_gid = cred.cr_svgid = cred.cr_fsgid = gid
+    cap_exec(cred, uid != cred.cr_ruid or gid != cred.cr_rgid)
     return cred
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN, CAP_SYS_RESOURCE
 from dfvm.kern.kern_descrip import nofile
 from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
 from dfvm.kern.kern_sched import sched_fork, sched_start
@@ -278,7 +279,9 @@ def _check_limits(p: Proc) -> None:
     kernel = p.kernel
     if len(kernel.procs) <= limit:
         return
-    if uid != 0 and sum(q.p_ucred.cr_ruid == uid for q in kernel.procs.values()) >= limit:
+    if uid == 0 or p.p_ucred.cr_cap_e & (CAP_SYS_RESOURCE | CAP_SYS_ADMIN):
+        return
+    if sum(q.p_ucred.cr_ruid == uid for q in kernel.procs.values()) >= limit:
         raise err(EAGAIN)
 
 

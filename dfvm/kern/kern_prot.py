@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.kern_caps import CAP_SETGID, CAP_SETUID, cap_setfsuid, cap_setuid
 from dfvm.kern.kern_errno import EACCES, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.proc import P_EXEC, Pgrp, Proc, enterpgrp
 from dfvm.vm.copyio import copyin, copyout
@@ -140,6 +141,7 @@ def _changed(lp: Lwp, cred: Ucred) -> None:
     """Install new credentials. Who changed his identity is no longer to be looked into."""
     p = lp.lwp_proc
     old = p.p_ucred
+    cap_setuid(old, cred)
     if cred.cr_uid != old.cr_uid or cred.cr_gid != old.cr_gid:
         p.p_dumpable = 0
         p.p_pdeathsig = 0
@@ -152,7 +154,7 @@ def sys_setuid(lp: Lwp, uid: int) -> int:
     cred = lp.lwp_proc.p_ucred.copy()
     if uid == _NOBODY:
         raise err(EINVAL)
-    if cred.cr_uid == 0:
+    if cred.cr_cap_e & CAP_SETUID:
         cred.cr_ruid = cred.cr_svuid = uid
     elif uid not in (cred.cr_ruid, cred.cr_svuid):
         raise err(EPERM)
@@ -167,7 +169,7 @@ def sys_setgid(lp: Lwp, gid: int) -> int:
     cred = lp.lwp_proc.p_ucred.copy()
     if gid == _NOBODY:
         raise err(EINVAL)
-    if cred.cr_uid == 0:
+    if cred.cr_cap_e & CAP_SETGID:
         cred.cr_rgid = cred.cr_svgid = gid
     elif gid not in (cred.cr_rgid, cred.cr_svgid):
         raise err(EPERM)
@@ -181,7 +183,7 @@ def sys_setreuid(lp: Lwp, ruid: int, euid: int) -> int:
     ruid, euid = u32(ruid), u32(euid)
     old = lp.lwp_proc.p_ucred
     cred = old.copy()
-    if old.cr_uid != 0:
+    if not old.cr_cap_e & CAP_SETUID:
         if ruid not in (_NOBODY, old.cr_ruid, old.cr_uid):
             raise err(EPERM)
         if euid not in (_NOBODY, old.cr_ruid, old.cr_uid, old.cr_svuid):
@@ -202,7 +204,7 @@ def sys_setregid(lp: Lwp, rgid: int, egid: int) -> int:
     rgid, egid = u32(rgid), u32(egid)
     old = lp.lwp_proc.p_ucred
     cred = old.copy()
-    if old.cr_uid != 0:
+    if not old.cr_cap_e & CAP_SETGID:
         if rgid not in (_NOBODY, old.cr_rgid, old.cr_gid):
             raise err(EPERM)
         if egid not in (_NOBODY, old.cr_rgid, old.cr_gid, old.cr_svgid):
@@ -223,7 +225,7 @@ def sys_setresuid(lp: Lwp, ruid: int, euid: int, suid: int) -> int:
     old = lp.lwp_proc.p_ucred
     cred = old.copy()
     mine = (old.cr_ruid, old.cr_uid, old.cr_svuid)
-    ruid, euid, suid = (_allowed(old, x, mine) for x in (ruid, euid, suid))
+    ruid, euid, suid = (_allowed(old, x, mine, CAP_SETUID) for x in (ruid, euid, suid))
     if ruid != _NOBODY:
         cred.cr_ruid = ruid
     if euid != _NOBODY:
@@ -240,7 +242,7 @@ def sys_setresgid(lp: Lwp, rgid: int, egid: int, sgid: int) -> int:
     old = lp.lwp_proc.p_ucred
     cred = old.copy()
     mine = (old.cr_rgid, old.cr_gid, old.cr_svgid)
-    rgid, egid, sgid = (_allowed(old, x, mine) for x in (rgid, egid, sgid))
+    rgid, egid, sgid = (_allowed(old, x, mine, CAP_SETGID) for x in (rgid, egid, sgid))
     if rgid != _NOBODY:
         cred.cr_rgid = rgid
     if egid != _NOBODY:
@@ -252,10 +254,10 @@ def sys_setresgid(lp: Lwp, rgid: int, egid: int, sgid: int) -> int:
     return 0
 
 
-def _allowed(cred: Ucred, value: int, mine: tuple[int, int, int]) -> int:
-    """An id that somebody with `cred`, and the ids `mine`, wants to have; root may have any."""
+def _allowed(cred: Ucred, value: int, mine: tuple[int, int, int], cap: int) -> int:
+    """An id that somebody with `cred`, and the ids `mine`, wants to have; with `cap` it is any."""
     value = u32(value)
-    if value != _NOBODY and cred.cr_uid != 0 and value not in mine:
+    if value != _NOBODY and value not in mine and not cred.cr_cap_e & cap:
         raise err(EPERM)
     return value
 
@@ -264,10 +266,11 @@ def sys_setfsuid(lp: Lwp, uid: int) -> int:
     """setfsuid(2): tells the old id, and never an error."""
     uid = u32(uid)
     old = lp.lwp_proc.p_ucred
-    if old.cr_uid == 0 or uid in (old.cr_ruid, old.cr_uid, old.cr_svuid, old.cr_fsuid):
+    if old.cr_cap_e & CAP_SETUID or uid in (old.cr_ruid, old.cr_uid, old.cr_svuid, old.cr_fsuid):
         if uid != _NOBODY:
             cred = old.copy()
             cred.cr_fsuid = uid
+            cap_setfsuid(old, cred)
             lp.lwp_proc.p_ucred = cred
     return old.cr_fsuid
 
@@ -276,7 +279,7 @@ def sys_setfsgid(lp: Lwp, gid: int) -> int:
     """setfsgid(2)"""
     gid = u32(gid)
     old = lp.lwp_proc.p_ucred
-    if old.cr_uid == 0 or gid in (old.cr_rgid, old.cr_gid, old.cr_svgid, old.cr_fsgid):
+    if old.cr_cap_e & CAP_SETGID or gid in (old.cr_rgid, old.cr_gid, old.cr_svgid, old.cr_fsgid):
         if gid != _NOBODY:
             cred = old.copy()
             cred.cr_fsgid = gid
@@ -299,7 +302,7 @@ def sys_getgroups(lp: Lwp, size: int, ulist: int) -> int:
 def sys_setgroups(lp: Lwp, size: int, ulist: int) -> int:
     """setgroups(2)"""
     p = lp.lwp_proc
-    if p.p_ucred.cr_uid != 0:
+    if not p.p_ucred.cr_cap_e & CAP_SETGID:
         raise err(EPERM)
     size = u32(size)
     if size > NGROUPS_MAX:
@@ -308,26 +311,4 @@ def sys_setgroups(lp: Lwp, size: int, ulist: int) -> int:
     cred = p.p_ucred.copy()
     cred.cr_groups = tuple(int.from_bytes(raw[n : n + 4], "little") for n in range(0, 4 * size, 4))
     p.p_ucred = cred
-    return 0
-
-
-def sys_capget(lp: Lwp, uheader: int, udata: int) -> int:
-    """capget(2): root has everything, others nothing."""
-    p = lp.lwp_proc
-    header = copyin(p.p_vmspace, uheader, 8)
-    version = int.from_bytes(header[:4], "little")
-    words = {0x1998_0330: 1, 0x2007_1026: 2, 0x2008_0522: 2}.get(version)
-    if words is None:
-        copyout(p.p_vmspace, (0x2008_0522).to_bytes(4, "little"), uheader)
-        if udata == 0:
-            return 0
-        raise err(EINVAL)
-    pid = s32(int.from_bytes(header[4:], "little"))
-    if pid < 0:
-        raise err(EINVAL)
-    target = _target(lp, pid)
-    if udata:
-        full = (0xFFFF_FFFF, 0x0000_01FF) if target.p_ucred.cr_uid == 0 else (0, 0)
-        data = b"".join([full[n].to_bytes(4, "little") * 2 + bytes(4) for n in range(words)])
-        copyout(p.p_vmspace, data, udata)
     return 0

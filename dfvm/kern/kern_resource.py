@@ -13,6 +13,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.kern_caps import CAP_SYS_NICE, CAP_SYS_RESOURCE
 from dfvm.kern.kern_errno import EACCES, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_time import update_cpu_limit
 from dfvm.kern.proc import (
@@ -61,7 +62,7 @@ def _set_limit(lp: Lwp, p: Proc, resource: int, soft: int, hard: int) -> None:
         raise err(EINVAL)
     if resource == RLIMIT_NOFILE and hard > NR_OPEN:
         raise err(EPERM)
-    if hard > p.p_limit[resource][1] and lp.lwp_proc.p_ucred.cr_uid != 0:
+    if hard > p.p_limit[resource][1] and not lp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_RESOURCE:
         raise err(EPERM)
     p.p_limit[resource] = (soft, hard)
     if resource == RLIMIT_CPU:
@@ -91,7 +92,7 @@ def sys_prlimit64(lp: Lwp, pid: int, resource: int, unew: int, uold: int) -> int
     target = p if pid in (0, p.p_pid) else _find(lp, pid)
     if target is not p:
         mine, hers = p.p_ucred, target.p_ucred
-        if mine.cr_uid != 0 and not (
+        if not mine.cr_cap_e & CAP_SYS_RESOURCE and not (
             mine.cr_ruid == hers.cr_uid == hers.cr_svuid == hers.cr_ruid
             and mine.cr_rgid == hers.cr_gid == hers.cr_svgid == hers.cr_rgid
         ):
@@ -195,7 +196,7 @@ def sys_setpriority(lp: Lwp, which: int, who: int, nice: int) -> int:
 def _set_nice(lp: Lwp, q: Proc, nice: int) -> int:
     """Set the nice level of `q` if `lp` may. Returns an error number."""
     mine, hers = lp.lwp_proc.p_ucred, q.p_ucred
-    if mine.cr_uid != 0:
+    if not mine.cr_cap_e & CAP_SYS_NICE:
         if mine.cr_uid not in (hers.cr_ruid, hers.cr_uid):
             return EPERM
         if nice < q.p_nice and 20 - nice > q.p_rlimit(RLIMIT_NICE):

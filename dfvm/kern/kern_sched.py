@@ -15,6 +15,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.kern_caps import CAP_SYS_NICE
 from dfvm.kern.kern_errno import E2BIG, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.proc import RLIMIT_NICE, RLIMIT_RTPRIO, RLIMIT_RTTIME
 from dfvm.lwkt.kern_clock import TICK_NS
@@ -77,12 +78,12 @@ def _has_no_thread(lp: Lwp, pid: int) -> bool:
 
 def _may_change(lp: Lwp, target: Lwp) -> None:
     mine, hers = lp.lwp_proc.p_ucred, target.lwp_proc.p_ucred
-    if mine.cr_uid not in (0, hers.cr_ruid, hers.cr_uid):
+    if mine.cr_uid not in (hers.cr_ruid, hers.cr_uid) and not mine.cr_cap_e & CAP_SYS_NICE:
         raise err(EPERM)
 
 
 def _privileged(lp: Lwp) -> bool:
-    return lp.lwp_proc.p_ucred.cr_uid == 0
+    return bool(lp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_NICE)
 
 
 def sched_fork(lp: Lwp, child: Lwp) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64
+from dfvm.kern.kern_caps import CAP_KILL
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EINTR,
@@ -746,7 +747,7 @@ def can_signal(lp: Lwp, target: Proc, sig: int) -> bool:
     """Whether `lp` may send `sig` to `target`."""
     p = lp.lwp_proc
     mine, hers = p.p_ucred, target.p_ucred
-    if mine.cr_uid == 0 or mine.cr_uid in (hers.cr_ruid, hers.cr_svuid):
+    if mine.cr_cap_e & CAP_KILL or mine.cr_uid in (hers.cr_ruid, hers.cr_svuid):
         return True
     if mine.cr_ruid in (hers.cr_ruid, hers.cr_svuid):
         return True

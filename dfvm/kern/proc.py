@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_FULL
 from dfvm.vm.vm_proc import (
     RLIM_INFINITY,
     RLIMIT_MEMLOCK,
@@ -80,8 +81,9 @@ class Ucred:
     `cr_fsuid` and `cr_fsgid`, which follow them unless setfsuid is used.
     """
 
-    __slots__ = ("cr_fsgid", "cr_fsuid", "cr_gid", "cr_groups", "cr_rgid", "cr_ruid", "cr_svgid",
-                 "cr_svuid", "cr_uid")  # fmt: skip
+    __slots__ = ("cr_cap_a", "cr_cap_b", "cr_cap_e", "cr_cap_i", "cr_cap_p", "cr_fsgid",
+                 "cr_fsuid", "cr_gid", "cr_groups", "cr_rgid", "cr_ruid", "cr_securebits",
+                 "cr_svgid", "cr_svuid", "cr_uid")  # fmt: skip
 
     cr_uid: int  # effective user
     cr_ruid: int  # real user
@@ -92,17 +94,29 @@ class Ucred:
     cr_svgid: int
     cr_fsgid: int
     cr_groups: tuple[int, ...]  # supplementary groups
+    cr_cap_e: int  # capabilities in force (CAP_*); see kern_caps
+    cr_cap_p: int  # those that may be
+    cr_cap_i: int  # those that exec may pass on
+    cr_cap_b: int  # those that exec may give
+    cr_cap_a: int  # those that exec passes on without the file's or root's help
+    cr_securebits: int  # SECBIT_*
 
     def __init__(self, uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
         self.cr_uid = self.cr_ruid = self.cr_svuid = self.cr_fsuid = uid
         self.cr_gid = self.cr_rgid = self.cr_svgid = self.cr_fsgid = gid
         self.cr_groups = groups
+        self.cr_cap_e = self.cr_cap_p = 0 if uid else CAP_FULL
+        self.cr_cap_b = CAP_FULL
+        self.cr_cap_i = self.cr_cap_a = self.cr_securebits = 0
 
     def copy(self) -> Ucred:
         """A private copy, for the caller to change and put in place."""
         new = Ucred(self.cr_uid, self.cr_gid, self.cr_groups)
         new.cr_ruid, new.cr_svuid, new.cr_fsuid = self.cr_ruid, self.cr_svuid, self.cr_fsuid
         new.cr_rgid, new.cr_svgid, new.cr_fsgid = self.cr_rgid, self.cr_svgid, self.cr_fsgid
+        new.cr_cap_e, new.cr_cap_p, new.cr_cap_i = self.cr_cap_e, self.cr_cap_p, self.cr_cap_i
+        new.cr_cap_b, new.cr_cap_a = self.cr_cap_b, self.cr_cap_a
+        new.cr_securebits = self.cr_securebits
         return new
 
     def groupmember(self, gid: int) -> bool:

@@ -18,6 +18,16 @@ from time import time_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
+from dfvm.kern.kern_caps import (
+    CAP_LAST,
+    CAP_SYS_ADMIN,
+    CAP_SYS_PTRACE,
+    SECBIT_KEEP_CAPS,
+    cap_ambient,
+    cap_bset_drop,
+    set_keepcaps,
+    set_securebits,
+)
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EFAULT,
@@ -73,7 +83,7 @@ def sys_uname(lp: Lwp, buf: int) -> int:
 
 
 def _copyin_name(lp: Lwp, name: int, length: int) -> bytes:
-    if lp.lwp_proc.p_ucred.cr_uid != 0:
+    if not lp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_ADMIN:
         raise err(EPERM)
     length = s32(length)
     if not 0 <= length <= UTS_LEN:
@@ -214,7 +224,7 @@ def sys_get_robust_list(lp: Lwp, pid: int, uhead: int, ulen: int) -> int:
     if target is None:
         raise err(ESRCH)
     mine, hers = lp.lwp_proc.p_ucred, target.lwp_proc.p_ucred
-    if mine.cr_uid != 0 and mine.cr_uid not in (hers.cr_uid, hers.cr_ruid):
+    if not mine.cr_cap_e & CAP_SYS_PTRACE and mine.cr_uid not in (hers.cr_uid, hers.cr_ruid):
         raise err(EPERM)
     space = lp.lwp_proc.p_vmspace
     copyout(space, _ROBUST_LIST_HEAD.to_bytes(8, "little"), ulen)
@@ -239,15 +249,18 @@ PR_GET_PDEATHSIG: Final = 2
 PR_GET_DUMPABLE: Final = 3
 PR_SET_DUMPABLE: Final = 4
 PR_GET_KEEPCAPS: Final = 7
+PR_SET_KEEPCAPS: Final = 8
 PR_GET_TIMING: Final = 13
 PR_SET_TIMING: Final = 14
 PR_SET_NAME: Final = 15
 PR_GET_NAME: Final = 16
 PR_GET_SECCOMP: Final = 21
 PR_CAPBSET_READ: Final = 23
+PR_CAPBSET_DROP: Final = 24
 PR_GET_TSC: Final = 25
 PR_SET_TSC: Final = 26
 PR_GET_SECUREBITS: Final = 27
+PR_SET_SECUREBITS: Final = 28
 PR_SET_TIMERSLACK: Final = 29
 PR_GET_TIMERSLACK: Final = 30
 PR_MCE_KILL: Final = 33
@@ -259,6 +272,7 @@ PR_GET_NO_NEW_PRIVS: Final = 39
 PR_GET_TID_ADDRESS: Final = 40
 PR_SET_THP_DISABLE: Final = 41
 PR_GET_THP_DISABLE: Final = 42
+PR_CAP_AMBIENT: Final = 47
 
 PR_TSC_ENABLE: Final = 1
 PR_TIMING_STATISTICAL: Final = 0
@@ -267,10 +281,9 @@ PR_MCE_KILL_SET: Final = 1
 PR_MCE_KILL_DEFAULT: Final = 2
 
 _COMM_LEN: Final = 16
-_CAP_LAST: Final = 40
 
 # Options that this kernel has, and nothing to say about but no.
-_ALWAYS_ZERO: Final = (PR_GET_KEEPCAPS, PR_GET_SECCOMP, PR_GET_SECUREBITS, PR_GET_TIMING)
+_ALWAYS_ZERO: Final = (PR_GET_SECCOMP, PR_GET_TIMING)
 
 
 _REMEMBERED: Final = (PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_MCE_KILL, PR_MCE_KILL_GET,
@@ -309,9 +322,9 @@ def sys_prctl(lp: Lwp, option: int, arg2: int, arg3: int, arg4: int, arg5: int) 
     elif option == PR_GET_DUMPABLE:
         return p.p_dumpable
     elif option == PR_CAPBSET_READ:
-        if arg2 > _CAP_LAST:
+        if arg2 > CAP_LAST:
             raise err(EINVAL)
-        return 1
+        return p.p_ucred.cr_cap_b >> arg2 & 1
     elif option == PR_SET_TSC:
         if arg2 != PR_TSC_ENABLE:
             raise err(EINVAL)
@@ -323,6 +336,18 @@ def sys_prctl(lp: Lwp, option: int, arg2: int, arg3: int, arg4: int, arg5: int) 
         suword32(p.p_vmspace, arg2, PR_TSC_ENABLE)
     elif option == PR_GET_TID_ADDRESS:
         copyout(p.p_vmspace, lp.lwp_clear_tid.to_bytes(8, "little"), arg2)
+    elif option == PR_CAPBSET_DROP:
+        return cap_bset_drop(p, arg2)
+    elif option == PR_GET_KEEPCAPS:
+        return int(bool(p.p_ucred.cr_securebits & SECBIT_KEEP_CAPS))
+    elif option == PR_SET_KEEPCAPS:
+        return set_keepcaps(p, arg2)
+    elif option == PR_GET_SECUREBITS:
+        return p.p_ucred.cr_securebits
+    elif option == PR_SET_SECUREBITS:
+        return set_securebits(p, arg2)
+    elif option == PR_CAP_AMBIENT:
+        return cap_ambient(p, arg2, arg3, bool(arg4 or arg5))
     elif option in _REMEMBERED:
         return _prctl_remembered(lp, option, arg2, arg3, bool(arg4 or arg5))
     elif option == PR_SET_TIMING:

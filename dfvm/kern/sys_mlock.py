@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32
+from dfvm.kern.kern_caps import CAP_IPC_LOCK
 from dfvm.kern.kern_errno import EINVAL, ENOMEM, EPERM, err
 from dfvm.kern.sys_mman import (
     MARK_ONFAULT,
@@ -149,7 +150,7 @@ def sys_mlockall(lp: Lwp, flags: int) -> int:
     map = p.p_vmspace.vm_map
     if (
         flags & MCL_CURRENT
-        and p.p_ucred.cr_uid != 0
+        and not p.p_ucred.cr_cap_e & CAP_IPC_LOCK
         and map.size > trunc_page(p.p_rlimit(RLIMIT_MEMLOCK))
     ):
         raise err(ENOMEM)

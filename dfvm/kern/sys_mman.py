@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.kern_caps import CAP_IPC_LOCK, CAP_SYS_RAWIO
 from dfvm.kern.kern_descrip import FREAD, FWRITE
 from dfvm.kern.kern_errno import (
     EACCES,
@@ -301,13 +302,13 @@ def check_memory(map: VmMap, size: int) -> None:
 
 def may_lock(p: Proc) -> bool:
     """Whether `p` may lock any memory at all."""
-    return p.p_ucred.cr_uid == 0 or p.p_rlimit(RLIMIT_MEMLOCK) != 0
+    return p.p_rlimit(RLIMIT_MEMLOCK) != 0 or bool(p.p_ucred.cr_cap_e & CAP_IPC_LOCK)
 
 
 def lock_room(p: Proc) -> int:
     """How many more bytes `p` may lock."""
     limit = p.p_rlimit(RLIMIT_MEMLOCK)
-    if p.p_ucred.cr_uid == 0 or limit == RLIM_INFINITY:
+    if p.p_ucred.cr_cap_e & CAP_IPC_LOCK or limit == RLIM_INFINITY:
         return U64
     return trunc_page(limit) - locked_size(p.p_vmspace.vm_map)
 
@@ -369,7 +370,9 @@ def check_place(p: Proc, addr: int, size: int) -> None:
         raise err(ENOMEM)
     if addr & PAGE_MASK:
         raise err(EINVAL)
-    if addr < VM_MIN_USER_ADDRESS or (addr < MMAP_MIN_ADDR and p.p_ucred.cr_uid != 0):
+    if addr < VM_MIN_USER_ADDRESS or (
+        addr < MMAP_MIN_ADDR and not p.p_ucred.cr_cap_e & CAP_SYS_RAWIO
+    ):
         raise err(EPERM)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
+from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_descrip import O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EBADF, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_event import POLL_READABLE, Kqinfo
@@ -118,7 +119,7 @@ def sys_pidfd_getfd(lwp: Lwp, pidfd: int, target: int, flags: int) -> int:
     p = lwp.lwp_proc
     other = pidfd_get(lwp, pidfd).proc()
     mine, hers = p.p_ucred, other.p_ucred
-    if other is not p and mine.cr_uid != 0:
+    if other is not p and not mine.cr_cap_e & CAP_SYS_PTRACE:
         ids = (hers.cr_ruid, hers.cr_uid, hers.cr_svuid, hers.cr_rgid, hers.cr_gid, hers.cr_svgid)
         if ids != (mine.cr_ruid,) * 3 + (mine.cr_rgid,) * 3 or not other.p_dumpable:
             raise err(EPERM)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
+from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_descrip import (
     F_GETPIPE_SZ,
     FREAD,
@@ -534,7 +535,7 @@ class PipeFile(File):
         if vp is not None:
             vp.chmod(mode, cred)
             return
-        if cred.cr_fsuid not in (0, pipe.pi_uid):
+        if cred.cr_fsuid != pipe.pi_uid and not cred.cr_cap_e & CAP_FOWNER:
             raise err(EPERM)
         pipe.pi_mode = mode
 
@@ -552,7 +553,7 @@ class PipeFile(File):
         if vp is not None:
             vp.utimes(atime, mtime, cred, explicit)
             return
-        if cred.cr_fsuid not in (0, pipe.pi_uid):
+        if cred.cr_fsuid != pipe.pi_uid and not cred.cr_cap_e & CAP_FOWNER:
             raise err(EPERM if explicit else EACCES)
         pipe.pi_atime = pipe.pi_atime if atime is None else atime
         pipe.pi_mtime = pipe.pi_mtime if mtime is None else mtime

@@ -13,6 +13,7 @@ from struct import unpack
 from typing import TYPE_CHECKING
 
 from dfvm.kern.abi.linux.args import s32
+from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_errno import EFAULT, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_generic import IOV_MAX, user_iov
@@ -90,7 +91,7 @@ def _space_of(lp: Lwp, pid: int) -> Vmspace:
     mine, hers = p.p_ucred, target.p_ucred
     if (
         target is not p
-        and mine.cr_uid != 0
+        and not mine.cr_cap_e & CAP_SYS_PTRACE
         and not (
             target.p_dumpable
             and mine.cr_ruid == hers.cr_uid == hers.cr_svuid == hers.cr_ruid

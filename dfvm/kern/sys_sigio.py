@@ -8,6 +8,7 @@ from __future__ import annotations
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_KILL
 from dfvm.kern.kern_descrip import FASYNC, FREAD, FWRITE
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, POLLIN, POLLOUT, Knote
 from dfvm.kern.kern_sig import SIGIO, Siginfo, ksignal
@@ -59,7 +60,7 @@ class AsyncNote(Knote):
         for p in procs:
             theirs = p.p_ucred
             ids = (theirs.cr_svuid, theirs.cr_ruid)
-            if mine.cr_uid != 0 and mine.cr_uid not in ids and mine.cr_ruid not in ids:
+            if not mine.cr_cap_e & CAP_KILL and mine.cr_uid not in ids and mine.cr_ruid not in ids:
                 continue
             if not fp.f_sig:
                 ksignal(p, SIGIO)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import NS, anon_attr
+from dfvm.kern.kern_caps import CAP_WAKE_ALARM
 from dfvm.kern.kern_descrip import O_CLOEXEC, O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, EPERM, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
@@ -186,7 +187,7 @@ def sys_timerfd_create(lwp: Lwp, clock: int, flags: int) -> int:
 
 
 def _check_alarm(lwp: Lwp, clock: int) -> None:
-    if clock in _ALARMS and lwp.lwp_proc.p_ucred.cr_uid != 0:
+    if clock in _ALARMS and not lwp.lwp_proc.p_ucred.cr_cap_e & CAP_WAKE_ALARM:
         raise err(EPERM)
 
 

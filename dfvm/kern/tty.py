@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.host_file import HostFile, give, host_poll
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_descrip import FREAD, O_ACCMODE, O_NOCTTY, File, FileTable
 from dfvm.kern.kern_errno import (
     EINVAL,
@@ -275,7 +276,7 @@ class Tty:
             return
         if not leader or session.s_ttyp is not None:
             raise err(EPERM)
-        root = p.p_ucred.cr_uid == 0
+        root = p.p_ucred.cr_cap_e & CAP_SYS_ADMIN
         if self.t_session is not None:
             if not (steal == 1 and root):
                 raise err(EPERM)

@@ -24,6 +24,7 @@ from dfvm.kern.abi.linux.linux_struct import (
     pack_statfs,
     pack_statx,
 )  # fmt: skip
+from dfvm.kern.kern_caps import CAP_SYS_CHROOT
 from dfvm.kern.kern_descrip import (
     FASYNC,
     FREAD,
@@ -399,7 +400,7 @@ def sys_chroot(lwp: Lwp, upath: int) -> int:
     """chroot(2)"""
     vp = _namei(lwp, AT_FDCWD, _path(lwp, upath))
     _may_enter(lwp, vp)
-    if lwp.lwp_proc.p_ucred.cr_uid != 0:
+    if not lwp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_CHROOT:
         raise err(EPERM)
     lwp.lwp_proc.p_fs.set_rdir(vp)
     return 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import (
     E2BIG,
     EEXIST,
@@ -98,7 +99,7 @@ def _check(vp: Vnode | None, name: bytes, cred: Ucred, write: bool) -> Vnode:
         raise err(refuse if name.startswith(b"user.") else EOPNOTSUPP)
     if write and vp.v_mount.mnt_rdonly:
         raise err(EROFS)
-    root = cred.cr_fsuid == 0
+    root = cred.cr_cap_e & CAP_SYS_ADMIN
     space, dot, rest = name.partition(b".")
     space += dot
     if space == b"trusted." and not root:
@@ -162,7 +163,7 @@ def _list(lwp: Lwp, vp: Vnode | None, ubuf: int, size: int) -> int:
         except OSError as e:
             if e.errno != EOPNOTSUPP:
                 raise
-    if lwp.lwp_proc.p_ucred.cr_fsuid != 0:
+    if not lwp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_ADMIN:
         names = [name for name in names if not name.startswith(b"trusted.")]
     return _give(lwp, b"".join(name + b"\0" for name in names), ubuf, size)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_errno import EACCES, EEXIST, EINVAL, EIO, ENODEV, ENOENT, EPERM, ESRCH, err
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vnode import (
@@ -100,7 +101,9 @@ class ProcNode(Vnode):
         :raises OSError: EACCES.
         """
         p = self.p_proc
-        if cred.cr_fsuid != 0 and p is not None and p is not self.kernel.sched.curthread.td_proc:
+        if cred.cr_cap_e & CAP_SYS_PTRACE:
+            return
+        if p is not None and p is not self.kernel.sched.curthread.td_proc:
             theirs = p.p_ucred
             if not p.p_dumpable or cred.cr_fsuid not in (theirs.cr_uid, theirs.cr_ruid):
                 raise err(EACCES)

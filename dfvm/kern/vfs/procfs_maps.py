@@ -12,6 +12,7 @@ import os
 from struct import pack
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, err
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_mman import (
@@ -497,7 +498,7 @@ class PagemapFile(_MemoryFile):
 
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
         self.may_look(cred)
-        self.p_frames = cred.cr_fsuid == 0
+        self.p_frames = bool(cred.cr_cap_e & CAP_SYS_ADMIN)
         return None
 
     def read(self, uio: Uio, off: int, ioflag: int) -> None:

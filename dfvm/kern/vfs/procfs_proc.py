@@ -237,7 +237,6 @@ def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     if space is not None:
         lines += _status_memory(p)
     acts = p.p_sigacts
-    caps = (1 << 41) - 1 if cred.cr_uid == 0 else 0
     queued = sum(len(q) for q in p.p_sigqueue.infos.values())
     cpus = lp.lwp_cpumask if lp else (1 << p.kernel.ncpu) - 1
     lines += [
@@ -250,11 +249,11 @@ def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
         f"SigBlk:\t{lp.lwp_sigmask if lp else 0:016x}",
         f"SigIgn:\t{acts.ignored_explicitly():016x}",
         f"SigCgt:\t{acts.ps_sigcatch:016x}",
-        f"CapInh:\t{0:016x}",
-        f"CapPrm:\t{caps:016x}",
-        f"CapEff:\t{caps:016x}",
-        f"CapBnd:\t{(1 << 41) - 1:016x}",
-        f"CapAmb:\t{0:016x}",
+        f"CapInh:\t{cred.cr_cap_i:016x}",
+        f"CapPrm:\t{cred.cr_cap_p:016x}",
+        f"CapEff:\t{cred.cr_cap_e:016x}",
+        f"CapBnd:\t{cred.cr_cap_b:016x}",
+        f"CapAmb:\t{cred.cr_cap_a:016x}",
         f"NoNewPrivs:\t{int(p.p_nonewprivs)}",
         "Seccomp:\t0",
         "Seccomp_filters:\t0",

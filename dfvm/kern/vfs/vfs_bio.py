@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_FSETID
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, EOPNOTSUPP, err
 from dfvm.kern.vfs.seals import sealed_size, sealed_write, sealed_zero
 from dfvm.kern.vfs.vnode import IO_APPEND, IO_SYNC, OFF_MAX, S_ISGID, S_ISUID, VREG
@@ -163,7 +164,7 @@ def _drop_suid(vp: Vnode) -> None:
     # Somebody else's program must not stay privileged once it has been written to.
     proc = vp.v_mount.mnt_vfs.vm.curproc()
     cred: Cred | None = getattr(proc, "p_ucred", None)
-    if cred is None or cred.cr_fsuid == 0:
+    if cred is None or cred.cr_cap_e & CAP_FSETID:
         return
     mode = vp.v_mode & ~S_ISUID
     if mode & 0o010 or not cred.groupmember(vp.v_gid):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_descrip import (
     O_ACCMODE,
     O_CREAT,
@@ -101,7 +102,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
     vp.access(want, cred)
     if vtype == VFIFO and acc == O_ACCMODE:
         raise err(EINVAL)
-    if oflags & O_NOATIME and cred.cr_fsuid not in (0, vp.v_uid):
+    if oflags & O_NOATIME and cred.cr_fsuid != vp.v_uid and not cred.cr_cap_e & CAP_FOWNER:
         raise err(EPERM)
     other = _opened(vp, _FFLAGS[acc], cred)
     if other is None and oflags & O_TRUNC and vtype == VREG:

@@ -53,6 +53,15 @@ from __future__ import annotations
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from dfvm.kern.kern_caps import (
+    CAP_CHOWN,
+    CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH,
+    CAP_FOWNER,
+    CAP_FSETID,
+    CAP_FULL,
+    CAP_MKNOD,
+)
 from dfvm.kern.kern_errno import (
     EACCES,
     EBUSY,
@@ -164,6 +173,8 @@ class Cred(Protocol):
     def cr_fsuid(self) -> int: ...
     @property
     def cr_fsgid(self) -> int: ...
+    @property
+    def cr_cap_e(self) -> int: ...
     def groupmember(self, gid: int) -> bool: ...
 
 
@@ -173,6 +184,7 @@ class KernCred:
     __slots__ = ()
     cr_fsuid = 0
     cr_fsgid = 0
+    cr_cap_e = CAP_FULL
 
     def groupmember(self, gid: int) -> bool:
         return True
@@ -381,8 +393,11 @@ class Vnode:
     def _may_remove(self, vp: Vnode, cred: Cred, isdir: bool) -> None:
         # vp's entry in this directory may be taken away or replaced (by a directory: isdir).
         self._may_write_dir(cred)
-        uid = cred.cr_fsuid
-        if self.v_mode & S_ISVTX and uid != 0 and uid != vp.v_uid and uid != self.v_uid:
+        if (
+            self.v_mode & S_ISVTX
+            and cred.cr_fsuid not in (vp.v_uid, self.v_uid)
+            and not cred.cr_cap_e & CAP_FOWNER
+        ):
             raise err(EPERM)
         if isdir:
             if vp.v_type != VDIR:
@@ -401,7 +416,7 @@ class Vnode:
         # nobody gets a setgid program of a group that is not theirs.
         mode &= 0o7777
         if self.v_mode & S_ISGID and mode & (S_ISGID | 0o010) == S_ISGID | 0o010:
-            if cred.cr_fsuid != 0 and not cred.groupmember(self.v_gid):
+            if not cred.groupmember(self.v_gid) and not cred.cr_cap_e & CAP_FSETID:
                 mode &= ~S_ISGID
         return mode
 
@@ -412,7 +427,7 @@ class Vnode:
     def mknod(self, name: bytes, vtype: int, mode: int, rdev: int, cred: Cred) -> Vnode:
         """Make a file of any type that is neither a directory nor a symbolic link."""
         self._may_add(name, cred)
-        if vtype in (VCHR, VBLK) and cred.cr_fsuid != 0:
+        if vtype in (VCHR, VBLK) and not cred.cr_cap_e & CAP_MKNOD:
             raise err(EPERM)
         if vtype not in (VREG, VCHR, VBLK, VFIFO, VSOCK):
             raise err(EINVAL)
@@ -661,23 +676,25 @@ class Vnode:
             if self.v_textcount:
                 raise err(ETXTBSY)
         mode = self.v_mode
-        uid = cred.cr_fsuid
-        if uid == 0:
+        if cred.cr_cap_e & CAP_DAC_OVERRIDE:
             # Root needs one x bit somewhere to execute a file, and nothing else.
             if want & VEXEC and self.v_type != VDIR and not mode & 0o111:
                 raise err(EACCES)
             return
-        if uid == self.v_uid:
+        if cred.cr_fsuid == self.v_uid:
             mode >>= 6
         elif cred.groupmember(self.v_gid):
             mode >>= 3
-        if want & ~mode:
+        if want & ~mode and not (
+            cred.cr_cap_e & CAP_DAC_READ_SEARCH
+            and (want == VREAD or (self.v_type == VDIR and not want & VWRITE))
+        ):
             raise err(EACCES)
 
     def _may_setattr(self, cred: Cred) -> None:
         if self.v_mount.mnt_rdonly:
             raise err(EROFS)
-        if cred.cr_fsuid != 0 and cred.cr_fsuid != self.v_uid:
+        if cred.cr_fsuid != self.v_uid and not cred.cr_cap_e & CAP_FOWNER:
             raise err(EPERM)
 
     def chmod(self, mode: int, cred: Cred) -> None:
@@ -686,7 +703,7 @@ class Vnode:
         if self.v_type == VLNK:
             raise err(EOPNOTSUPP)
         mode &= 0o7777
-        if cred.cr_fsuid != 0 and not cred.groupmember(self.v_gid):
+        if not cred.groupmember(self.v_gid) and not cred.cr_cap_e & CAP_FSETID:
             mode &= ~S_ISGID
         if self.v_seals:
             from dfvm.kern.vfs.seals import sealed_mode
@@ -705,7 +722,9 @@ class Vnode:
             mode = self.v_mode & ~S_ISUID
             if mode & 0o010:  # setgid without group execute means something else; it stays
                 mode &= ~S_ISGID
-            if mode != self.v_mode and cred.cr_fsuid not in (0, self.v_uid):
+            if mode != self.v_mode and not (
+                cred.cr_fsuid == self.v_uid or cred.cr_cap_e & CAP_FOWNER
+            ):
                 raise err(EPERM)
         self.vop_setattr(mode, uid, gid, None, None)
         if mode != -1 or uid != -1 or gid != -1:
@@ -716,7 +735,7 @@ class Vnode:
         may do; "now" may be set by everybody who could write the file."""
         if self.v_mount.mnt_rdonly:
             raise err(EROFS)
-        if cred.cr_fsuid not in (0, self.v_uid):
+        if cred.cr_fsuid != self.v_uid and not cred.cr_cap_e & CAP_FOWNER:
             if explicit:
                 raise err(EPERM)
             self.access(VWRITE, cred)
@@ -1018,7 +1037,7 @@ def may_chown(owner: int, group: int, uid: int, gid: int, cred: Cred) -> None:
 
     :raises OSError: EPERM
     """
-    if cred.cr_fsuid == 0:
+    if cred.cr_cap_e & CAP_CHOWN:
         return
     mine = cred.cr_fsuid == owner
     if uid != -1 and not (mine and uid == owner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from dfvm.kern.kern_caps import CAP_FULL
 from dfvm.kern.kern_errno import ENOENT, err
 from dfvm.kern.vfs.mount import Mount, Vfs
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, may_rename, namei, nameiat
@@ -27,6 +28,7 @@ class TestCred:
     def __init__(self, uid: int, gid: int, groups: tuple[int, ...] = ()) -> None:
         self.cr_fsuid = uid
         self.cr_fsgid = gid
+        self.cr_cap_e = 0 if uid else CAP_FULL
         self.groups = groups
 
     def groupmember(self, gid: int) -> bool:

@@ -21,11 +21,10 @@ from dfvm.kern.kern_sig import (
     SIG_DFL,
     SIG_IGN,
     SIGCHLD,
-    SIGKILL,
     SigActs,
     SigQueue,
     cursig,
-    sigbit,
+    killed,
 )
 from dfvm.kern.proc import (
     P_CONTROLT,
@@ -302,9 +301,8 @@ def _store_tid(space: Vmspace, tid: int, addr: int) -> None:
 def _vfork_wait(lp: Lwp, child: Proc) -> None:
     """The parent lends its memory to the child and waits until it is given back. Only a deadly
     signal to the parent ends that early, as its death is not the child's business."""
-    p = lp.lwp_proc
-    sched = p.kernel.sched
-    while child.p_flags & P_PPWAIT and not p.p_sigqueue.pending & sigbit(SIGKILL):
+    sched = lp.lwp_proc.kernel.sched
+    while child.p_flags & P_PPWAIT and not killed(lp):
         sched.tsleep(child, 0, "ppwait")
 
 

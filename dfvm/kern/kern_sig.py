@@ -155,6 +155,9 @@ SIGS_CANTMASK: Final = _set(SIGKILL, SIGSTOP)  # can't be blocked, ignored or ca
 _STOPS: Final = _set(SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU)  # default action: stop
 _IGNORED: Final = _set(SIGCHLD, SIGCONT, SIGURG, SIGWINCH)  # default action: nothing
 _SYNCHRONOUS: Final = _set(SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS)  # acted upon first
+_CORES: Final = _set(SIGQUIT, SIGILL, SIGABRT, SIGFPE, SIGSEGV, SIGBUS, SIGSYS, SIGTRAP, SIGXCPU,
+                     SIGXFSZ)  # fmt: skip
+_KILLS: Final = _ALL & ~(_STOPS | _IGNORED | _CORES)  # default action: end, without a core
 _UNMASKABLE_INV: Final = _ALL & ~SIGS_CANTMASK
 _SA_KNOWN: Final = (SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_RESTORER | SA_ONSTACK
                     | SA_RESTART | SA_NODEFER | SA_RESETHAND | 0x800)  # fmt: skip
@@ -372,6 +375,18 @@ def signal_pending(lp: Lwp) -> bool:
     """Whether there is a signal to act upon that is not blocked."""
     pending = lp.lwp_sigqueue.pending | lp.lwp_proc.p_sigqueue.pending
     return bool(pending & ~lp.lwp_sigmask)
+
+
+def killed(lp: Lwp) -> bool:
+    """Whether a signal will end the process for sure: SIGKILL, or one whose default action that is
+    and that nobody catches, ignores or blocks. (One that leaves a core does not count, as in
+    Linux: that is not done before the thread is on its way back to the guest.)"""
+    p = lp.lwp_proc
+    pending = (lp.lwp_sigqueue.pending | p.p_sigqueue.pending) & _KILLS
+    if pending & sigbit(SIGKILL):
+        return True
+    caught = p.p_sigacts.ps_sigcatch | p.p_sigacts.ps_sigignore | lp.lwp_sigmask
+    return bool(pending & ~caught)
 
 
 def cursig(lp: Lwp) -> int:

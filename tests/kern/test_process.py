@@ -29,6 +29,49 @@ def test_fork_returns_twice() -> None:
 
 
 @pytest.mark.spec("SPACE-3")
+def test_the_parent_of_a_vfork_can_be_killed() -> None:
+    """It waits for its child, but a signal that is certain to end it does so at once."""
+    same(r"""
+    static int try(int sig, void *action, int blocked) {
+        int ready[2], hold[2], status;
+        pipe(ready);
+        pipe(hold);
+        pid_t p = fork();
+        if (!p) {
+            signal(sig, action);
+            sigset_t s;
+            sigemptyset(&s);
+            if (blocked) sigaddset(&s, sig);
+            sigprocmask(SIG_SETMASK, &s, 0);
+            pid_t parent = getpid();
+            if (!vfork()) {
+                kill(parent, sig);  // it does not run before we let it, unless it is being killed
+                write(ready[1], "", 1);
+                close(hold[1]);
+                if (sig == SIGTERM && action == SIG_DFL && !blocked) read(hold[0], &status, 1);
+                _exit(0);
+            }
+            _exit(3);
+        }
+        char c;
+        read(ready[0], &c, 1);
+        waitpid(p, &status, 0);
+        close(hold[1]);
+        return status;
+    }
+    static void h(int s) {}
+    int main(void) {
+        printf("%x\n", try(SIGTERM, SIG_DFL, 0));
+        printf("%x\n", try(SIGTERM, SIG_DFL, 1));
+        printf("%x\n", try(SIGTERM, SIG_IGN, 0));
+        printf("%x\n", try(SIGTERM, h, 0));
+        printf("%x\n", try(SIGQUIT, h, 0));
+        printf("%x\n", try(SIGCHLD, SIG_DFL, 0));
+        return 0;
+    }
+    """)
+
+
 def test_vfork_shares_memory_until_exec_or_exit() -> None:
     same(r"""
     static volatile int n;

@@ -38,10 +38,7 @@ class PidFile(File):
 
         :raises OSError: ESRCH when it has been waited for.
         """
-        p = self.pf_proc
-        if p.kernel.procs.get(p.p_pid) is not p:
-            raise err(ESRCH)
-        return p
+        return _alive(self.pf_proc)
 
     def fo_poll(self) -> int:
         return POLL_READABLE if self.pf_proc.p_stat == SZOMB else 0
@@ -65,6 +62,12 @@ class PidFile(File):
         except OSError:
             pid = -1
         return f"Pid:\t{pid}\nNSpid:\t{pid}\n"
+
+
+def _alive(p: Proc) -> Proc:
+    if p.kernel.procs.get(p.p_pid) is not p:
+        raise err(ESRCH)
+    return p
 
 
 def pidfd_get(lwp: Lwp, fd: int) -> PidFile:
@@ -95,18 +98,30 @@ def sys_pidfd_open(lwp: Lwp, pid: int, flags: int) -> int:
         raise
 
 
+def _signalled(lwp: Lwp, fd: int) -> Proc:
+    """The process, gone perhaps, that `fd` names for a signal: a directory /proc/PID does, too.
+
+    :raises OSError: EBADF when it names none.
+    """
+    from dfvm.kern.vfs.procfs_proc import ThreadDir
+
+    vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
+    if isinstance(vp, ThreadDir) and vp.p_whole and vp.p_proc is not None:
+        return vp.p_proc
+    return pidfd_get(lwp, fd).pf_proc
+
+
 def sys_pidfd_send_signal(lwp: Lwp, fd: int, sig: int, uinfo: int, flags: int) -> int:
     """pidfd_send_signal(2): kill, or with a siginfo rt_sigqueueinfo."""
     if u32(flags):
         raise err(EINVAL)
     sig = s32(sig)
-    fp = pidfd_get(lwp, fd)
+    target = _signalled(lwp, fd)
     if uinfo:
-        info = copyin_siginfo(lwp, sig, uinfo, fp.pf_proc.p_pid, exact=True)
+        info = copyin_siginfo(lwp, sig, uinfo, target.p_pid, exact=True)
     else:
         info = user_info(lwp, sig)
-    target = fp.proc()
-    check_signal(lwp, target, sig)
+    check_signal(lwp, _alive(target), sig)
     if sig:
         send_user(target, None, info)
     return 0

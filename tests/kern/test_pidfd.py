@@ -81,6 +81,33 @@ def test_pidfd_signals_and_waits() -> None:
     )
 
 
+def test_directories_of_proc_take_signals() -> None:
+    same(
+        PIDFD
+        + r"""
+    int main(void) {
+        char name[64];
+        pid_t p = child();
+        snprintf(name, sizeof name, "/proc/%d", p);
+        int fd = open(name, O_RDONLY | O_DIRECTORY), path = open(name, O_PATH);
+        snprintf(name, sizeof name, "/proc/%d/task/%d", p, p);
+        int task = open(name, O_RDONLY | O_DIRECTORY), proc = open("/proc", O_RDONLY);
+        E(SEND(fd, 0, 0, 0));
+        E(SEND(task, 0, 0, 0));
+        E(SEND(path, 0, 0, 0));
+        E(SEND(proc, 0, 0, 0));
+        E(GET(fd, 0, 0));
+        E(WAIT(fd, WEXITED));
+        E(SEND(fd, SIGTERM, 0, 0));
+        E(waitid(P_PID, p, &si, WEXITED));
+        printf("%d %d\n", si.si_code, si.si_status);
+        E(SEND(fd, 0, 0, 0));
+        return 0;
+    }
+    """
+    )
+
+
 def test_pidfd_getfd() -> None:
     same(
         PIDFD

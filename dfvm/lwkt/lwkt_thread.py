@@ -199,7 +199,7 @@ class Scheduler(Synch):
     _rt_rest: bool  # it is the others' turn
     _until: Callable[[], bool] | None  # condition that ends run(); asked at every switch
     _idle: Thread  # runs when nothing else can
-    _cradle: greenlet | None
+    _cradle: greenlet
     # Where every thread's stack begins. A greenlet begins on top of the stack of the one that
     # switches to it first, and with as much of Python's recursion limit used: begun by whoever
     # happens to make way for it, the child of a child of a child … would have nothing left.
@@ -235,7 +235,7 @@ class Scheduler(Synch):
         self.curthread = self.thread0
         self._threads = {self.thread0: None}
         self._idle = self._make_idle()
-        self._cradle = None
+        self._cradle = greenlet(_cradle_loop, self.thread0.td_greenlet)
 
     # -- time -----------------------------------------------------------------------------------
 
@@ -265,9 +265,7 @@ class Scheduler(Synch):
         td.td_name = name or f"td{id(td):x}"
         td.td_fn = (fn, args)
         td.daemon = daemon
-        if self._cradle is None:
-            self._cradle = greenlet(_cradle_loop, self.thread0.td_greenlet)
-        self._cradle.switch(getcurrent(), td.td_greenlet, self._cradle)
+        td.td_resume = lambda: self._bear(td)
         self._threads[td] = None
         if not daemon:
             self._nlive += 1
@@ -279,12 +277,13 @@ class Scheduler(Synch):
         """Every thread, in order of creation."""
         return iter(tuple(self._threads))
 
-    def _start(self, cradle: greenlet) -> None:
+    def _bear(self, td: Thread) -> None:
+        """The first dispatch of `td`."""
+        td.td_resume = td.td_greenlet.switch
+        self._cradle.switch(td.td_greenlet)
+
+    def _start(self) -> greenlet | None:
         """First and last frame of every thread."""
-        try:
-            cradle.switch()  # until it is dispatched
-        except GreenletExit:
-            return
         td = self.curthread
         assert td.td_fn is not None
         fn, args = td.td_fn
@@ -293,13 +292,20 @@ class Scheduler(Synch):
         except LwktExit:
             pass
         except GreenletExit:
-            return  # close(), or the garbage collector: nobody is there to go on
+            return None  # close(), or the garbage collector: nobody is there to go on
         finally:
             self._reap(td)
         if td.td_toks or td.td_locks or td.td_spinlocks:
             panic(f"{td.td_name} ended holding {_held(td)}")
-        # A greenlet that ends switches to its parent: make that our successor.
-        td.td_greenlet.parent = self._pick(td).td_greenlet
+        # A greenlet that ends switches to its parent and hands it its result: make our successor
+        # the parent, or the cradle if it has yet to begin.
+        successor = self._pick(td)
+        if successor.td_resume == successor.td_greenlet.switch:
+            td.td_greenlet.parent = successor.td_greenlet
+            return None
+        successor.td_resume = successor.td_greenlet.switch
+        td.td_greenlet.parent = self._cradle
+        return successor.td_greenlet
 
     def _reap(self, td: Thread) -> None:
         """`td`, which runs, is about to end."""
@@ -626,8 +632,7 @@ class Scheduler(Synch):
                 self._threads.pop(td, None)
         # A greenlet that stands somewhere is never collected, nor is what its frames refer to.
         self._idle.td_greenlet.throw(GreenletExit)
-        if self._cradle is not None:
-            self._cradle.throw(GreenletExit)
+        self._cradle.throw(GreenletExit)
         self._events.close()
         self._runq.clear()
         self.curthread = self.thread0
@@ -661,11 +666,10 @@ class Scheduler(Synch):
         return "kernel threads:\n" + "\n".join(lines)
 
 
-def _cradle_loop(mother: greenlet, born: greenlet, cradle: greenlet) -> None:
-    """Begin one greenlet after the other, each as far as its first switch, which is back here."""
+def _cradle_loop(born: greenlet) -> None:
+    """Begin one greenlet after the other; what comes back from one is the next."""
     while True:
-        born.switch(cradle)
-        mother, born, cradle = mother.switch()
+        born = born.switch()
 
 
 def _held(td: Thread) -> str:

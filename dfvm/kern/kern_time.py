@@ -39,9 +39,9 @@ from dfvm.kern.kern_sig import (
     Siginfo,
     ksignal,
     lwpsignal,
-    queued_signals,
 )
 from dfvm.kern.proc import RLIMIT_CPU, RLIMIT_SIGPENDING, SZOMB, calcru
+from dfvm.kern.sys_signal import queued_signals
 from dfvm.lwkt.kern_clock import TICK_NS
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout

@@ -14,8 +14,8 @@ from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_descrip import O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EBADF, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_event import POLL_READABLE, Kqinfo
-from dfvm.kern.kern_sig import check_signal, copyin_siginfo, send_user, user_info
 from dfvm.kern.proc import SZOMB
+from dfvm.kern.sys_signal import check_signal, copyin_siginfo, send_user, user_info
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Proc

@@ -16,7 +16,8 @@ from dfvm.kern.abi.linux.linux_struct import anon_attr
 from dfvm.kern.kern_descrip import O_CLOEXEC, O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, err
 from dfvm.kern.kern_event import POLLIN, Kqinfo
-from dfvm.kern.kern_sig import SIGS_CANTMASK, take_pending
+from dfvm.kern.kern_sig import SIGS_CANTMASK
+from dfvm.kern.sys_signal import take_pending
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, uiomove
 

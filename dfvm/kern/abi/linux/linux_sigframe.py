@@ -38,13 +38,11 @@ from dfvm.kern.kern_sig import (
     SIGSEGV,
     SIGTRAP,
     Siginfo,
-    on_sigstack,
-    set_sigstack,
     setsigmask,
-    sigstack_pack,
     trapsignal,
 )
 from dfvm.kern.proc import SS_AUTODISARM, SS_DISABLE
+from dfvm.kern.sys_signal import on_sigstack, set_sigstack, sigstack_pack
 from dfvm.machine.cpu import (
     R8,
     R9,

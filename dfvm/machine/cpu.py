@@ -242,7 +242,7 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_poisoned", "_refused",
+    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned", "_refused",
                  "_start", "_wake", "engine", "exception", "exception_err", "exit", "fault_err",
                  "fault_va", "loaded", "mmu", "on_fault", "ram")  # fmt: skip
 
@@ -269,6 +269,7 @@ class Vcpu:
         self.on_fault = None
         self._failure: BaseException | None = None
         self._poisoned = False
+        self._owed = False  # a tick for `loaded` that no run has ended with; see _owe
         self._refused: bytes | None = None  # the state before an I/O instruction
         self._clock_lock = threading.Lock()  # held by the clock thread while it does something
         self._at_large: list[int] = []  # see _RUNNING
@@ -282,12 +283,16 @@ class Vcpu:
         endless. Host exceptions raised in a callback come out here."""
         if self.loaded is not context:
             context.load()
+            self._owed = False  # that was another one's tick
         engine, mmu = self.engine, self.mmu
         if cr3 != mmu.cr3:
             engine.q[engine.q_cr3] = mmu.cr3 = cr3
             mmu.need_flush = True
         if mmu.need_flush:
             self._flush()
+            if self._owed and slice_ns:
+                self._owed = False
+                return EXIT_PREEMPTED
         self.exit = EXIT_PREEMPTED
         at_large = self._at_large
         at_large[:] = _RUNS
@@ -307,7 +312,8 @@ class Vcpu:
         engine, mmu = self.engine, self.mmu
         over = time.perf_counter_ns() + slice_ns - TICK_NS if slice_ns else 1 << 63
         while True:
-            if self._poisoned:
+            ticked = self._poisoned
+            if ticked:
                 self._poisoned = False
                 engine.cure(mmu.cr3)
             if self._refused is not None:
@@ -320,6 +326,8 @@ class Vcpu:
                 failure, self._failure = self._failure, None
                 raise failure
             if self.exit > 0:
+                if ticked:
+                    self._owe()
                 return self.exit
             engine.i[engine.i_old] = -1  # the clock may have hit while a fault was being raised
             if self.exit == EXIT_PREEMPTED:
@@ -336,6 +344,12 @@ class Vcpu:
                 self._at_large.pop()
             except IndexError:
                 self._take_back()
+
+    def _owe(self) -> None:
+        """A tick met another exit, or the kernel: the next run ends with it before it begins. Who
+        makes system calls all the time would keep the CPU otherwise."""
+        self._owed = True
+        self.mmu.need_flush = True  # what `run` looks at
 
     def _take_back(self) -> None:
         """The engine came back while the clock thread is at work on it: wait until that is done."""
@@ -378,6 +392,7 @@ class Vcpu:
                 try:
                     state = at_large.pop()
                 except IndexError:  # the kernel runs
+                    self._owe()
                     continue
                 if state < _POISONED_TWICE:
                     since = time.clock_gettime_ns(cpu_clock)

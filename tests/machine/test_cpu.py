@@ -253,6 +253,23 @@ def test_breakpoint_on_the_stack_of_exceptions(bench: Bench) -> None:
         bench.map(DATA + n * 4096, PG_RW)
 
 
+def test_ticks_reach_who_makes_system_calls_all_the_time(bench: Bench) -> None:
+    """A tick that comes together with another exit, or while the kernel runs, is not lost: a
+    thread that never computes for a tick on end could not be preempted."""
+    bench.code("0f05 ebfc")  # l: syscall; jmp l
+    bench.vcpu.start_clock()
+    try:
+        for ticks in range(3):
+            for _ in range(10_000_000):
+                if bench.run(slice_ns=c.TICK_NS) == c.EXIT_PREEMPTED:
+                    break
+                assert bench.ctx.q[c.RIP] == CODE + 2
+            else:
+                pytest.fail(f"ten million system calls, and only {ticks} ticks")
+    finally:
+        bench.vcpu.stop_clock()
+
+
 def test_bad_ram_size() -> None:
     with pytest.raises(ValueError, match="2 MiB"):
         Ram(12345)

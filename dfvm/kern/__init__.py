@@ -12,6 +12,8 @@
     kern_sched.py    what programs may say about the CPU
     kern_check.py    verification of the whole machine
     kern_descrip.py, sys_generic.py, sys_pipe.py, tty.py, host_file.py, vnode_file.py  open files
+    vfs_syscalls.py, vfs_attr.py, vfs_storage.py, vfs_xattr.py  names, attributes, sizes, copying;
+                     kern_path.py finds what they are about
     fsinfo.py        current and root directory, umask
     sys_mman.py, sys_mlock.py, sys_process.py  memory, one's own and others'
     kern_time.py, kern_resource.py, sys_misc.py  time, limits, the rest

@@ -22,7 +22,7 @@ from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.sys_generic import MAX_RW_COUNT, user_iov
 from dfvm.kern.sys_pipe import PAGE_SIZE, PipeBuf, PipeFile
 from dfvm.kern.vfs.vnode import VCHR, VREG
-from dfvm.kern.vfs_syscalls import user_off
+from dfvm.kern.vfs_storage import user_off
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, uiomove
 

@@ -149,7 +149,9 @@ int main() {
     show("on", p[0]); T(fcntl(p[0], F_SETOWN, 0)); write(p[1], "a", 1); show("nobody", p[0]);
     struct { int type, pid; } owner = {1, getpid()}; T(fcntl(p[0], F_SETOWN_EX, &owner));
     T(fcntl(p[0], F_SETSIG, 65)); T(fcntl(p[0], F_SETSIG, -1)); T(fcntl(p[0], F_SETSIG, 0));
-    if (!fork()) { write(p[1], "x", 1); _exit(0); } wait(0); show("a child", p[0]);
+    if (!fork()) { write(p[1], "x", 1); _exit(0); }
+    while (wait(0) < 0 && errno == EINTR) ;  // its signal may come before it has closed the pipe
+    show("a child", p[0]);
     close(p[1]); show("hung up", p[0]); close(p[0]); pipe(p); fcntl(p[1], F_SETOWN, getpid());
     fcntl(p[1], F_SETFL, O_ASYNC | O_NONBLOCK); while (write(p[1], buf, 4096) > 0); n = sig = 0;
     read(p[0], buf, 4096); show("room", p[1]); int d = dup(p[1]); close(p[1]); close(p[0]);

@@ -290,6 +290,8 @@ class Vcpu:
             mmu.need_flush = True
         if mmu.need_flush:
             self._flush()
+            if mmu.step is not None and self._step(mmu.step):
+                return self._go_on(slice_ns)
             if self._owed and slice_ns:
                 self._owed = False
                 return EXIT_PREEMPTED
@@ -337,6 +339,8 @@ class Vcpu:
                     return EXIT_PREEMPTED
             if mmu.need_flush:
                 self._flush()
+                if mmu.step is not None and self._step(mmu.step):
+                    continue
             self.exit = EXIT_PREEMPTED
             self._at_large[:] = _RUNS
             self._start(engine.uch, engine.q[RIP], 0, 0, 0)
@@ -413,17 +417,20 @@ class Vcpu:
         mmu.need_flush = False
         mmu.flushes += 1
         self.engine.flush_tlb()
-        if mmu.step is not None:
-            self._step(mmu.step)
 
-    def _step(self, then: Callable[[], None]) -> None:
-        """Execute one instruction, and call `then`. An instruction that faults is executed, and
-        faults, again when the engine goes on."""
+    def _step(self, then: Callable[[], None]) -> bool:
+        """Execute one instruction, and call `then`. Whether that instruction needs the kernel: it
+        may be any, as the one that this was for may have been the kernel's own access on its
+        behalf, or another thread runs now."""
         self.mmu.step = None
+        self.exit = EXIT_PREEMPTED
         self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
         then()
+        if self.exit != EXIT_PREEMPTED or self._poisoned or self._failure is not None:
+            return True
         if self.mmu.need_flush:
             self._flush()
+        return False
 
     def _install_callbacks(self) -> None:
         """The engine's callbacks, as closures: they run for every fault and system call. An

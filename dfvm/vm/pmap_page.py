@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_page import VmPage
 
 _PAT_MASK: Final = PG_NC_PWT | PG_NC_PCD | PG_PTE_PAT
+_INSTRUCTION_BYTES: Final = 15  # at most
 _TS_REFERENCED_MAX: Final = 4  # cleared A bits after which a page is active enough
 
 
@@ -85,6 +86,8 @@ def pmap_alias(pmap: Pmap, va: int, m: VmPage, pte: int) -> None:
     An instruction that writes to its own page elsewhere could never be done so: there are both
     rights until it is over."""
     vm = pmap.vm
+    pc = vm.mmu.pc()
+    here = (pc >> 12, pc + _INSTRUCTION_BYTES - 1 >> 12)  # where the instruction may lie
     for other, at, slot in pmap_mapped(m):
         if other is not pmap or at == va:
             continue
@@ -93,7 +96,7 @@ def pmap_alias(pmap: Pmap, va: int, m: VmPage, pte: int) -> None:
         if not pte & PG_NX:
             new &= ~PG_RW
         if pte & PG_RW:
-            if not old & PG_NX and vm.mmu.pc() >> 12 == at >> 12:
+            if not old & PG_NX and at >> 12 in here:
                 vm.mmu.step = partial(_end_alias, pmap, va, pte & PG_FRAME)
                 vm.mmu.need_flush = True
             else:

@@ -573,3 +573,41 @@ def test_shared_memory_that_is_not_shown_stays() -> None:
     }
     """
     )
+
+
+def test_code_next_to_what_is_written_elsewhere() -> None:
+    """The kernel writes to the page that the program is in, and the program's next instruction is
+    another system call, or a breakpoint; and an instruction that begins in another page."""
+    same(
+        HELP
+        + r"""
+    static int breakpoints;
+    static void trapped(int sig) { breakpoints++; }
+
+    int main(void) {
+        int fd = file(4), other = file(1);
+        char *w = map(4, RW, MAP_SHARED, fd);
+        char *x = map(4, PROT_READ | PROT_EXEC, MAP_SHARED, fd);
+        char *at = w + P + 100, page[7] = "";
+        long (*reads)(int, char *, long) = (void *)x;
+        signal(SIGTRAP, trapped);
+
+        /* xor %eax, %eax; syscall; syscall; ret: reads a byte, and, as 1 is write, writes it. */
+        memcpy(w, "\x31\xc0\x0f\5\x0f\5\xc3", 7);
+        pwrite(other, "abcdef", 6, 0), lseek(other, 0, SEEK_SET);
+        for (int n = 0; n < 3; n++) SAY(reads(other, w + 2048, 1));
+        pread(other, page, 6, 0), puts(page);
+        SAY(lseek(other, 0, SEEK_CUR));
+        memcpy(w, "\x31\xc0\x0f\5\xcc\xc3", 6);
+        for (int n = 0; n < 3; n++) SAY(reads(other, w + 2048, 1));
+        printf("%d breakpoints\n", breakpoints);
+
+        /* movabs $at, %rax; movb $42, (%rax), the last two bytes of which are in the next page, as
+         * is what it writes; ret. */
+        memcpy(w + P - 11, "\x48\xb8", 2), memcpy(w + P - 9, &at, 8);
+        memcpy(w + P - 1, "\xc6\0\x2a\xc3", 4);
+        for (int n = 0; n < 3; n++) ((void (*)(void))(x + P - 11))(), printf("%d ", (*at)++);
+        return 0;
+    }
+    """
+    )

@@ -60,6 +60,7 @@ EXIT_EXCEPTION: Final = 3
 INT: Final = 0x100  # in Vcpu.exception: made by an int instruction
 _EXIT_RESUME: Final = -1  # resolved in the callback, but flush before going on
 
+X86_TRAP_DB: Final = 1  # a single step is over
 X86_TRAP_UD: Final = 6  # an invalid opcode
 X86_TRAP_GP: Final = 13
 X86_TRAP_PF: Final = 14
@@ -442,9 +443,9 @@ class Vcpu:
 
         def on_exception(vector: int) -> None:
             i[i_old] = -1
-            if self._poisoned and not i[i_int]:
+            if self._poisoned and not i[i_int] and vector != X86_TRAP_DB:
                 # Most likely no fault at all; a true one comes again when we go on. An int
-                # instruction is over and would not.
+                # instruction, or one that is stepped, is over and would not.
                 stop(handle)
             elif vector == X86_TRAP_PF:
                 va, error = q[q_cr2], i[i_error]

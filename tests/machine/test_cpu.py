@@ -295,6 +295,24 @@ def test_clock_stops_between_instructions(bench: Bench, monkeypatch: pytest.Monk
         bench.vcpu.stop_clock()
 
 
+def test_clock_loses_no_single_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every instruction that is stepped is told, also when the clock hits meanwhile."""
+    monkeypatch.setattr(c, "TICK_NS", 50_000)
+    bench.code("48ffc0 48ffc0 48ffc0 ebf5")  # l: inc rax; inc rax; inc rax; jmp l
+    bench.ctx.eflags = 0x100
+    bench.vcpu.start_clock()
+    try:
+        at = 0
+        for _ in range(20_000):
+            why = bench.run(slice_ns=1)
+            if why == c.EXIT_EXCEPTION:
+                assert bench.vcpu.exception == c.X86_TRAP_DB
+                at = {0: 3, 3: 6, 6: 9, 9: 0}[at]
+            assert bench.ctx.q[c.RIP] == CODE + at
+    finally:
+        bench.vcpu.stop_clock()
+
+
 @pytest.mark.parametrize("text", ["480117", "f0480117", "f0480fc117"])
 def test_clock_repeats_no_store(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """add [rdi],rdx and its kin run once each, though the clock hits while the host looks for

@@ -389,8 +389,11 @@ class Scheduler(Synch):
         if monotonic_ns() >= self._next_event:
             self._softclock(monotonic_ns())
         if self._runq or self._until is not None:
-            td.td_pass += td.td_stride
-            self.setrunnable(td)
+            if self._rt_rest and td.td_rtprio:
+                self._put_first(td)
+            else:
+                td.td_pass += td.td_stride
+                self.setrunnable(td)
             self.switch(td)
 
     def hardclock(self) -> bool:
@@ -431,17 +434,22 @@ class Scheduler(Synch):
         The current one stays the first of its kind."""
         td = self.curthread
         if self._runq and self._outranked(td):
-            self._head -= 1
-            heappush(self._runq, (td.td_pass, self._head, td))
+            self._put_first(td)
             self.switch(td)
+
+    def _put_first(self, td: Thread) -> None:
+        """Put `td`, which is on no queue, on the run queue before its equals."""
+        self._head -= 1
+        heappush(self._runq, (td.td_pass, self._head, td))
 
     def _rt_tick(self, td: Thread) -> bool:
         """The clock tick of a real-time thread. Whether it is to yield."""
         self._rt_ticks += 1
         if self._rt_ticks >= _RT_TICKS:
             self._rt_ticks = 0
-            self._rt_rest = bool(self._runq)
-            return self._rt_rest
+            self._rt_rest = any(item[0] >= 0 for item in self._runq)
+            if self._rt_rest:
+                return True
         if td.td_rrleft > 0:
             td.td_rrleft -= 1
             if not td.td_rrleft:

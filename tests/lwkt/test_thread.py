@@ -64,6 +64,38 @@ def test_same_history_every_time() -> None:
     assert shares([0, 5, -5, 0], 500) == shares([0, 5, -5, 0], 500)
 
 
+def test_equal_realtime_threads_take_no_turns(sched: Scheduler) -> None:
+    """A thread that goes first until it sleeps also goes first after the others had a turn."""
+    ticks: list[str] = []
+
+    def compute(name: str, rtprio: int) -> None:
+        sched.set_realtime(sched.curthread, rtprio, False)
+        for _ in range(50):
+            ticks.append(name)
+            if sched.hardclock():
+                sched.yield_()
+
+    def starter() -> None:
+        sched.set_realtime(sched.curthread, 9, False)
+        for name in "ab":
+            td = sched.create(compute, name, 5, name=name)
+            sched.set_realtime(td, 5, False)
+        sched.create(compute, "-", 0, name="-")
+
+    sched.create(starter)
+    sched.run()
+    order = "".join(ticks)
+    assert order.replace("-", "") == 50 * "a" + 50 * "b"
+    assert order.rstrip("-").split("-") == [
+        19 * "a",
+        19 * "a",
+        12 * "a" + 7 * "b",
+        19 * "b",
+        19 * "b",
+        5 * "b",
+    ]
+
+
 def test_sleepers_get_ahead_of_those_who_compute(sched: Scheduler) -> None:
     turns: list[str] = []
 

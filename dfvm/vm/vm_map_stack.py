@@ -31,6 +31,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_STACK,
     MAP_ENTRY_WIREONFAULT,
+    MAP_FUTUREONFAULT,
     MAP_IS_STACK,
     MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
@@ -38,6 +39,7 @@ from dfvm.vm.vm_map_entry import (
     vm_map_unlock,
 )
 from dfvm.vm.vm_map_insert import vm_map_insert
+from dfvm.vm.vm_map_madvise import vm_map_mark
 from dfvm.vm.vm_map_space import vm_map_findspace
 from dfvm.vm.vm_map_wire import vm_map_user_wiring
 from dfvm.vm.vm_param import PAGE_SHIFT, PAGE_SIZE, SGROWSIZ, trunc_page
@@ -135,7 +137,10 @@ def vm_map_growstack(map: VmMap, addr: int) -> int:
         vmspace.vm_ssize += grow
     vm_map_unlock(map)
     if rv == KERN_SUCCESS and map.flags & MAP_WIREFUTURE and not on_fault:
-        vm_map_user_wiring(map, start, old_start, False)
+        if map.flags & MAP_FUTUREONFAULT:
+            vm_map_mark(map, start, old_start, 0, MAP_ENTRY_WIREONFAULT)
+        else:
+            vm_map_user_wiring(map, start, old_start, False)
     return rv
 
 

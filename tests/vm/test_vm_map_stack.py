@@ -15,6 +15,8 @@ from dfvm.vm.vm import (
 )
 from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_map import (
+    MAP_ENTRY_WIREONFAULT,
+    MAP_FUTUREONFAULT,
     MAP_WIREFUTURE,
     VmMap,
     vm_map_findspace,
@@ -202,4 +204,16 @@ def test_a_wired_stack_grows_by_entries_of_its_own(proc: Proc, map: VmMap) -> No
     assert store(map, TOP - 2 * SGROWSIZ - 1, 1) == KERN_SUCCESS
     assert entries(map)[0].wired_count == 1
     assert store(map, low, 1) == KERN_SUCCESS
+    sound(map)
+
+
+@pytest.mark.spec("MAP-14")
+def test_what_a_stack_grows_by_is_wired_as_it_is_faulted_in(proc: Proc, map: VmMap) -> None:
+    stack(map, 1 << 20)
+    map.flags |= MAP_WIREFUTURE | MAP_FUTUREONFAULT
+    for n in (1, 2):
+        assert store(map, TOP - n * SGROWSIZ - 1, 1) == KERN_SUCCESS
+        wired = [(e.ba.start, e.ba.end) for e in map if e.wired_count]
+        assert wired == [(TOP - k * SGROWSIZ - P, TOP - k * SGROWSIZ) for k in range(n, 0, -1)]
+        assert entries(map)[0].eflags & MAP_ENTRY_WIREONFAULT
     sound(map)

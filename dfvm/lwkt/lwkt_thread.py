@@ -412,7 +412,8 @@ class Scheduler(Synch):
 
     def set_realtime(self, td: Thread, rtprio: int, round_robin: bool) -> None:
         """Make `td` a real-time thread, or with rtprio 0 one of the others. It goes behind those
-        of its new priority."""
+        of its new priority, or before them if it had a higher one."""
+        lowered = 0 < rtprio < td.td_rtprio
         td.td_rtprio = rtprio
         td.td_rrleft = RR_SLICE_NS // TICK_NS if rtprio and round_robin else -1
         td.td_nice = td.td_nice  # sets the stride
@@ -423,7 +424,10 @@ class Scheduler(Synch):
         elif any(item[2] is td for item in self._runq):
             self._runq = [item for item in self._runq if item[2] is not td]
             heapify(self._runq)
-            self.setrunnable(td)
+            if lowered:
+                self._put_first(td)
+            else:
+                self.setrunnable(td)
 
     def _outranked(self, td: Thread) -> bool:
         first = self._runq[0][0]

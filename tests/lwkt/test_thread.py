@@ -96,6 +96,29 @@ def test_equal_realtime_threads_take_no_turns(sched: Scheduler) -> None:
     ]
 
 
+def test_realtime_threads_that_are_moved(sched: Scheduler) -> None:
+    """One that is raised goes behind its new equals, one that is lowered before them."""
+
+    def order(moved: int, rtprio: int) -> str:
+        ran: list[str] = []
+
+        def starter() -> None:
+            sched.set_realtime(sched.curthread, 9, False)
+            threads = [sched.create(ran.append, name) for name in "abcd"]
+            for td, prio in zip(threads, (3, 3, 5, 5), strict=True):
+                sched.set_realtime(td, prio, False)
+            sched.set_realtime(threads[moved], rtprio, False)
+
+        sched.create(starter)
+        sched.run()
+        return "".join(ran)
+
+    assert order(3, 3) == "cdab"
+    assert order(0, 5) == "cdab"
+    assert order(2, 1) == "dabc"
+    assert order(0, 6) == "acdb"
+
+
 def test_sleepers_get_ahead_of_those_who_compute(sched: Scheduler) -> None:
     turns: list[str] = []
 

@@ -91,16 +91,24 @@ def cap_setfsuid(old: Ucred, new: Ucred) -> None:
         new.cr_cap_e |= new.cr_cap_p & CAP_FS_SET
 
 
-def cap_exec(new: Ucred, setid: bool) -> None:
-    """`new` is to be the credentials of a new program, users and groups as they will be. `setid`:
-    its file changed these. Files have no capabilities here."""
+def cap_exec(old: Ucred, new: Ucred, no_new: bool, tied: bool) -> None:
+    """`new` is to be the credentials of a new program, users and groups as they will be. It gets
+    no capability that `old` hasn't with `no_new` (PR_SET_NO_NEW_PRIVS), or if it is `tied` to
+    others, which could lead it astray; nor does it stay another user then who would have more.
+    Files have no capabilities here."""
     permitted, effective = 0, False
-    if setid:
-        new.cr_cap_a = 0
     if not new.cr_securebits & SECBIT_NOROOT:
         if 0 in (new.cr_uid, new.cr_ruid):
             permitted = new.cr_cap_b | new.cr_cap_i
         effective = new.cr_uid == 0
+    setid = new.cr_uid != new.cr_ruid or new.cr_gid != new.cr_rgid
+    if (no_new or tied) and permitted & ~old.cr_cap_p:
+        permitted &= old.cr_cap_p
+        if no_new or not old.cr_cap_e & CAP_SETUID:
+            new.cr_uid = new.cr_svuid = new.cr_fsuid = new.cr_ruid
+            new.cr_gid = new.cr_svgid = new.cr_fsgid = new.cr_rgid
+    if setid:
+        new.cr_cap_a = 0
     new.cr_cap_p = permitted | new.cr_cap_a
     new.cr_cap_e = new.cr_cap_p if effective else new.cr_cap_a
     new.cr_securebits &= ~SECBIT_KEEP_CAPS

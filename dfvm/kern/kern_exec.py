@@ -469,17 +469,17 @@ def _new_cred(p: Proc, image: ImageParams) -> Ucred:
     vp, cred = image.vp, p.p_ucred
     uid, gid = cred.cr_uid, cred.cr_gid
     # With its root directory shared, somebody else could move that under the new program.
-    tied = p.p_fs.fs_refcnt > 1 and uid != 0
-    if not (tied or p.p_nonewprivs or vp.v_mount.mnt_flags & ST_NOSUID):
+    tied = p.p_fs.fs_refcnt > 1
+    if not ((tied and uid != 0) or p.p_nonewprivs or vp.v_mount.mnt_flags & ST_NOSUID):
         if vp.v_mode & S_ISUID:
             uid = vp.v_uid
         if vp.v_mode & S_ISGID and vp.v_mode & 0o010:
             gid = vp.v_gid
-    cred = cred.copy()
-    cred.cr_uid = cred.cr_svuid = cred.cr_fsuid = uid
-    cred.cr_gid = cred.cr_svgid = cred.cr_fsgid = gid
-    cap_exec(cred, uid != cred.cr_ruid or gid != cred.cr_rgid)
-    return cred
+    new = cred.copy()
+    new.cr_uid = new.cr_svuid = new.cr_fsuid = uid
+    new.cr_gid = new.cr_svgid = new.cr_fsgid = gid
+    cap_exec(cred, new, p.p_nonewprivs, tied)
+    return new
 
 
 def _build_stack(

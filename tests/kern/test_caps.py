@@ -133,3 +133,20 @@ def test_capabilities_follow_users_and_exec() -> None:
     }
     """
     )
+
+
+def test_no_new_privileges_keep_capabilities_away() -> None:
+    same(
+        CAPS
+        + r"""
+    static void none(void) { memset(d, 0, sizeof d); E(set()); }
+    int main(int argc, char **argv) {
+        AFTER_EXEC
+        IN_CHILD(none(), P(38, 1, 0, 0, 0), again());
+        IN_CHILD(drop(7), P(38, 1, 0, 0, 0), again());
+        IN_CHILD(get(), d[0].p = d[0].e = 0x80, E(set()), P(38, 1, 0, 0, 0), again());
+        IN_CHILD(none(), again());
+        return 0;
+    }
+    """
+    )

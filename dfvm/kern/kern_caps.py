@@ -44,6 +44,8 @@ CAP_FULL: Final = (1 << CAP_LAST + 1) - 1
 # Those that come and go with the user for access to files: the ones above from CAP_CHOWN to
 # CAP_FSETID, and LINUX_IMMUTABLE, MKNOD and MAC_OVERRIDE.
 CAP_FS_SET: Final = 0x1F | 1 << 9 | CAP_MKNOD | 1 << 32
+# With one of these every directory may be searched.
+CAP_SEARCH: Final = CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH
 
 # Securebits; each has a lock beside it.
 SECBIT_NOROOT: Final = 0x01

@@ -22,6 +22,7 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from dfvm.kern.kern_caps import CAP_SEARCH
 from dfvm.kern.kern_errno import (
     EBUSY,
     EEXIST,
@@ -153,7 +154,7 @@ def namei(root: Vnode, start: Vnode, path: bytes, cred: Cred, flags: int = NAMEI
     if not path:
         raise err(ENOENT)
     vp = root if path[0] == 0x2F else start
-    uid = cred.cr_fsuid
+    search = not cred.cr_cap_e & CAP_SEARCH
     now = monotonic_ns()
     todo = path.split(b"/")
     if todo[-1] == b"":
@@ -166,7 +167,7 @@ def namei(root: Vnode, start: Vnode, path: bytes, cred: Cred, flags: int = NAMEI
             continue
         if vp.v_type != VDIR:
             raise err(ENOTDIR)
-        if uid:
+        if search:
             vp.access(VEXEC, cred)
         # The same as vp.lookup(name), written out: this is where stat spends its time.
         if vp.v_names_until < now:
@@ -235,7 +236,7 @@ def nameiat(root: Vnode, start: Vnode, path: bytes, cred: Cred, follow: bool = F
             dvp = start
             if dvp.v_type != VDIR:
                 raise err(ENOTDIR)
-        if cred.cr_fsuid:
+        if not cred.cr_cap_e & CAP_SEARCH:
             dvp.access(VEXEC, cred)
         if name == b".":
             return Nameidata(dvp, name, dvp, slash)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_SEARCH
 from dfvm.kern.kern_errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, err
 from dfvm.kern.vfs.namei import PATH_MAX, SYMLINK_MAX
 from dfvm.kern.vfs.vnode import VDIR, VEXEC, VLNK, VMAGIC
@@ -98,7 +99,7 @@ def resolve_at(
         dvp = walk.vp
         if dvp.v_type != VDIR:
             raise err(ENOTDIR)
-        if cred.cr_fsuid:
+        if not cred.cr_cap_e & CAP_SEARCH:
             dvp.access(VEXEC, cred)
         name = walk.todo.pop()
         if name == b"..":

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.kern_caps import CAP_SETGID, CAP_SETUID, cap_setfsuid, cap_setuid
+from dfvm.kern.kern_caps import CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, cap_setfsuid, cap_setuid
 from dfvm.kern.kern_errno import EACCES, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.proc import P_EXEC, Pgrp, Proc, enterpgrp
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Ucred
+    from dfvm.kern.vfs.vnode import Cred
 
 NGROUPS_MAX: Final = 65536
 _NOBODY: Final = 0xFFFF_FFFF  # -1: leave the id as it is, or "no such id"
@@ -312,3 +313,33 @@ def sys_setgroups(lp: Lwp, size: int, ulist: int) -> int:
     cred.cr_groups = tuple(int.from_bytes(raw[n : n + 4], "little") for n in range(0, 4 * size, 4))
     p.p_ucred = cred
     return 0
+
+
+# ---- who may look into whom ----------------------------------------------------------------------
+
+
+def may_trace(p: Proc, target: Proc) -> bool:
+    """Whether `p` may do to `target` what a debugger does: read and write its memory, take its
+    descriptors. Itself it may; another one of the same user's that has no more capabilities."""
+    mine = p.p_ucred
+    if p is target or mine.cr_cap_e & CAP_SYS_PTRACE:
+        return True
+    return _may_trace(target, mine.cr_ruid, mine.cr_rgid, mine.cr_cap_p)
+
+
+def may_look(cred: Cred, target: Proc) -> bool:
+    """The same for somebody with `cred` who comes by way of the file system (/proc), which another
+    user and group, and the capabilities in force, count for."""
+    if cred.cr_cap_e & CAP_SYS_PTRACE:
+        return True
+    return _may_trace(target, cred.cr_fsuid, cred.cr_fsgid, cred.cr_cap_e)
+
+
+def _may_trace(target: Proc, uid: int, gid: int, caps: int) -> bool:
+    hers = target.p_ucred
+    return (
+        bool(target.p_dumpable)
+        and uid == hers.cr_ruid == hers.cr_uid == hers.cr_svuid
+        and gid == hers.cr_rgid == hers.cr_gid == hers.cr_svgid
+        and not hers.cr_cap_p & ~caps
+    )

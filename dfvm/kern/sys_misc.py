@@ -21,7 +21,6 @@ from dfvm.kern.abi.linux.args import s32, s64, u32
 from dfvm.kern.kern_caps import (
     CAP_LAST,
     CAP_SYS_ADMIN,
-    CAP_SYS_PTRACE,
     SECBIT_KEEP_CAPS,
     cap_ambient,
     cap_bset_drop,
@@ -40,6 +39,7 @@ from dfvm.kern.kern_errno import (
     ETIMEDOUT,
     err,
 )
+from dfvm.kern.kern_prot import may_trace
 from dfvm.kern.kern_sig import ERESTART_RESTARTBLOCK, NSIG
 from dfvm.kern.kern_time import LONGEST_NS, NS, TIME_MAX, copyin_timespec
 from dfvm.lwkt.kern_synch import PCATCH
@@ -223,8 +223,7 @@ def sys_get_robust_list(lp: Lwp, pid: int, uhead: int, ulen: int) -> int:
     target = lp if pid == 0 else lp.lwp_proc.kernel.find_lwp(pid)
     if target is None:
         raise err(ESRCH)
-    mine, hers = lp.lwp_proc.p_ucred, target.lwp_proc.p_ucred
-    if not mine.cr_cap_e & CAP_SYS_PTRACE and mine.cr_uid not in (hers.cr_uid, hers.cr_ruid):
+    if not may_trace(lp.lwp_proc, target.lwp_proc):
         raise err(EPERM)
     space = lp.lwp_proc.p_vmspace
     copyout(space, _ROBUST_LIST_HEAD.to_bytes(8, "little"), ulen)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
-from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_descrip import O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import EBADF, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_event import POLL_READABLE, Kqinfo
+from dfvm.kern.kern_prot import may_trace
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_signal import check_signal, copyin_siginfo, send_user, user_info
 
@@ -133,11 +133,8 @@ def sys_pidfd_getfd(lwp: Lwp, pidfd: int, target: int, flags: int) -> int:
         raise err(EINVAL)
     p = lwp.lwp_proc
     other = pidfd_get(lwp, pidfd).proc()
-    mine, hers = p.p_ucred, other.p_ucred
-    if other is not p and not mine.cr_cap_e & CAP_SYS_PTRACE:
-        ids = (hers.cr_ruid, hers.cr_uid, hers.cr_svuid, hers.cr_rgid, hers.cr_gid, hers.cr_svgid)
-        if ids != (mine.cr_ruid,) * 3 + (mine.cr_rgid,) * 3 or not other.p_dumpable:
-            raise err(EPERM)
+    if not may_trace(p, other):
+        raise err(EPERM)
     if not other.p_lwps:
         raise err(ESRCH)
     fp = other.p_fd.fget_path(target)

@@ -13,8 +13,8 @@ from struct import unpack
 from typing import TYPE_CHECKING
 
 from dfvm.kern.abi.linux.args import s32
-from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_errno import EFAULT, EINVAL, EPERM, ESRCH, err
+from dfvm.kern.kern_prot import may_trace
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_generic import IOV_MAX, user_iov
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, uiomove_pa
@@ -88,16 +88,7 @@ def _space_of(lp: Lwp, pid: int) -> Vmspace:
     target = p.kernel.procs.get(pid)
     if target is None or target.p_stat == SZOMB or not target.p_lwps:
         raise err(ESRCH)
-    mine, hers = p.p_ucred, target.p_ucred
-    if (
-        target is not p
-        and not mine.cr_cap_e & CAP_SYS_PTRACE
-        and not (
-            target.p_dumpable
-            and mine.cr_ruid == hers.cr_uid == hers.cr_svuid == hers.cr_ruid
-            and mine.cr_rgid == hers.cr_gid == hers.cr_svgid == hers.cr_rgid
-        )
-    ):
+    if not may_trace(p, target):
         raise err(EPERM)
     return target.p_vmspace
 

@@ -150,3 +150,57 @@ def test_no_new_privileges_keep_capabilities_away() -> None:
     }
     """
     )
+
+
+def test_directories_are_searched_by_capability() -> None:
+    same(
+        CAPS
+        + r"""
+    int main(int argc, char **argv) {
+        char dir[] = "/tmp/caps.XXXXXX", f[64];
+        struct stat st;
+        mkdtemp(dir), sprintf(f, "%s/f", dir), close(creat(f, 0600)), chown(dir, 7, 7);
+        IN_CHILD(drop(1), drop(2), E(stat(f, &st)), E(open(f, O_RDONLY)), E(unlink(f)));
+        IN_CHILD(drop(1), drop(2), drop(1), E(syscall(SYS_openat2, AT_FDCWD, f,
+                 ((uint64_t[]){0, 0, 2}), 24)));
+        IN_CHILD(drop(1), E(stat(f, &st)), E(open(f, O_RDONLY)), E(unlink(f)));
+        IN_CHILD(drop(2), E(stat(f, &st)), E(unlink(f)));
+        rmdir(dir);
+        return 0;
+    }
+    """
+    )
+
+
+def test_nobody_looks_into_a_process_that_may_do_more() -> None:
+    same(
+        CAPS
+        + r"""
+    #include <sys/uio.h>
+    static void none(void) { memset(d, 0, sizeof d); E(set()); }
+    static void look(int pid) {
+        char path[64], byte, *a = &byte;
+        size_t n;
+        struct iovec v = {&byte, 1}, w = {path, 1};
+        sprintf(path, "/proc/%d/mem", pid);
+        E(syscall(SYS_process_vm_readv, pid, &v, 1, &w, 1, 0));
+        E(syscall(SYS_pidfd_getfd, syscall(SYS_pidfd_open, pid, 0), 0, 0) < 0 ? -1 : 0);
+        E(open(path, O_RDONLY) < 0 ? -1 : 0);
+        E(syscall(SYS_get_robust_list, pid, &a, &n));
+    }
+    int main(int argc, char **argv) {
+        int end[2];
+        char byte;
+        pipe(end);
+        int pid = fork();
+        if (!pid) { close(end[1]); read(end[0], &byte, 1); _exit(0); }
+        close(end[0]);
+        IN_CHILD(look(pid));
+        IN_CHILD(none(), look(pid), look(getpid()));
+        IN_CHILD(drop(19), look(pid));
+        IN_CHILD(setgid(5), drop(19), P(4, 1, 0, 0, 0), look(pid));
+        IN_CHILD(setfsuid(5), P(4, 1, 0, 0, 0), drop(19), look(pid));
+        return 0;
+    }
+    """
+    )

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_caps import CAP_SYS_PTRACE
 from dfvm.kern.kern_errno import EACCES, EEXIST, EINVAL, EIO, ENODEV, ENOENT, EPERM, ESRCH, err
+from dfvm.kern.kern_prot import may_look
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vnode import (
     OFF_MAX,
@@ -101,12 +101,10 @@ class ProcNode(Vnode):
         :raises OSError: EACCES.
         """
         p = self.p_proc
-        if cred.cr_cap_e & CAP_SYS_PTRACE:
+        if p is None or p is self.kernel.sched.curthread.td_proc:
             return
-        if p is not None and p is not self.kernel.sched.curthread.td_proc:
-            theirs = p.p_ucred
-            if not p.p_dumpable or cred.cr_fsuid not in (theirs.cr_uid, theirs.cr_ruid):
-                raise err(EACCES)
+        if not may_look(cred, p):
+            raise err(EACCES)
 
     def vop_fileid(self) -> int:
         return self.p_fileid

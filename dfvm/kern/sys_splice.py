@@ -235,11 +235,11 @@ def _is_pipe(fp: File) -> bool:
     return isinstance(fp, PipeFile) or (isinstance(fp, HostFile) and fp.is_fifo())
 
 
-def _bounce(lwp: Lwp, ifp: File, count: int, put: Callable[[Uio], None]) -> int:
-    # From a pipe of the host to where `put` puts it. What was read and can't be written is lost.
+def _bounce(count: int, get: Callable[[Uio], None], put: Callable[[Uio], None]) -> int:
+    # From or to a pipe of the host. What was read and can't be written is lost.
     buffer = memoryview(bytearray(min(count, _BOUNCE)))
     uio = Uio(None, [buffer], UIO_READ)
-    ifp.fo_read(lwp, uio)
+    get(uio)
     n = len(buffer) - uio.uio_resid
     uio = Uio(None, [buffer[:n]], UIO_WRITE)
     while uio.uio_resid:
@@ -337,7 +337,7 @@ def _splice(
         skew = off % PAGE_SIZE if vp is not None and vp.v_type == VREG else 0
         nonblock = nonblock or bool(ofp.f_flag & O_NONBLOCK)
         return _fill(lwp, ofp.f_pipe, count, nonblock, get, skew)
-    return _bounce(lwp, ifp, count, put)
+    return _bounce(count, get, put)
 
 
 def sys_tee(lwp: Lwp, in_fd: int, out_fd: int, count: int, flags: int) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from file_util import T
-from guest_util import same
+from guest_util import build, same
+
+from dfvm import Machine
 
 Q = r"""
 static void q(int fd) { int n = -1; ioctl(fd, FIONREAD, &n); printf("%d waiting\n", n); }
@@ -81,3 +85,25 @@ int main() {
     T(vmsplice(p[0], iv, 1, NB)); close(p[1]); T(vmsplice(p[0], iv, 1, 0));
     return 0;
 }""")  # fmt: skip
+
+
+def test_a_file_to_a_pipe_of_the_host() -> None:
+    program = build(
+        r"""
+int main() {
+    int f = memfd_create("f", 0); loff_t o = 5; write(f, "0123456789", 10); lseek(f, 2, SEEK_SET);
+    if (splice(f, &o, 1, 0, 3, 0) != 3 || o != 8 || lseek(f, 0, SEEK_CUR) != 2) return 1;
+    if (splice(f, 0, 1, 0, 1, 0) != 1 || lseek(f, 0, SEEK_CUR) != 3) return 2;
+    return 0;
+}"""
+    )
+    end, stdout = os.pipe()
+    try:
+        with Machine(mem="32M", check=True) as m:
+            p = m.spawn([program], stdout=stdout)
+            m.run(timeout=60)
+        assert p.exit_status == 0
+        assert os.read(end, 100) == b"5672"
+    finally:
+        os.close(end)
+        os.close(stdout)

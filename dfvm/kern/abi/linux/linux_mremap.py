@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
-from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, err
+from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, EOVERFLOW, err
 from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import (
     MARK_NORESERVE,
@@ -34,6 +34,7 @@ from dfvm.kern.sys_mman import (
     populate,
     vma_end,
 )
+from dfvm.kern.vfs.vnode import OFF_MAX
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
 from dfvm.vm.pmap import pmap_remove
 from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_READ, VM_PROT_WRITE
@@ -373,7 +374,10 @@ def remap_file_pages(p: Proc, start: int, size: int, prot: int, pgoff: int) -> i
     for piece, _, _ in entries(map, start, end):
         if piece.ba.object is not obj or piece.protection != entry.protection:
             raise err(EINVAL)
-    shown = VmMapBacking(start, end, map.pmap, obj, pgoff << PAGE_SHIFT)
+    offset = pgoff << PAGE_SHIFT
+    if offset + size > OFF_MAX:
+        raise err(EOVERFLOW)
+    shown = VmMapBacking(start, end, map.pmap, obj, offset)
     like = VmMapEntry(
         shown, entry.eflags, entry.maptype, entry.protection, entry.max_protection,
         entry.inheritance, entry.id,

@@ -27,8 +27,7 @@ from dfvm.kern.sys_mman import (
     may_lock,
     page_range,
 )
-from dfvm.machine.pte import PG_V
-from dfvm.vm.pmap import pmap_pte
+from dfvm.vm.pmap import pmap_ptes
 from dfvm.vm.vm import KERN_SUCCESS
 from dfvm.vm.vm_map import (
     MAP_ENTRY_USER_WIRED,
@@ -75,12 +74,14 @@ def lock_range(map: VmMap, entry: VmMapEntry, start: int, end: int, on_fault: bo
 def _wire_present(map: VmMap, start: int, end: int) -> None:
     """Wire what is mapped already in [start, end), and have the rest wired on fault."""
     vm_map_mark(map, start, end, 0, MAP_ENTRY_WIREONFAULT)
-    run = start
-    for va in range(start, end + PAGE_SIZE, PAGE_SIZE):
-        if va == end or not pmap_pte(map.pmap, va) & PG_V:
-            if run < va:
-                vm_map_user_wiring(map, run, va, False)
-            run = va + PAGE_SIZE
+    runs: list[tuple[int, int]] = []
+    for va, _ in pmap_ptes(map.pmap, start, end):
+        if runs and runs[-1][1] == va:
+            runs[-1] = (runs[-1][0], va + PAGE_SIZE)
+        else:
+            runs.append((va, va + PAGE_SIZE))
+    for first, last in runs:
+        vm_map_user_wiring(map, first, last, False)
 
 
 def _unlock_range(map: VmMap, start: int, end: int) -> None:

@@ -71,7 +71,7 @@ from dfvm.vm.vm_page import (
 from dfvm.vm.vm_param import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMapEntry
@@ -236,6 +236,20 @@ def pmap_tables(pmap: Pmap, first: int, last: int) -> Sequence[int]:
     if last - first < len(pt):
         return [key for key in range(first, last + 1) if key in pt]
     return [key for key in pt if first <= key <= last]
+
+
+def pmap_ptes(pmap: Pmap, sva: int, eva: int) -> Iterator[tuple[int, int]]:
+    """The address and the PTE of each page that is mapped in [sva, eva), from low to high. Only
+    page tables that exist are looked at, however large the range is."""
+    if sva >= eva:
+        return
+    for key in sorted(pmap_tables(pmap, sva >> 21, eva - 1 >> 21)):
+        base = key << 21
+        lo = max(sva - base, 0) >> 12
+        hi = min(eva - base, 1 << 21) >> 12
+        for i, pte in enumerate(_ptes(pmap, key, lo, hi), lo):
+            if pte & PG_V:
+                yield base + (i << 12), pte
 
 
 def pmap_is_stored(pmap: Pmap, sva: int, eva: int) -> bool:

@@ -208,6 +208,14 @@ def test_locked_is_more_than_wired() -> None:
         SAY(madvise(p, 4 * P, MADV_DONTNEED)); SAY(madvise(p, 4 * P, 24)); TELL(p, 4);
         SAY(munlockall()); TELL(p, 4);
 
+        long room = 1L << 40;  // of which next to nothing is there
+        OK(p = mmap(0, room, RW, PRIVATE | MAP_NORESERVE, -1, 0));
+        SAY(madvise(p, room, MADV_RANDOM));
+        p[7 * P] = p[8 * P] = p[room / 2] = 1;
+        SAY(syscall(SYS_mlock2, p, room, 1)); SMAPS(p, "Locked"), SMAPS(p, "VmFlags");
+        p[9 * P] = p[room - 1] = 1; SMAPS(p, "Locked");
+        SAY(mlockall(MCL_CURRENT | 4)); SAY(munlockall()); SMAPS(p, "Locked"); SAY(munmap(p, room));
+
         CHILD(SAY(mlockall(MCL_FUTURE | 4)); p = map(2, RW, PRIVATE, -1); TELL(p, 2); p[P] = 1;
               TELL(p + P, 1); p = sbrk(4 * P) + P; TELL((char *)((long)p & -P), 2));
         CHILD(p = map(2, RW, PRIVATE, -1); q = map(1, 0, PRIVATE, -1);
@@ -566,6 +574,7 @@ def test_shared_memory_that_is_not_shown_stays() -> None:
             for (int n = 0; n < 5; n++) R(q + n * P);
             SAY(munmap(q + P, P)); SAY(SHOW(q, 1, 1)); R(q); SAY(SHOW(q, 2, 0));
             SAY(syscall(SYS_remap_file_pages, q, P, PROT_READ, 0, 0)); SAY(SHOW(q, 0, 0));
+            SAY(SHOW(q, 1, 1L << 60)); SAY(SHOW(q, 1, -2L)); SAY(SHOW(q, 1, -1L)); R(q);
         }
         SAY(SHOW(map(1, RW, PRIVATE, -1), 1, 0)); SAY(SHOW(map(1, RW, MAP_PRIVATE, fd), 1, 0));
         SAY(SHOW(map(1, PROT_READ, MAP_SHARED, open("/proc/self/exe", O_RDONLY)), 1, 0));

@@ -25,9 +25,9 @@ from dfvm.kern.sys_mman import (
 )
 from dfvm.kern.vfs.procfs import ProcNode
 from dfvm.kern.vfs.vnode import OFF_MAX, VREG, vn_fullpath
-from dfvm.machine.pte import PG_A, PG_FRAME, PG_M, PG_V
+from dfvm.machine.pte import PG_A, PG_FRAME, PG_M
 from dfvm.vm.copyio import uiomove, uiomove_pa
-from dfvm.vm.pmap import pmap_mapped, pmap_pte
+from dfvm.vm.pmap import pmap_mapped, pmap_pte, pmap_ptes
 from dfvm.vm.vm import (
     VM_INHERIT_NONE,
     VM_INHERIT_ZERO,
@@ -51,8 +51,6 @@ from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRE
 from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dfvm.kern.proc import Proc
     from dfvm.kern.vfs.procfs import ProcMount
     from dfvm.kern.vfs.vnode import Cred, Vnode
@@ -178,25 +176,6 @@ def vm_kinds(space: Vmspace) -> Kinds:
     return kinds
 
 
-def _ptes(space: Vmspace, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(address, PTE) of what is mapped in a range. Looks at page tables that exist only."""
-    pt = space.vm_pmap.pm_pt
-    q = space.vm_pmap.q
-    first, last = start >> _NBPDR_SHIFT, (end - 1) >> _NBPDR_SHIFT
-    if last - first + 1 > len(pt):
-        keys = sorted(k for k in pt if first <= k <= last)
-    else:
-        keys = [k for k in range(first, last + 1) if k in pt]
-    for key in keys:
-        base = key << _NBPDR_SHIFT
-        lo = max(start - base, 0) >> PAGE_SHIFT
-        hi = min(end - base, 1 << _NBPDR_SHIFT) >> PAGE_SHIFT
-        table = pt[key]
-        for i, pte in enumerate(q[table + lo : table + hi], lo):
-            if pte & PG_V:
-                yield base + (i << PAGE_SHIFT), pte
-
-
 def _page(space: Vmspace, pte: int) -> VmPage | None:
     return PHYS_TO_VM_PAGE(space.vm_map.vm, pte & PG_FRAME)
 
@@ -207,12 +186,12 @@ def rss_split(space: Vmspace) -> tuple[int, int, int]:
     files = shmem = 0
     for entry in space.vm_map:
         if _backing_file(entry) is not None:
-            for _, pte in _ptes(space, entry.ba.start, entry.ba.end):
+            for _, pte in pmap_ptes(space.vm_pmap, entry.ba.start, entry.ba.end):
                 m = _page(space, pte)
                 if m is not None and m.object is not None and m.object.type == OBJT_VNODE:
                     files += 1
         elif is_shared(entry):
-            shmem += sum(1 for _ in _ptes(space, entry.ba.start, entry.ba.end))
+            shmem += sum(1 for _ in pmap_ptes(space.vm_pmap, entry.ba.start, entry.ba.end))
     total = space.vm_pmap.pm_stats.resident_count
     return total - files - shmem, files, shmem
 
@@ -234,7 +213,7 @@ class Usage:
         start, end = entry.ba.start, entry.ba.end
         shared, locked = is_shared(entry), is_locked(entry)
         self.size += end - start
-        for _, pte in _ptes(space, start, end):
+        for _, pte in pmap_ptes(space.vm_pmap, start, end):
             m = _page(space, pte)
             if m is None:
                 continue
@@ -512,7 +491,7 @@ class PagemapFile(_MemoryFile):
             n = min(uio.uio_resid, _CHUNK) >> 3
             end = min(va + (n << PAGE_SHIFT), VM_MAX_USER_ADDRESS)
             words = [0] * ((end - va) >> PAGE_SHIFT)
-            for at, _ in _ptes(space, va, end):
+            for at, _ in pmap_ptes(space.vm_pmap, va, end):
                 words[(at - va) >> PAGE_SHIFT] = self._word(space, at)
             uiomove(pack(f"<{len(words)}Q", *words), uio)
             off += len(words) << 3

@@ -108,9 +108,9 @@ def _copy(space: Vmspace, va: int, length: int, uio: Uio, write: bool) -> None:
         if m is None:
             raise err(EFAULT)
         try:
-            if write:
-                vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
             n = min(PAGE_SIZE - (va & PAGE_MASK), end - va)
             va += uiomove_pa(vm, m.phys_addr + (va & PAGE_MASK), n, uio)
         finally:
+            if write:  # at the end: it may have run what was there while this blocked
+                vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
             vm_page_unhold(vm, m)

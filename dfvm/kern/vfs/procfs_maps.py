@@ -414,11 +414,11 @@ class MemFile(_MemoryFile):
                         raise err(EIO)
                     break
                 try:
-                    if write:
-                        vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
                     n = min(PAGE_SIZE - (va & PAGE_MASK), uio.uio_resid)
                     uiomove_pa(vm, m.phys_addr + (va & PAGE_MASK), n, uio)
                 finally:
+                    if write:  # at the end: it may have run what was there while this blocked
+                        vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
                     vm_page_unhold(vm, m)
         except OSError:
             if uio.uio_resid == resid:

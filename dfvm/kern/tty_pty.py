@@ -14,6 +14,7 @@ from struct import Struct, pack, unpack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_descrip import (
     FWRITE,
     O_CLOEXEC,
@@ -146,7 +147,7 @@ class PtyTty(Tty):
     t_used: bool  # a slave has been opened once: without one the master now reads EIO
     t_packet: bool  # packet mode: each read of the master begins with a byte that says what it is
     t_status: int  # TIOCPKT_* that the next such byte is to tell; 0: data follow it
-    t_exclusive: bool  # TIOCEXCL: nobody but root opens the slave
+    t_exclusive: bool  # TIOCEXCL: nobody without CAP_SYS_ADMIN opens the slave
     t_locked: bool  # until unlockpt() the slave can't be opened
     t_inwait: object  # wait channel: input for the slave
     t_outwait: object  # room in t_out, or ^Q
@@ -271,7 +272,7 @@ class PtyTty(Tty):
                 raise err(EINVAL)
         elif cmd == TIOCSTI:
             p = lwp.lwp_proc
-            if p.p_ucred.cr_uid != 0 and not self.is_ctty(p):
+            if not p.p_ucred.cr_cap_e & CAP_SYS_ADMIN and not self.is_ctty(p):
                 raise err(EPERM)
             ldisc.input(copyin(space, arg, 1))
             self.settle()
@@ -588,7 +589,7 @@ class PtsDev(Cdev):
         tty = self.d_tty
         if tty.t_locked or not tty.t_master:
             raise err(EIO)
-        if tty.t_exclusive and cred.cr_fsuid != 0:
+        if tty.t_exclusive and not cred.cr_cap_e & CAP_SYS_ADMIN:
             raise err(EBUSY)
         return PtsFile(tty, O_RDWR if fflag & FWRITE else 0)
 

@@ -204,3 +204,23 @@ def test_nobody_looks_into_a_process_that_may_do_more() -> None:
     }
     """
     )
+
+
+def test_terminals_go_by_capability() -> None:
+    same(
+        CAPS
+        + r"""
+    #include <sys/ioctl.h>
+    int main(int argc, char **argv) {
+        int m = open("/dev/ptmx", O_RDWR | O_NOCTTY), zero = 0;
+        char *name = ptsname(m);
+        ioctl(m, TIOCSPTLCK, &zero);
+        int s = open(name, O_RDWR | O_NOCTTY);
+        E(ioctl(s, TIOCEXCL));
+        E(open(name, O_RDWR | O_NOCTTY) < 0 ? -1 : 0);
+        IN_CHILD(drop(21), E(open(name, O_RDWR | O_NOCTTY) < 0 ? -1 : 0));
+        IN_CHILD(seteuid(5), E(open(name, O_RDWR | O_NOCTTY) < 0 ? -1 : 0));
+        return 0;
+    }
+    """
+    )

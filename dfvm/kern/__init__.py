@@ -4,20 +4,43 @@
     machine.py       Machine: the face to whoever embeds it
     trap.py          where the guest enters the kernel
     proc.py          Proc, Lwp, Pgrp, Session
-    kern_exec.py     execve; imgact_elf.py, imgact_shell.py: kinds of programs
     kern_fork.py     fork, vfork, clone, unshare
+    kern_exec.py     execve; imgact_elf.py, imgact_shell.py: kinds of programs
     kern_exit.py     exit, wait
     kern_sig.py      signals; sys_signal.py: the calls about them
-    kern_prot.py     who one is: numbers, groups, sessions, users
+    kern_prot.py     who one is: numbers, groups, sessions, users; kern_caps.py: root's rights
     kern_sched.py    what programs may say about the CPU
+    kern_time.py     clocks, sleeping, timers
+    kern_resource.py limits, usage, nice values
+    sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays
+    sys_process.py   copying between two processes' memory
+    sys_misc.py      uname, prctl, random bytes, futexes
     kern_check.py    verification of the whole machine
-    kern_descrip.py, sys_generic.py, sys_pipe.py, tty.py, host_file.py, vnode_file.py  open files
-    vfs_syscalls.py, vfs_attr.py, vfs_storage.py, vfs_xattr.py  names, attributes, sizes, copying;
-                     kern_path.py finds what they are about
-    fsinfo.py        current and root directory, umask
-    sys_mman.py, sys_mlock.py, sys_process.py  memory, one's own and others'
-    kern_time.py, kern_resource.py, sys_misc.py  time, limits, the rest
+    kern_errno.py    error numbers, and how they are raised
+
+Open files:
+
+    kern_descrip.py  descriptors, and File, which all kinds of open files derive from
+    sys_generic.py   transfers, ioctl, poll, select
+    vnode_file.py    files of the file systems; host_file.py: the host's, as standard streams
+    sys_pipe.py      pipes and fifos; sys_splice.py: moving data through them
+    tty.py           job control, the host's terminal; tty_pty.py: pseudo terminals; tty_ldisc.py:
+                     what is between the keys and the program
+    sys_eventfd.py, sys_timerfd.py, sys_signalfd.py, sys_pidfd.py, sys_inotify.py
+                     a counter, a timer, signals, a process, events of files: each as a file
+    sys_epoll.py     epoll; kern_event.py: who hears of a file that becomes ready
+    sys_sigio.py     a signal when it does
+    kern_lockf.py    file locks
+    uipc_syscalls.py sockets: what programs are told, as there are none
+
+Names of files:
+
+    vfs_syscalls.py  opening, making, renaming, removing; kern_path.py: the paths of system calls
+    vfs_attr.py      attributes; vfs_xattr.py: extended ones
+    vfs_storage.py   sizes, writing out, copying from file to file
+    fsinfo.py        a process's current and root directory and umask
     vfs/             vnodes and file systems
+
     abi/             numbers and structures of what programs were built for
 
 A kernel function runs in the thread of the process it works for, and blocks where it stands. Errors

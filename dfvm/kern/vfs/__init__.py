@@ -2,15 +2,19 @@
 
 vnode.py     Vnode, its reference rules and operations: the API of this package
 namei.py     path names to vnodes
+resolve.py   the same within openat2's restrictions
 vfs_bio.py   read and write through the page cache
 vfs_vnops.py vn_open: open(2)'s rules
+vfs_notify.py events, for those who watch files (inotify)
+seals.py     what can no longer be done to a file of memfd_create
 mount.py     Vfs (one for each machine), Mount
+vfs_init.py  what is mounted on a new machine
 store.py     what lies under a regular file's pages
 hostfd.py    the host's file descriptors, opened late and bounded
 overlay.py   files in memory over an optional host directory (the root, /tmp)
 hostfs.py    host directories written through (--rw)
 tmpfs.py     files in memory with a size limit
 devfs.py     /dev
-procfs.py    /proc
+procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py: what its files say
 vfs_check.py the checker's part
 """

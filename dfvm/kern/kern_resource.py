@@ -1,7 +1,7 @@
 """Resource limits, resource usage, and priorities.
 
-A limit is a pair (soft, hard) in p_limit; most take effect where the resource is given out, by
-asking p_rlimit. Two must be told when they change: CPU time, which is a timer, and nothing else.
+A limit is a pair (soft, hard) in p_limit. It takes effect where the resource is given out, which
+asks p_rlimit; only RLIMIT_CPU is a timer, which is set anew when the limit changes.
 
 Source: DragonFly sys/kern/kern_resource.c, sys/kern/kern_plimit.c; Linux kernel/sys.c for the
 behaviour.
@@ -206,7 +206,7 @@ def _set_nice(lp: Lwp, q: Proc, nice: int) -> int:
 
 
 def set_nice(p: Proc, nice: int) -> None:
-    """The scheduler and the pageout daemon favour `p` accordingly from now on."""
+    """The scheduler favours `p` accordingly from now on, and so does memory when it is short."""
     p.p_nice = nice
     for lp in p.p_lwps.values():
         lp.lwp_thread.td_nice = nice

@@ -5,7 +5,7 @@ What Linux calls a VMA may be several entries here: memory is cut where forks, p
 objects make it so, and no program may notice. Where it matters (mremap, PROT_GROWSDOWN), `vma_end`
 says how far entries belong together.
 
-Arguments, errors and their order are those of Linux mm/{mmap,mprotect,msync,mincore,mlock}.c.
+Arguments, errors and their order are those of Linux mm/{mmap,mprotect,msync,mincore}.c.
 
 Source: DragonFly sys/vm/vm_mmap.c for what is done to the maps.
 """

@@ -11,9 +11,9 @@ Between two runs the registers of the loaded context are simply the engine's own
 argument or writing a result is an index into a memoryview. Another context's registers are copied
 in when it runs, and the old one's out, to kernel memory (the pcb at the top of a kernel stack).
 
-A context is loaded and run by the one kernel thread of the host. While the engine runs, a clock
-thread makes it come back every 10 ms (after 100 ms of code that makes no memory access at all): to
-end a slice, to let host signals through, and to flush the TLB, which only then grows to what the
+Contexts are loaded and run by the one host thread that the kernel runs on. While the engine runs, a
+clock thread makes it come back every 10 ms (code that makes no memory access at all: after 100 ms):
+to end a slice, to let host signals through, and to flush the TLB, which only then grows to what the
 program needs (docs/engine.md).
 """
 

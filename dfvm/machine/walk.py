@@ -1,4 +1,5 @@
-"""A walk of the page tables for people: each level with its entry, as `dfvm pte` prints it."""
+"""A walk of the page tables for people: each level with its entry, as
+`dfvm trace --walk` prints it."""
 
 from __future__ import annotations
 

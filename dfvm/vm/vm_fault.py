@@ -4,9 +4,10 @@
       vm_map_lookup       the entry, made ready: shadowed, given an object, cut to a partition
       vm_map_growstack    no entry, but a stack just above
       vm_fault_bypass     the page is in the page hash and nothing has to be done about it
-      vm_fault_object     down the chain: find, read, copy, zero-fill
+      vm_fault_object     down the chain: find, read, copy, zero-fill (vm_fault_object.py)
       pmap_enter          the PTE
-      vm_prefault         neighbours
+      vm_prefault         neighbours (vm_fault_burst.py)
+      vm_fault_rss_…      what is over the process's limit goes (vm_fault_rss.py)
     vm_fault_quick      the part of it that neither sleeps nor meets anything unusual; called from
                         inside the engine (vm_fault_quick.py)
     vm_fault_page       the page without a PTE, for the kernel's own use

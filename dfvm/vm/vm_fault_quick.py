@@ -9,13 +9,13 @@ left to vm_fault: False is answered before anything has changed. Plain is
     a write to private memory that is behind the front object      copy it, memory plentiful
     a read of such memory                                          map it without WRITE
 
-in an entry that is not wired and has its object; if it needs a shadow nobody may have the map
-locked. (The shadow stays when the rest turns out not to be plain after all: it is the first thing
-that vm_fault would make.) What vm_fault would do in these
-cases is done here in the same order and with the same effect, only without holds and busies:
-nobody else runs between the first look and the PTE. (A page that was copied keeps its place on its
-queue, though; vm_fault deactivates it.) If a thread sleeps with the map locked exclusively, the
-fault has to wait its turn.
+in an entry that is not wired and has its object, while no thread sleeps with the map locked
+exclusively; if the entry needs a shadow, not even shared. (The shadow stays when the rest turns out
+not to be plain after all: it is the first thing that vm_fault would make.)
+
+What vm_fault would do in these cases is done here in the same order and with the same effect, only
+without holds and busies: nobody else runs between the first look and the PTE. (A page that was
+copied keeps its place on its queue, though; vm_fault deactivates it.)
 
 This is the code that decides how fast memory is touched for the first time; it is written out
 rather than composed.
@@ -116,7 +116,8 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
         return False
     vm = map.vm
     pmap = map.pmap
-    # After a fork every space meets these two at each of its entries and tables.
+    # The first fault in a page table, or the one that makes an entry's shadow: a forked space meets
+    # both all the time, and a copy there takes its neighbours along.
     fresh = vaddr >> 21 not in pmap.pm_pt
     if fresh and not _plenty(vm):
         return False

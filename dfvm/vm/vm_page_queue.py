@@ -1,8 +1,8 @@
-"""Physical pages: the structure of a frame, and the queues that every frame is on.
+"""Physical pages: the structure of a frame, and the queues: free, inactive, active, cache, hold.
 
 This is the floor of the page code. It knows frames, colours, queues and their counts; it knows
-nothing of objects, busy pages or who waits for what. `vm_page.py` builds the rest on it and
-re-exports what the rest of the VM uses.
+nothing of objects, busy pages or who waits for what. The other vm_page_* modules build on it; the
+rest of the VM imports all of them as `vm_page.py`.
 
 A frame that was never used has no VmPage. All that is known of it is arithmetic: block b of 1024
 frames has exactly one frame of each colour, so a colour's unused frames are one cursor,
@@ -106,7 +106,8 @@ class VmPage:
     object: VmObject | None  # whose page it is; hard busy, and the object's token
     pindex: int  # which page of the object; hard busy. Free for the owner when object is None
     phys_addr: int  # the frame; never changes
-    queue: int  # PQ_NONE or base + pc; changed by vm_page_queue.py alone
+    queue: int  # PQ_NONE or base + pc; changed here, and inline where pages are allocated,
+    #            freed and activated
     pc: int  # colour; never changes
     act_count: int  # 0 … ACT_MAX, how much it was used lately; whoever scans the queue
     pat_mode: int  # VM_MEMATTR_* its mappings get; hard busy

@@ -1,8 +1,8 @@
 """Waiting for memory.
 
 A thread that gets no page gives up what it holds, waits here, and tries again. Nicer processes
-wait earlier (vm_paging_min_nice). Until there is a pageout daemon, who waits does the daemon's
-work first: vm_pageout_reclaim frees or caches what is clean and writes out what is a file's, and
+wait earlier (vm_paging_min_nice). There is no pageout daemon: whoever waits does its work first.
+vm_pageout_reclaim frees or caches what is clean and writes out what is a file's, and
 vm_pageout_scan_cache frees what is cached. When that is not enough, nothing but the end of a
 process will free memory, and vm_pageout_oom sees to that; the waiter then sleeps until pages come
 free.

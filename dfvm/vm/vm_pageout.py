@@ -1,6 +1,6 @@
 """Getting memory back when it is short.
 
-There is no pageout daemon yet: who needs memory and gets none does this work itself, in vm_wait.
+There is no pageout daemon: who needs memory and gets none does this work itself, in vm_wait.
 What can be got back without swap is what a file has, or can be given, a copy of: clean pages go to
 the cache queue, dirty ones are written first. Anonymous memory that was written to stays. When
 that does not help, vm_pageout_oom ends the process that has most of it.

@@ -1,8 +1,8 @@
 """Host directories that are written through: what --rw names.
 
 Every change of a name or an attribute is made on the host at once. Written data is cached in the
-file's pages like any other and reaches the host with fsync, msync, the last close, the pageout
-daemon, and the end of the machine; until then the guest's size and mtime are the true ones.
+file's pages like any other and reaches the host with fsync, msync and the last close, when memory
+is short, and at the end of the machine; until then the guest's size and mtime are the true ones.
 
 Devices are never made on the host, and fifos only rendezvous within the machine: the host's own
 are not opened.

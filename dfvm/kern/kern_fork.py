@@ -181,29 +181,7 @@ def _fork(
     child, clp = newproc(kernel, pid, parent)
 
     # What can fail comes first: the address space may find no memory.
-    pidfile: PidFile | None = None
-    try:
-        if pidfd >= 0:
-            from dfvm.kern import sys_pidfd
-
-            pidfile = sys_pidfd.PidFile(p.p_fd.fd_table, child, 0)
-        space: Vmspace
-        if flags & CLONE_VM:
-            space = p.p_vmspace
-            vmspace_ref(space)
-        else:
-            space = vmspace_fork(p.p_vmspace)
-        if pidfile is not None:  # the child's copy of the word is as it was
-            try:
-                copyout(p.p_vmspace, pidfd.to_bytes(4, "little"), upidfd)
-            except OSError:
-                vmspace_free(space)
-                raise
-    except OSError:
-        kernel.kstack_free(clp.lwp_stack)
-        if pidfile is not None:
-            pidfile.fdrop()
-        raise
+    space, pidfile = _fork_space(lp, child, clp, flags, pidfd, upidfd)
     child.p_vmspace = space
     clp.lwp_cr3 = space.vm_pmap.pm_pml4
     clp.ctx.copy_from(lp.ctx)
@@ -212,38 +190,9 @@ def _fork(
         clp.ctx.q[RSP] = stack
     if flags & CLONE_SETTLS:
         clp.ctx.fs_base = tls
-
-    child.p_fd = p.p_fd.fdshare() if flags & CLONE_FILES else p.p_fd.fdcopy()
-    child.p_fs = p.p_fs.fsshare() if flags & CLONE_FS else p.p_fs.fscopy()
-    if flags & CLONE_SIGHAND:
-        child.p_sigacts = p.p_sigacts
-    else:
-        child.p_sigacts = p.p_sigacts.copy()
-        if flags & _CLONE_CLEAR_SIGHAND:
-            _clear_handlers(child.p_sigacts)
-    child.p_ucred = p.p_ucred
-    child.p_limit = p.p_limit.copy()
-    sched_fork(lp, clp)
-    child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
-    child.p_execpath = p.p_execpath
-    if p.p_textvp is not None:
-        p.p_textvp.vref()
-        p.p_textvp.settext()
-        child.p_textvp = p.p_textvp
-    child.p_sysent = p.p_sysent
-    child.p_flags = p.p_flags & P_CONTROLT
-    child.p_dumpable, child.p_nonewprivs = p.p_dumpable, p.p_nonewprivs
-    child.p_personality = p.p_personality
-    child.p_timerslack = child.p_timerslack0 = p.p_timerslack
-    child.p_mcekill, child.p_thpdisable = p.p_mcekill, p.p_thpdisable
+    _inherit(lp, child, clp, flags)
     # A sibling must not send the common parent what that has not asked for.
     child.p_exitsig = p.p_exitsig if flags & CLONE_PARENT else exitsig
-    clp.lwp_sigmask = lp.lwp_sigmask if lp.lwp_oldsigmask < 0 else lp.lwp_oldsigmask
-    if not flags & CLONE_VM or flags & CLONE_VFORK:
-        clp.lwp_sigstk_sp, clp.lwp_sigstk_size = lp.lwp_sigstk_sp, lp.lwp_sigstk_size
-        clp.lwp_sigstk_flags = lp.lwp_sigstk_flags
-    else:
-        clp.lwp_sigstk_flags = SS_DISABLE  # two threads of control can't use one stack
     clp.lwp_robust_list = 0
     if flags & CLONE_CHILD_CLEARTID:
         clp.lwp_clear_tid = child_tid
@@ -270,6 +219,73 @@ def _fork(
     if flags & CLONE_VFORK:
         _vfork_wait(lp, child)
     return child
+
+
+def _fork_space(
+    lp: Lwp, child: Proc, clp: Lwp, flags: int, pidfd: int, upidfd: int
+) -> tuple[Vmspace, PidFile | None]:
+    """The child's address space, and its pidfd if one is wanted, whose number the parent finds at
+    `upidfd`. Fails with all of it given back, the child's kernel stack included."""
+    p = lp.lwp_proc
+    pidfile: PidFile | None = None
+    try:
+        if pidfd >= 0:
+            from dfvm.kern import sys_pidfd
+
+            pidfile = sys_pidfd.PidFile(p.p_fd.fd_table, child, 0)
+        space: Vmspace
+        if flags & CLONE_VM:
+            space = p.p_vmspace
+            vmspace_ref(space)
+        else:
+            space = vmspace_fork(p.p_vmspace)
+        if pidfile is not None:  # the child's copy of the word is as it was
+            try:
+                copyout(p.p_vmspace, pidfd.to_bytes(4, "little"), upidfd)
+            except OSError:
+                vmspace_free(space)
+                raise
+    except OSError:
+        p.kernel.kstack_free(clp.lwp_stack)
+        if pidfile is not None:
+            pidfile.fdrop()
+        raise
+    return space, pidfile
+
+
+def _inherit(lp: Lwp, child: Proc, clp: Lwp, flags: int) -> None:
+    """What a child has from its parent besides memory and registers, shared or copied as `flags`
+    say."""
+    p = lp.lwp_proc
+    child.p_fd = p.p_fd.fdshare() if flags & CLONE_FILES else p.p_fd.fdcopy()
+    child.p_fs = p.p_fs.fsshare() if flags & CLONE_FS else p.p_fs.fscopy()
+    if flags & CLONE_SIGHAND:
+        child.p_sigacts = p.p_sigacts
+    else:
+        child.p_sigacts = p.p_sigacts.copy()
+        if flags & _CLONE_CLEAR_SIGHAND:
+            _clear_handlers(child.p_sigacts)
+    child.p_ucred = p.p_ucred
+    child.p_limit = p.p_limit.copy()
+    sched_fork(lp, clp)
+    child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
+    child.p_execpath = p.p_execpath
+    if p.p_textvp is not None:
+        p.p_textvp.vref()
+        p.p_textvp.settext()
+        child.p_textvp = p.p_textvp
+    child.p_sysent = p.p_sysent
+    child.p_flags = p.p_flags & P_CONTROLT
+    child.p_dumpable, child.p_nonewprivs = p.p_dumpable, p.p_nonewprivs
+    child.p_personality = p.p_personality
+    child.p_timerslack = child.p_timerslack0 = p.p_timerslack
+    child.p_mcekill, child.p_thpdisable = p.p_mcekill, p.p_thpdisable
+    clp.lwp_sigmask = lp.lwp_sigmask if lp.lwp_oldsigmask < 0 else lp.lwp_oldsigmask
+    if not flags & CLONE_VM or flags & CLONE_VFORK:
+        clp.lwp_sigstk_sp, clp.lwp_sigstk_size = lp.lwp_sigstk_sp, lp.lwp_sigstk_size
+        clp.lwp_sigstk_flags = lp.lwp_sigstk_flags
+    else:
+        clp.lwp_sigstk_flags = SS_DISABLE  # two threads of control can't use one stack
 
 
 def _check_limits(p: Proc) -> None:

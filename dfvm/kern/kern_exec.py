@@ -403,6 +403,8 @@ def kern_execve(
 
 
 def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
+    """The part of execve that has the arguments in the kernel: fill a new space, and change over to
+    it. Up to there every error leaves `lp` as it was. May block."""
     p = lp.lwp_proc
     kernel = p.kernel
     nameless = image.nameless

@@ -338,13 +338,14 @@ def signotify(lp: Lwp) -> None:
 
 
 def discard_everywhere(p: Proc, signals: int) -> None:
+    """Forget pending `signals` (a mask) of the process and of all its threads."""
     p.p_sigqueue.discard(signals)
     for lp in p.p_lwps.values():
         lp.lwp_sigqueue.discard(signals)
 
 
 def trapsignal(lp: Lwp, info: Siginfo) -> None:
-    """The thread did something that can't be gone on from: it gets the signal whatever it thinks
+    """The thread did something that it can't go on from: it gets the signal whatever it thinks
     of it. Blocked or ignored, the signal kills."""
     p, sig = lp.lwp_proc, info.si_signo
     bit = 1 << (sig - 1)

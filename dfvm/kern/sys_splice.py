@@ -194,6 +194,8 @@ def _pipe_to_pipe(
 
 
 def _move(source: Pipe, sink: Pipe, count: int) -> int:
+    """Move up to `count` bytes, as far as `sink` has slots: whole pages change hands, what is
+    wanted of the last one is copied. Returns the bytes moved. Both pipes are locked."""
     bufs = source.pi_bufs
     left = count
     while left and bufs and len(sink.pi_bufs) < sink.pi_slots:
@@ -209,6 +211,7 @@ def _move(source: Pipe, sink: Pipe, count: int) -> int:
 
 
 def _copy_slots(source: Pipe, sink: Pipe, count: int) -> int:
+    """The same for tee: everything is copied, and stays in `source`."""
     left = count
     for buf in source.pi_bufs:
         if not left or len(sink.pi_bufs) >= sink.pi_slots:
@@ -220,6 +223,7 @@ def _copy_slots(source: Pipe, sink: Pipe, count: int) -> int:
 
 
 def _copy_slot(sink: Pipe, buf: PipeBuf, most: int) -> PipeBuf:
+    """A page of `sink`'s own with the first bytes of `buf`, `most` at most."""
     n = min(buf.pb_len, most)
     pa = sink.pi_pages.get()
     mem = sink.pi_table.vm.ram.mem
@@ -236,7 +240,7 @@ def _is_pipe(fp: File) -> bool:
 
 
 def _bounce(count: int, get: Callable[[Uio], None], put: Callable[[Uio], None]) -> int:
-    # From or to a pipe of the host. What was read and can't be written is lost.
+    """From or to a pipe of the host. What was read and can't be written is lost."""
     buffer = memoryview(bytearray(min(count, _BOUNCE)))
     uio = Uio(None, [buffer], UIO_READ)
     get(uio)
@@ -302,6 +306,7 @@ def sys_splice(
 def _splice(
     lwp: Lwp, ifp: File, in_off: int | None, ofp: File, out_off: int | None, count: int, flags: int
 ) -> int:
+    """splice(2) with both files held and the offsets read: which of the ways it goes."""
     nonblock = bool(flags & _SPLICE_F_NONBLOCK)
     at = out_off
 
@@ -387,7 +392,7 @@ def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
 
 
 def _between(data: Uio, user: Uio) -> None:
-    # From or to the pipe's pages as far as the user's memory can be reached.
+    """From or to the pipe's pages as far as the user's memory can be reached."""
     wanted = data.uio_resid
     while data.uio_resid:
         piece = data.piece(data.uio_resid)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TFD_TIMER_ABSTIME: Final = 1
 TFD_TIMER_CANCEL_ON_SET: Final = 2
 
-# The clocks there are timers on. Those that would wake a sleeping computer are for root.
+# The clocks there are timers on. Those that would wake a sleeping computer need CAP_WAKE_ALARM.
 _CLOCKS: Final = {
     CLOCK_REALTIME: CLOCK_REALTIME,
     CLOCK_MONOTONIC: CLOCK_MONOTONIC,

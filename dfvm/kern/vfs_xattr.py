@@ -1,8 +1,8 @@
 """Extended attributes: small named values that a file carries.
 
 The kinds of names are Linux's. "user." is for everybody who may write the file, a regular one or a
-directory; "trusted." and "security." are root's. What a name would give a file beyond being kept
-(access control lists, capabilities of programs) is not supported, and so said.
+directory; "trusted.", and writing "security.", is for CAP_SYS_ADMIN. Names that would do more than
+be kept (access control lists, capabilities of programs) are EOPNOTSUPP.
 
 Source: Linux fs/xattr.c, Documentation of xattr(7).
 """

@@ -185,6 +185,7 @@ def pmap_clear_reference(vm: VmSystem, m: VmPage) -> None:
 
 
 def _clear(vm: VmSystem, m: VmPage, bit: int) -> None:
+    """Clear `bit`, A or M, in every mapping of the page."""
     if not m.flags & PG_MAPPED or m.flags & PG_FICTITIOUS:
         return
     for pmap, _va, slot in pmap_mapped(m):

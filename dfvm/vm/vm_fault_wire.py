@@ -120,6 +120,7 @@ def _unwire_range(map: VmMap, start: int, end: int) -> None:
 
 
 def _unwire_page(vm: VmSystem, m: VmPage | None) -> None:
+    """One wiring of `m` less, if it is a page of RAM. May block while somebody has it busy."""
     if m is not None and not m.flags & PG_FICTITIOUS:
         vm_page_busy_wait(vm, m, False, "vmwrpg")
         vm_page_unwire(vm, m, True)

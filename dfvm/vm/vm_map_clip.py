@@ -165,6 +165,7 @@ def _same_chain(lower: VmMapBacking, upper: VmMapBacking) -> bool:
 
 
 def _mergeable(lower: VmMapEntry, upper: VmMapEntry) -> bool:
+    """Whether two neighbours differ in nothing but their range."""
     return (
         lower.ba.end == upper.ba.start
         and lower.eflags == upper.eflags

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 
 
 def _entry_flags(cow: int) -> int:
+    """MAP_ENTRY_* for the flags that an insert was asked for."""
     eflags = 0
     if cow & MAP_COPY_ON_WRITE:
         eflags |= MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY

@@ -165,6 +165,8 @@ def vm_map_clean(map: VmMap, start: int, end: int, syncio: bool, invalidate: boo
 def _clean_check(
     map: VmMap, start: int, end: int, invalidate: bool
 ) -> tuple[int, VmMapEntry | None]:
+    """Whether all of the range is mapped and may be cleaned: KERN_*, and its first entry. The map
+    is locked."""
     found, first = vm_map_lookup_entry(map, start)
     if not found:
         return KERN_INVALID_ADDRESS, None

@@ -67,6 +67,8 @@ def vm_map_user_wiring(map: VmMap, start: int, end: int, new_pageable: bool) -> 
 
 
 def _user_wire(map: VmMap, first: VmMapEntry, start: int, end: int) -> int:
+    """Wire the entries from `first` to `end`, which were cut to fit, for the user; all or none.
+    Exclusive map lock, which is given up while pages are read."""
     newly: list[tuple[int, int]] = []  # what this call has wired
     entry: VmMapEntry | None = first
     while entry is not None and entry.ba.start < end:
@@ -103,6 +105,7 @@ def _wire_pages(map: VmMap, entry: VmMapEntry, user_wire: bool) -> tuple[int, Vm
 
 
 def _user_unwire(map: VmMap, first: VmMapEntry, end: int) -> int:
+    """Take the user's wiring from the entries; nothing changes if one of them has none."""
     entry: VmMapEntry | None = first
     while entry is not None and entry.ba.start < end:
         if not entry.eflags & MAP_ENTRY_USER_WIRED:
@@ -124,6 +127,7 @@ def _drop_user_wirings(map: VmMap, start: int, end: int) -> None:
 
 
 def _drop_user_wiring(map: VmMap, entry: VmMapEntry) -> None:
+    """The user's wiring of one entry goes."""
     if entry.wired_count == 0:
         panic(f"vm_map_user_wiring: {entry!r} is user wired and has no wirings")
     entry.eflags &= ~MAP_ENTRY_USER_WIRED
@@ -158,6 +162,8 @@ def vm_map_kernel_wiring(map: VmMap, start: int, end: int, kmflags: int) -> int:
 
 
 def _kernel_wire(map: VmMap, first: VmMapEntry, end: int) -> int:
+    """One more wiring for the entries from `first` to `end`; all or none. Exclusive map lock, which
+    is given up while pages are read."""
     # All objects are made, and all counts raised, before the map is unlocked for the first time.
     start = first.ba.start
     entry: VmMapEntry | None = first
@@ -182,6 +188,7 @@ def _kernel_wire(map: VmMap, first: VmMapEntry, end: int) -> int:
 
 
 def _kernel_backout(map: VmMap, start: int, bad_start: int, bad_end: int, end: int) -> None:
+    """Undo a _kernel_wire that failed at the entry [bad_start, bad_end)."""
     entry: VmMapEntry | None = _entry_at(map, start)
     while entry is not None and entry.ba.start < end:
         if entry.ba.start < bad_start:

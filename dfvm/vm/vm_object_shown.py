@@ -1,5 +1,5 @@
 """Which pages of an object its backing elements show: the question a mapping asks before it goes,
-so that pages which nobody could reach without it go along (MAP-17).
+so that pages which nobody could reach without it go along (tests/spec.py, MAP-17).
 
 An object has few elements as a rule, and they are looked at one by one. One that has been cut into
 many pieces (or is seen by many processes) gets an index, because the pieces go one by one, too:

@@ -1,0 +1,1 @@
+"""What programs were built for, one package for each ABI. There is one: linux."""

@@ -437,35 +437,22 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         raise err(ENOMEM)
     if size > TASK_SIZE:
         raise err(ENOMEM)
-    if flags & MAP_FIXED:
-        check_place(p, addr, size)
-        if flags & MAP_FIXED_NOREPLACE:
-            for _ in entries(map, addr, addr + size):
-                raise err(EEXIST)
-    else:
-        addr = trunc_page(addr)
-        if addr and addr < MMAP_MIN_ADDR:
-            addr = MMAP_MIN_ADDR
+    addr = _mmap_place(p, addr, size, flags)
     locked = bool(flags & MAP_LOCKED)
     if locked and not may_lock(p):
         raise err(EPERM)
     if (locked or map.flags & MAP_WIREFUTURE) and size > lock_room(p):
         raise err(EAGAIN)
 
-    if fp is not None:
+    if fp is None:
+        shared = _anonymous_shared(flags)
+        maximum, anonymous = VM_PROT_ALL, True
+    else:
         vnode = fp.f_vnode
         last = OFF_MAX if vnode is not None and vnode.v_type == VREG else U64
         if offset + size > last:
             raise err(EOVERFLOW)
         maximum, shared, anonymous = _file_rights(fp, prot, flags)
-    else:
-        kind = flags & MAP_TYPE
-        shared = kind == MAP_SHARED
-        if not shared and kind != MAP_PRIVATE:
-            raise err(EINVAL)
-        if shared and flags & MAP_GROWSDOWN:
-            raise err(EINVAL)
-        maximum, anonymous = VM_PROT_ALL, True
     bits = vm_prot(p, prot)
     if bits & ~maximum:  # execution that only the personality asks for
         bits &= maximum
@@ -493,6 +480,35 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         vm_map_mark(map, addr, addr + size, 0, marks)
     _mapped(map, addr, size, locked, bits, shared, flags)
     return addr
+
+
+def _mmap_place(p: Proc, addr: int, size: int, flags: int) -> int:
+    """Where the program wants its `size` bytes: with MAP_FIXED the place itself, which is checked,
+    else a hint.
+
+    :raises OSError: what check_place raises, EEXIST
+    """
+    if flags & MAP_FIXED:
+        check_place(p, addr, size)
+        if flags & MAP_FIXED_NOREPLACE:
+            for _ in entries(p.p_vmspace.vm_map, addr, addr + size):
+                raise err(EEXIST)
+        return addr
+    addr = trunc_page(addr)
+    return max(addr, MMAP_MIN_ADDR) if addr else 0
+
+
+def _anonymous_shared(flags: int) -> bool:
+    """Whether memory without a file is to be shared.
+
+    :raises OSError: EINVAL
+    """
+    kind = flags & MAP_TYPE
+    if kind == MAP_PRIVATE:
+        return False
+    if kind != MAP_SHARED or flags & MAP_GROWSDOWN:
+        raise err(EINVAL)
+    return True
 
 
 def _map_stack(p: Proc, addr: int, size: int, prot: int, flags: int) -> int:

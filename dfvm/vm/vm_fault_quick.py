@@ -14,8 +14,10 @@ exclusively; if the entry needs a shadow, not even shared. (The shadow stays whe
 not to be plain after all: it is the first thing that vm_fault would make.)
 
 What vm_fault would do in these cases is done here in the same order and with the same effect, only
-without holds and busies: nobody else runs between the first look and the PTE. (A page that was
-copied keeps its place on its queue, though; vm_fault deactivates it.)
+without holds and busies: nobody else runs between the first look and the PTE. (Two things apart.
+A page that was copied keeps its place on its queue; vm_fault deactivates it. And a copy takes no
+neighbours along: what lies beside it is mostly written to, which would fault all the same, or not
+used at all by a child that soon execs or exits.)
 
 This is the code that decides how fast memory is touched for the first time; it is written out
 rather than composed.
@@ -116,18 +118,14 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
         return False
     vm = map.vm
     pmap = map.pmap
-    # The first fault in a page table, or the one that makes an entry's shadow: a forked space meets
-    # both all the time, and a copy there takes its neighbours along.
-    fresh = vaddr >> 21 not in pmap.pm_pt
-    if fresh and not _plenty(vm):
-        return False
+    if vaddr >> 21 not in pmap.pm_pt and not _plenty(vm):
+        return False  # a page table might have to be waited for
     if eflags & MAP_ENTRY_NEEDS_COPY:
         if not write:
             prot &= ~VM_PROT_WRITE
         elif map.lock.lk_shared:
             return False
         else:
-            fresh = True
             map.timestamp += 1
             vm_map_entry_shadow(entry)
     ba = entry.ba
@@ -155,8 +153,6 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
         how = _zero_fill(pmap, va, entry, object, pindex, write)
     else:
         how = _behind(pmap, va, entry, object, pindex, prot, write, user)
-        if fresh and how & probe.HOW_COW:
-            vm_prefault(pmap, va, entry, prot, VM_FAULT_DIRTY)
     if not how:
         return False
     vm.gd.gd_cnt.v_vm_faults += 1

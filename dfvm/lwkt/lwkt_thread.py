@@ -102,7 +102,7 @@ class Thread:
     daemon: bool  # run() does not wait for it; never changes once it runs
     td_proc: Any  # the process it works for, or None; the kernel layer's
     td_lwp: Any  # and the lwp
-    td_ast: Callable[[], None]  # told, while it runs, that a real-time thread should: preempt()
+    td_ast: Callable[[], None]  # told, while it runs, that another should at once: preempt()
     td_cursig: Callable[[], int]  # asked before a PCATCH sleep: the error a pending signal makes
     #                               of it, 0 without one
     td_wchan: Hashable | None  # what it sleeps on; None iff it is on no sleep queue
@@ -434,8 +434,8 @@ class Scheduler(Synch):
         return first < 0 and first < td.td_pass
 
     def preempt(self) -> None:
-        """Give the CPU to a real-time thread that goes before the current one, if there is one.
-        The current one stays the first of its kind."""
+        """Give the CPU to a real-time thread, or to thread0 that is to end run(), if there is one
+        that goes before the current one. That stays the first of its kind."""
         td = self.curthread
         if self._runq and self._outranked(td):
             self._put_first(td)
@@ -620,6 +620,7 @@ class Scheduler(Synch):
             td.td_pass = _FIRST
             self._seq += 1
             heappush(self._runq, (_FIRST, self._seq, td))
+            self.curthread.td_ast()
 
     def _raise_abort(self) -> None:
         exc, self._abort = self._abort, None

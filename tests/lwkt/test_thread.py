@@ -119,6 +119,29 @@ def test_realtime_threads_that_are_moved(sched: Scheduler) -> None:
     assert order(0, 6) == "acdb"
 
 
+def test_a_realtime_thread_does_not_keep_run_from_ending(sched: Scheduler) -> None:
+    ticks = 0
+
+    def compute() -> None:
+        nonlocal ticks
+        td = sched.curthread
+        asked: list[bool] = []
+        td.td_ast = lambda: asked.append(True)
+        sched.set_realtime(td, 9, False)
+        sched.interrupt_run()
+        while ticks < 100:
+            if sched.hardclock():
+                sched.yield_()
+            ticks += 1
+            if asked:
+                sched.preempt()
+
+    sched.create(compute)
+    with pytest.raises(KeyboardInterrupt):
+        sched.run()
+    assert ticks == 1
+
+
 def test_sleepers_get_ahead_of_those_who_compute(sched: Scheduler) -> None:
     turns: list[str] = []
 

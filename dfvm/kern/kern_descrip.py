@@ -122,6 +122,7 @@ _F_UNLCK: Final = 2
 _F_OWNER_TID: Final = 0
 _F_OWNER_PID: Final = 1
 _F_OWNER_PGRP: Final = 2
+_INT_MIN: Final = -1 << 31
 _SETFL_MASK: Final = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME
 _PATH_COMMANDS: Final = frozenset(
     (F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GETFD, F_SETFD, F_GETFL)
@@ -710,10 +711,14 @@ def _owner(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
         return 0
     if cmd == F_SETOWN:
         owner = s32(arg)
+        if owner == _INT_MIN:
+            raise err(EINVAL)
     else:
         kind, owner = unpack("<ii", copyin(p.p_vmspace, arg, 8))
         if kind not in (_F_OWNER_TID, _F_OWNER_PID, _F_OWNER_PGRP):
             raise err(EINVAL)
+        if owner < 0:
+            raise err(ESRCH)
         if kind == _F_OWNER_PGRP:
             owner = -owner
     if owner and -owner not in p.kernel.pgrps and owner not in p.kernel.procs:

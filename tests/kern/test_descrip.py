@@ -147,7 +147,10 @@ int main() {
     show("chosen", p[0]); T(fcntl(p[0], F_SETFL, 0)); write(p[1], "a", 1); show("off", p[0]);
     T(ioctl(p[0], FIOASYNC, &(int){1})); T(fcntl(p[0], F_GETFL)); write(p[1], "a", 1);
     show("on", p[0]); T(fcntl(p[0], F_SETOWN, 0)); write(p[1], "a", 1); show("nobody", p[0]);
-    struct { int type, pid; } owner = {1, getpid()}; T(fcntl(p[0], F_SETOWN_EX, &owner));
+    struct { int type, pid; } owner = {1, -getpgrp()}; T(fcntl(p[0], F_SETOWN, 1 << 31));
+    T(fcntl(p[0], F_SETOWN_EX, &owner)); owner.type = 2; owner.pid = -getpid();
+    T(fcntl(p[0], F_SETOWN_EX, &owner)); owner.type = 1; owner.pid = getpid();
+    T(fcntl(p[0], F_SETOWN_EX, &owner));
     T(fcntl(p[0], F_SETSIG, 65)); T(fcntl(p[0], F_SETSIG, -1)); T(fcntl(p[0], F_SETSIG, 0));
     if (!fork()) { write(p[1], "x", 1); _exit(0); }
     while (wait(0) < 0 && errno == EINTR) ;  // its signal may come before it has closed the pipe

@@ -204,7 +204,10 @@ def _move(source: Pipe, sink: Pipe, count: int) -> int:
             sink.pi_bufs.append(bufs.popleft())
             left -= buf.pb_len
         else:
-            sink.pi_bufs.append(_copy_slot(sink, buf, left))
+            copy = _copy_slot(sink, buf, left, left == count)
+            if copy is None:
+                break
+            sink.pi_bufs.append(copy)
             source.consumed(left)
             left = 0
     return count - left
@@ -216,16 +219,24 @@ def _copy_slots(source: Pipe, sink: Pipe, count: int) -> int:
     for buf in source.pi_bufs:
         if not left or len(sink.pi_bufs) >= sink.pi_slots:
             break
-        copy = _copy_slot(sink, buf, left)
+        copy = _copy_slot(sink, buf, left, left == count)
+        if copy is None:
+            break
         sink.pi_bufs.append(copy)
         left -= copy.pb_len
     return count - left
 
 
-def _copy_slot(sink: Pipe, buf: PipeBuf, most: int) -> PipeBuf:
-    """A page of `sink`'s own with the first bytes of `buf`, `most` at most."""
+def _copy_slot(sink: Pipe, buf: PipeBuf, most: int, first: bool) -> PipeBuf | None:
+    """A page of `sink`'s own with the first bytes of `buf`, `most` at most. None: there is no
+    page, which is an error for the `first` one only."""
     n = min(buf.pb_len, most)
-    pa = sink.pi_pages.get()
+    try:
+        pa = sink.pi_pages.get()
+    except OSError:
+        if first:
+            raise
+        return None
     mem = sink.pi_table.vm.ram.mem
     at = buf.pb_pa + buf.pb_off
     mem[pa : pa + n] = mem[at : at + n]

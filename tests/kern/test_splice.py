@@ -107,3 +107,28 @@ int main() {
     finally:
         os.close(end)
         os.close(stdout)
+
+
+def test_tee_without_enough_pages_tells_what_it_copied() -> None:
+    """All pipes together have 256M: here half of what the last one wants is left."""
+    program = build(
+        r"""
+#include <sys/ioctl.h>
+int main() {
+    int p[2], last[2], zero = open("/dev/zero", O_RDONLY), n = -1;
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){4096, 4096});
+    for (int i = 0; i < 256; i++) {
+        pipe(p); fcntl(p[0], F_SETPIPE_SZ, 1 << 20);
+        if (splice(zero, 0, p[1], 0, i ? 1 << 20 : 1 << 19, SPLICE_F_NONBLOCK) < 0) return 1;
+    }
+    pipe(last); fcntl(last[0], F_SETPIPE_SZ, 1 << 20);
+    if (tee(p[0], last[1], 1 << 20, SPLICE_F_NONBLOCK) != 1 << 19) return 2;
+    ioctl(last[0], FIONREAD, &n);
+    if (n != 1 << 19) return 3;
+    return tee(p[0], last[1], 1, SPLICE_F_NONBLOCK) != -1 || errno != ENOMEM;
+}"""
+    )
+    with Machine(mem="320M") as m:
+        p = m.spawn([program])
+        m.run(timeout=60)
+    assert p.exit_status == 0

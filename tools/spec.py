@@ -46,7 +46,10 @@ class Collector:
 
 def main() -> int:
     collector = Collector()
-    pytest.main(["-q", "--no-header", "--tb=line", *sys.argv[1:]], plugins=[collector])
+    # Not spread over processes: the collector is in this one.
+    pytest.main(
+        ["-p", "no:xdist", "-q", "--no-header", "--tb=line", *sys.argv[1:]], plugins=[collector]
+    )
     print(f"\n{'ID':10} {'tests':>5}  {'verdict':8} requirement")
     failed = 0
     for requirement, title in REQUIREMENTS.items():

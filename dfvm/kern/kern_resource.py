@@ -107,6 +107,7 @@ def sys_prlimit64(lp: Lwp, pid: int, resource: int, unew: int, uold: int) -> int
 
 
 def _find(lp: Lwp, pid: int) -> Proc:
+    """The process of that number, dead or alive."""
     target = lp.lwp_proc.kernel.procs.get(pid)
     if target is None:
         raise err(ESRCH)

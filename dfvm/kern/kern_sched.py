@@ -62,7 +62,7 @@ def _target(lp: Lwp, pid: int) -> Lwp:
 
 
 def _find(lp: Lwp, pid: int) -> Lwp:
-    # As _target, for calls that take a negative number for one that nobody has.
+    """As _target, for calls that take a negative number for one that nobody has."""
     pid = s32(pid)
     target = lp.lwp_proc.kernel.find_lwp(pid) if pid else lp
     if target is None:

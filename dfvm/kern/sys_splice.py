@@ -247,6 +247,7 @@ def _copy_slot(sink: Pipe, buf: PipeBuf, most: int, first: bool) -> PipeBuf | No
 
 
 def _is_pipe(fp: File) -> bool:
+    """A pipe of ours, or of the host's."""
     return isinstance(fp, PipeFile) or (isinstance(fp, HostFile) and fp.is_fifo())
 
 

@@ -119,7 +119,8 @@ _INT_OPEN: Final = (T_BPT, T_OFLOW)  # what user mode may make with an int instr
 
 CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
 
-# What kind of access a page fault's error code tells of. (No access is a write and a fetch.)
+# What kind of access a page fault's error code tells of. A write and a fetch at once there is not;
+# the row for it spares a test.
 _PGEX_ACCESS: Final = PGEX_I | PGEX_W
 _ACCESS: Final = {0: VM_PROT_READ, PGEX_W: VM_PROT_WRITE, PGEX_I: VM_PROT_EXECUTE,
                   PGEX_I | PGEX_W: VM_PROT_EXECUTE}  # fmt: skip

@@ -44,6 +44,7 @@ _FALLOC_PUNCH_HOLE: Final = 2
 
 
 def _is_pipe(fp: File) -> bool:
+    """A pipe of ours: which takes no other room than its own."""
     from dfvm.kern.sys_pipe import PipeFile
 
     return isinstance(fp, PipeFile)

@@ -81,7 +81,10 @@ def run_parser(prog: str, description: str) -> OneLineParser:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument(
-        "--mem", metavar="SIZE", default="256M", help="RAM of the machine (default 256M)"
+        "--mem",
+        metavar="SIZE",
+        default="256M",
+        help="RAM of the machine: at least 8M (default 256M)",
     )
     parser.add_argument(
         "--root", metavar="DIR", help="directory the program sees as /; nothing outside is visible"
@@ -99,7 +102,7 @@ def run_parser(prog: str, description: str) -> OneLineParser:
         help="print statistics at the end, or write them with --stats=FILE (JSON for *.json)",
     )  # fmt: skip
     parser.add_argument(
-        "--check", action="store_true", help="verify the whole machine along the way"
+        "--check", action="store_true", help="verify the whole machine along the way and at the end"
     )
     return parser
 

@@ -18,7 +18,7 @@ def gather(machine: Machine) -> dict[str, Any]:
             "code_flushes": machine.kernel.mmu.code_flushes,
         },
         "unknown_syscalls": {
-            "other" if n < 0 else str(n): k  # numbers that Linux doesn't have either
+            machine.kernel.sysent.name(n): k
             for n, k in sorted(machine.kernel.sysent.unknown.items())
         },
     }

@@ -60,7 +60,8 @@ class SysentTable(dict[int, "Handler"]):
     __slots__ = ("rows", "unknown")
 
     rows: dict[int, tuple[int, str, str, str]]  # the table by number
-    unknown: dict[int, int]  # how often a call that is not implemented was made, by number
+    unknown: dict[int, int]  # how often a call that is not implemented was made, by number; -1:
+    #                          one that Linux does not have either
 
     def __init__(self) -> None:
         self.rows = {row[0]: row for row in SYSCALLS}
@@ -79,6 +80,11 @@ class SysentTable(dict[int, "Handler"]):
             raise err(ENOSYS)
 
         return enosys
+
+    def name(self, number: int) -> str:
+        """What the call of that number is called, "other" when there is none."""
+        row = self.rows.get(number)
+        return "other" if row is None else row[1]
 
     def sysent(self, number: int) -> Sysent | None:
         """The row of `number`, for tracing and documentation; None when there is none."""

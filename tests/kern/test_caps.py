@@ -224,3 +224,27 @@ def test_terminals_go_by_capability() -> None:
     }
     """
     )
+
+
+@pytest.mark.skipif(
+    Path("/proc/sys/fs/protected_hardlinks").read_text() != "1\n",
+    reason="the host lets anybody link anything",
+)
+def test_links_to_what_is_anothers_take_a_capability() -> None:
+    same(
+        CAPS
+        + r"""
+    static void none(void) { memset(d, 0, sizeof d); E(set()); }
+    int main(void) {
+        char dir[] = "/tmp/linksXXXXXX";
+        chdir(mkdtemp(dir));
+        close(open("closed", O_CREAT, 0600)), close(open("open", O_CREAT, 0666));
+        chmod("open", 0666), chmod(".", 0777);
+        E(chown("closed", 65534, 65534)), E(chown("open", 65534, 65534));
+        E(link("closed", "a"));
+        none();
+        E(link("closed", "b")), E(link("open", "c"));
+        return 0;
+    }
+    """
+    )

@@ -37,18 +37,20 @@ class Quota:
 class Store:
     """The contents of one file."""
 
-    __slots__ = ("lower", "lower_end", "pages", "quota")
+    __slots__ = ("lower", "lower_end", "order", "pages", "quota")
 
     quota: Quota
     pages: dict[int, bytes | bytearray | None]
     # By page number: what was written there; None: counted against the quota, but what has been
     # written is still in guest RAM only. All count in quota.used.
+    order: list[int] | None  # the page numbers in order, for seek; None when they have changed
     lower: HostRef | None  # what shows where pages has nothing
     lower_end: int  # up to which byte it does: what was cut off once never shows again
 
     def __init__(self, quota: Quota, lower: HostRef | None, lower_end: int) -> None:
         self.quota = quota
         self.pages = {}
+        self.order = None
         self.lower = lower
         self.lower_end = lower_end
 
@@ -89,6 +91,7 @@ class Store:
             n = min(_PAGE - base, end - at)
             if pindex not in pages:
                 self.quota.used += 1
+                self.order = None
             part = mv[at - off : at - off + n]
             if n == _PAGE:
                 pages[pindex] = bytes(part)
@@ -126,6 +129,7 @@ class Store:
                     return pindex * _PAGE
                 pages[pindex] = None
                 quota.used += 1
+                self.order = None
         return end
 
     def seek(self, off: int, hole: bool, size: int) -> int:
@@ -134,12 +138,16 @@ class Store:
 
         :raises OSError: ENXIO when no data comes any more.
         """
-        written = {p: page is not _ZERO for p, page in self.pages.items() if page is not None}
-        order = sorted(written)
+        pages = self.pages
+        if self.order is None:
+            self.order = sorted(pages)
+        order = self.order
         i = bisect_left(order, off // _PAGE)
         while off < size:
+            while i < len(order) and pages[order[i]] is None:
+                i += 1
             if i < len(order) and order[i] == off // _PAGE:
-                data, end = written[order[i]], (order[i] + 1) * _PAGE
+                data, end = pages[order[i]] is not _ZERO, (order[i] + 1) * _PAGE
                 i += 1
             else:
                 data, end = self._below(off, order[i] * _PAGE if i < len(order) else size)
@@ -178,18 +186,22 @@ class Store:
                 pages[last] = bytes(page[:base]) + _ZERO[base:]
             last += 1
         gone = [p for p in pages if p >= last]
+        self._drop(gone)
+
+    def _drop(self, gone: list[int]) -> None:
         for pindex in gone:
-            del pages[pindex]
+            del self.pages[pindex]
         self.quota.used -= len(gone)
+        self.order = None
 
     def zero(self, off: int, end: int) -> None:
         """The whole pages off … end read as zero from now on."""
         first, last = off // _PAGE, end // _PAGE
         pages = self.pages
-        gone = [p for p in pages if first <= p < last]
-        for pindex in gone:
-            del pages[pindex]
-        self.quota.used -= len(gone)
+        if last - first < len(pages):
+            self._drop([p for p in range(first, last) if p in pages])
+        else:
+            self._drop([p for p in pages if first <= p < last])
         for pindex in range(first, min(last, (self.lower_end + _PAGE - 1) // _PAGE)):
             pages[pindex] = _ZERO
             self.quota.used += 1
@@ -198,5 +210,6 @@ class Store:
         """The file is gone."""
         self.quota.used -= len(self.pages)
         self.pages = {}
+        self.order = None
         self.lower = None
         self.lower_end = 0

@@ -488,8 +488,7 @@ class Vnode:
     def _may_linkat(self, cred: Cred) -> None:
         # As with the sysctl fs.protected_hardlinks: nobody pins down another's privileged program
         # or a file that is closed to them.
-        uid = cred.cr_fsuid
-        if uid in (0, self.v_uid):
+        if cred.cr_fsuid == self.v_uid or cred.cr_cap_e & CAP_FOWNER:
             return
         mode = self.v_mode
         if self.v_type != VREG or mode & S_ISUID or mode & (S_ISGID | 0o010) == S_ISGID | 0o010:

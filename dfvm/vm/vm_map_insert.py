@@ -58,6 +58,7 @@ from dfvm.vm.vm_map_entry import (
     vm_map_lock,
     vm_map_unlock,
 )
+from dfvm.vm.vm_map_index import VmMapIndex
 from dfvm.vm.vm_map_space import vm_map_findspace, vm_map_freehint_hole
 from dfvm.vm.vm_object import (
     OBJ_ONEMAPPING,
@@ -247,6 +248,23 @@ def vm_map_delete(map: VmMap, start: int, end: int) -> int:
         entry = behind
     lwkt_reltoken(map.token)
     return KERN_SUCCESS
+
+
+def vm_map_clear(map: VmMap) -> None:
+    """Remove everything, whose PTEs are gone already: what vm_map_delete does entry by entry for
+    what goes on. Exclusive map lock. May block."""
+    entries = list(map)
+    for entry in entries:
+        if entry.wired_count or entry.eflags & MAP_ENTRY_IN_TRANSITION:
+            vm_map_delete(map, map.min_addr, map.max_addr)
+            return
+    map.first = map.hint = None
+    map.nentries = map.size = 0
+    map.index = VmMapIndex()
+    vm_map_freehint_hole(map, map.min_addr, map.max_addr)
+    for entry in entries:
+        entry.prev = entry.next = None
+        vm_map_backing_dispose(entry.ba)
 
 
 def _free_hole(map: VmMap, before: VmMapEntry | None, behind: VmMapEntry | None) -> None:

@@ -53,7 +53,7 @@ from dfvm.vm.vm_map_entry import (
     vm_map_lock,
     vm_map_unlock,
 )
-from dfvm.vm.vm_map_insert import vm_map_delete, vm_map_remove
+from dfvm.vm.vm_map_insert import vm_map_clear, vm_map_delete, vm_map_remove
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP
 from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS, VM_MIN_USER_ADDRESS
 
@@ -191,7 +191,11 @@ def _terminate1(vmspace: Vmspace) -> None:
     # their PTEs, so not if something is wired.
     if vmspace.vm_pmap.pm_stats.wired_count == 0:
         pmap_remove(vmspace.vm_pmap, map.min_addr, map.max_addr)
-    vm_map_remove(map, map.min_addr, map.max_addr)
+        vm_map_lock(map)
+        vm_map_clear(map)
+        vm_map_unlock(map)
+    else:
+        vm_map_remove(map, map.min_addr, map.max_addr)
     lwkt_reltoken(map.token)
 
 
@@ -272,10 +276,10 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
 
 def _in_transition(map: VmMap) -> VmMapEntry | None:
     """An entry that somebody is wiring: its pages are not all there, nor all wired."""
-    for entry in map:
-        if entry.eflags & MAP_ENTRY_IN_TRANSITION:
-            return entry
-    return None
+    entry = map.first
+    while entry is not None and not entry.eflags & MAP_ENTRY_IN_TRANSITION:
+        entry = entry.next
+    return entry
 
 
 def _clone(entry: VmMapEntry, ba: VmMapBacking, eflags: int) -> VmMapEntry:

@@ -36,7 +36,7 @@ from dfvm.kern.kern_errno import (
 from dfvm.kern.kern_exit import lwp_release_user
 from dfvm.kern.kern_fork import vfork_done
 from dfvm.kern.kern_sig import exec_signals
-from dfvm.kern.proc import P_EXEC, calcru
+from dfvm.kern.proc import P_EXEC, maxrss
 from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
 from dfvm.kern.vfs.vnode import FREAD, S_ISGID, S_ISUID, VEXEC, VLNK, VREG
@@ -418,7 +418,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         # Whoever started it must not have a hold on what it does with rights that he lacks.
         secure = cred.cr_uid != cred.cr_ruid or cred.cr_gid != cred.cr_rgid
         # The stack may have to grow for the arguments, and it grows only for its own process.
-        p.p_ru.ru_maxrss = calcru(p).ru_maxrss
+        p.p_ru.ru_maxrss = maxrss(p)
         p.p_vmspace = space
         sp, strings_at = _build_stack(p, space, image, args, path, cred, secure)
     except BaseException:

@@ -39,6 +39,7 @@ from dfvm.kern.proc import (
     calcru,
     fixjobc,
     leavepgrp,
+    maxrss,
 )
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.lwkt.lwkt_thread import lwkt_exit
@@ -97,7 +98,7 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
     p.p_fd.fdfree()
     p.p_fs.fsfree()
     _leave_session(p)
-    p.p_ru.ru_maxrss = calcru(p).ru_maxrss
+    p.p_ru.ru_maxrss = maxrss(p)
     lp.ctx.unload()
     vmspace_relexit(space)
     vfork_done(p)

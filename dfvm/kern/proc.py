@@ -390,6 +390,11 @@ def default_limits() -> list[tuple[int, int]]:
     return limits
 
 
+def maxrss(p: Proc) -> int:
+    """The largest resident set of `p`, which has an address space, up to now: KiB."""
+    return max(p.p_ru.ru_maxrss, p.p_vmspace.vm_pmap.pm_stats.resident_count * 4)
+
+
 def calcru(p: Proc) -> Rusage:
     """What `p` itself has used up to now, its live threads included."""
     ru = Rusage()
@@ -397,8 +402,7 @@ def calcru(p: Proc) -> Rusage:
     ru.ru_minflt += p.p_minflt
     ru.ru_majflt += p.p_majflt
     if p.p_stat != SZOMB and not p.p_flags & P_SYSTEM:
-        rss = p.p_vmspace.vm_pmap.pm_stats.resident_count * 4
-        ru.ru_maxrss = max(ru.ru_maxrss, rss)
+        ru.ru_maxrss = maxrss(p)
     for lp in p.p_lwps.values():
         td = lp.lwp_thread
         ru.ru_utime_ns += td.user_ns

@@ -99,7 +99,7 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
     p.p_fs.fsfree()
     _leave_session(p)
     p.p_ru.ru_maxrss = maxrss(p)
-    lp.ctx.unload()
+    lp.ctx.discard()
     vmspace_relexit(space)
     vfork_done(p)
     if p.p_textvp is not None:

@@ -149,9 +149,15 @@ class CpuContext:
         # The image brought the page table of the last run along; the MMU decides.
         engine.q[engine.q_cr3] = vcpu.mmu.cr3
 
+    def discard(self) -> None:
+        """The thread ends and nobody wants its registers any more. To be called before the frames
+        are given back: afterwards nothing of the engine's refers to them."""
+        if self._vcpu.loaded is self:
+            self._vcpu.loaded = None
+            self.b, self.q = self._first, self._pcb
+
     def unload(self) -> None:
-        """Save the live registers, if they are ours. To be called before the frames are given
-        back (exit): afterwards nothing of the engine's refers to them."""
+        """Save the live registers, if they are ours."""
         vcpu = self._vcpu
         if vcpu.loaded is not self:
             return

@@ -64,9 +64,14 @@ def prefault_extent(pmap: Pmap, entry: VmMapEntry, va: int) -> tuple[int, int]:
     behavior = entry.eflags & MAP_ENTRY_BEHAV_MASK
     if pages <= 0 or behavior == MAP_ENTRY_BEHAV_RANDOM:
         return 0, 0
-    if behavior == MAP_ENTRY_BEHAV_SEQUENTIAL or pmap_pte(pmap, va - PAGE_SIZE) & PG_A:
+    base, index = pmap.pm_pt.get(va >> 21), va >> 12 & 511
+    if base is not None and 0 < index < 511:
+        before, behind = pmap.q[base + index - 1], pmap.q[base + index + 1]
+    else:
+        before, behind = pmap_pte(pmap, va - PAGE_SIZE), pmap_pte(pmap, va + PAGE_SIZE)
+    if behavior == MAP_ENTRY_BEHAV_SEQUENTIAL or before & PG_A:
         return 0, VM_FAULT_MAX_QUICK - 1
-    if pmap_pte(pmap, va + PAGE_SIZE) & PG_A:
+    if behind & PG_A:
         return VM_FAULT_MAX_QUICK - 1, 0
     pages = min(pages, _MAX_PREFAULT)
     return pages + 1 >> 1, pages >> 1

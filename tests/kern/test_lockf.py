@@ -92,8 +92,8 @@ int main() {
     }
     read(p[0], &c, 1); usleep(50000);
     T(lk(fd, F_SETLKW, F_WRLCK, 20, 10)); T(lk(fd, F_SETLK, F_WRLCK, 20, 10));
-    T(lk(fd, F_SETLK, F_UNLCK, 0, 10));
-    waitpid(pid, 0, 0); T(lk(fd, F_SETLKW, F_WRLCK, 20, 10));
+    int r = lk(fd, F_SETLK, F_UNLCK, 0, 10);  // told when the child has told what it made of it
+    waitpid(pid, 0, 0); T(r); T(lk(fd, F_SETLKW, F_WRLCK, 20, 10));
     return 0;
 }""")  # fmt: skip
 

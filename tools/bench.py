@@ -4,8 +4,8 @@ Every figure is a ratio of two things measured in this one run, so that it means
 machine as on a fast one. The bare side is tools/bare.py: the same engine without any of dfvm. Each
 side is measured several times, alternating, and the best of each counts. Runs that last long enough
 for the host to do something else meanwhile are measured in CPU time; the guest itself, which has no
-such clock, takes the best or the median of many short stretches. Prints a table and writes
-bench.json; `--only NAME` measures one part.
+such clock, takes the best or the median of many short stretches. Each part runs in a process of its
+own. Prints a table and writes bench.json; `--only NAME` measures one part.
 """
 
 from __future__ import annotations
@@ -246,22 +246,34 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
+def in_own_process(part: str) -> list[Row]:
+    """The rows of one part, measured by a fresh interpreter, as every run of dfvm has one: the
+    machines of other parts leave a heap behind in which the next is slower."""
+    argv = [sys.executable, __file__, "--only", part, "--json"]
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
+    return [Row(*fields) for fields in json.loads(done.stdout)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the bars of the project.")
     parser.add_argument("--only", choices=PARTS, help="measure one part, and write no bench.json")
-    only = parser.parse_args().only
+    parser.add_argument("--json", action="store_true", help="with --only: print it for a program")
+    args = parser.parse_args()
     gc.set_threshold(*GC_THRESHOLDS)  # as the command does
-    rows: list[Row] = []
-    for name in [only] if only else PARTS:
-        gc.collect()  # what the machines of one part leave behind is not for the next to look at
-        rows += PARTS[name]()
+    if args.only:
+        rows = PARTS[args.only]()
+        if args.json:
+            print(json.dumps([[r.name, r.ours, r.bare, r.bar, r.unit, r.obstacle] for r in rows]))
+            return 0
+    else:
+        rows = [row for part in PARTS for row in in_own_process(part)]
     print(f"{'':46} {'dfvm':>12} {'bare':>12} {'':5}{'ratio':>9} {'bar':>8}")
     for row in rows:
         print(row.line())
     for row in rows:
         if row.ratio > row.bar and row.obstacle:
             print(f"\n{row.name}: {row.ratio:.2f} instead of {row.bar}, because {row.obstacle}")
-    if only:
+    if args.only:
         return 0
     table = [
         {"name": r.name, "ours": r.ours, "bare": r.bare, "ratio": r.ratio, "bar": r.bar,

@@ -283,8 +283,6 @@ _COMM_LEN: Final = 16
 
 # Options that this kernel has, and nothing to say about but no.
 _ALWAYS_ZERO: Final = (PR_GET_SECCOMP, PR_GET_TIMING)
-
-
 _REMEMBERED: Final = (PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_MCE_KILL, PR_MCE_KILL_GET,
                       PR_SET_THP_DISABLE, PR_GET_THP_DISABLE)  # fmt: skip
 

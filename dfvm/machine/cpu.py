@@ -73,8 +73,9 @@ _RUNNING: Final = 1
 _POISONED_TWICE: Final = 3
 _RUNS: Final = (_RUNNING,)
 
-TICK_NS: Final = 10_000_000  # the clock's period while the engine runs; as kern_clock.TICK_NS, of
-# which this layer knows nothing
+# The clock's period while the engine runs. The same as kern_clock's, of which this layer knows
+# nothing.
+TICK_NS: Final = 10_000_000
 # CPU time after which a poisoned engine accesses no memory at all: far longer than the host ever
 # takes to find a page, compaction included.
 KICK_NS: Final = 100_000_000

@@ -354,7 +354,7 @@ def _zero_fill(
         first,
         pindex - first + room,
         VM_ALLOC_NORMAL | VM_ALLOC_ZERO,
-        PQ_ACTIVE,
+        True,
         PG_MAPPED | PG_WRITEABLE,
     )
     object.flags |= _DIRTY_OBJECT

@@ -41,7 +41,6 @@ from dfvm.vm.vm_page_queue import (
     PQ_CACHE,
     PQ_FREE,
     PQ_HOLD,
-    PQ_INACTIVE,
     PQ_L2_MASK,
     PQ_L2_SHIFT,
     PQ_NONE,
@@ -221,15 +220,15 @@ def vm_page_select_cache(vm: VmSystem, color: int) -> VmPage | None:
 
 
 def vm_page_alloc_run(
-    object: VmObject, pindex: int, n: int, page_req: int, base: int = PQ_NONE, flags: int = 0
+    object: VmObject, pindex: int, n: int, page_req: int, active: bool = False, flags: int = 0
 ) -> list[VmPage]:
     """Allocate pages for `pindex` … `pindex` + n - 1, each as vm_page_alloc would, for less. The
     run ends early at the first index that has a page, and where memory gets short: a run never
     goes below v_free_reserved.
 
-    With `base`, PQ_ACTIVE or PQ_INACTIVE, the pages are not busied but ready for use: valid, on
-    that queue, with `flags`. This is for memory that is right as it comes, which is to say zeroed;
-    it is what a fault on anonymous memory takes most of its time for.
+    `active`: the pages are not busied but ready for use: valid, active, with `flags`. This is for
+    memory that is right as it comes, which is to say zeroed; it is what a fault on anonymous memory
+    takes most of its time for.
 
     The object is held; does not block."""
     vm = object.vm
@@ -247,7 +246,7 @@ def vm_page_alloc_run(
     zero = page_req & _ZERO
     mem = vm.ram.mem
     new = VmPage.__new__
-    if base:
+    if active:
         busy, act_count, valid = 0, ACT_INIT, VM_PAGE_BITS_ALL
     else:
         busy, act_count, valid = PBUSY_LOCKED, 0, 0
@@ -279,12 +278,12 @@ def vm_page_alloc_run(
                     single = vm_page_alloc(vm, object, i, page_req)
                     if single is None:
                         break
-                    if base:
+                    if active:
                         single.valid = valid
                         single.flags = flags
                         single.act_count = act_count
                         single.busy_count = 0
-                        vm_page_add_queue(vm, single, base)
+                        vm_page_add_queue(vm, single, PQ_ACTIVE)
                     run.append(single)
                     counted += 1
                     continue
@@ -303,8 +302,8 @@ def vm_page_alloc_run(
         m.act_count = act_count
         m.valid = valid
         m.flags = flags
-        if base:
-            queue = m.queue = base + color
+        if active:
+            queue = m.queue = PQ_ACTIVE + color
             q = queues[queue]
             if q is None:
                 q = pages.queue(queue)
@@ -328,12 +327,9 @@ def vm_page_alloc_run(
         adj = gd.gd_vmstats_adj
         adj.v_free_count -= got
         queued = 0
-        if base == PQ_ACTIVE:
+        if active:
             own.v_active_count += got
             queued = adj.v_active_count = adj.v_active_count + got
-        elif base == PQ_INACTIVE:
-            own.v_inactive_count += got
-            queued = adj.v_inactive_count = adj.v_inactive_count + got
         if adj.v_free_count < -VMSTATS_ADJ_LIMIT or queued > VMSTATS_ADJ_LIMIT:
             vmstats_rollup(vm)
     return run

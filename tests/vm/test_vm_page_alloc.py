@@ -392,10 +392,9 @@ def test_a_run_is_what_single_allocations_would_be(
 @given(
     n=st.integers(0, 40),
     used=st.integers(0, 30),
-    base=st.sampled_from([PQ_ACTIVE, PQ_INACTIVE]),
     left=st.integers(0, 40),
 )
-def test_a_run_that_is_ready_for_use(n: int, used: int, base: int, left: int) -> None:
+def test_a_run_that_is_ready_for_use(n: int, used: int, left: int) -> None:
     """Queued while it is allocated, it is what one gets that is queued afterwards; also where the
     colours run out."""
     seen = []
@@ -414,20 +413,20 @@ def test_a_run_that_is_ready_for_use(n: int, used: int, base: int, left: int) ->
         object.pg_color = 1
         req = VM_ALLOC_NORMAL | VM_ALLOC_ZERO
         if at_once:
-            got = vm_page_alloc_run(object, 5, n, req, base, PG_REFERENCED)
+            got = vm_page_alloc_run(object, 5, n, req, True, PG_REFERENCED)
         else:
             got = vm_page_alloc_run(object, 5, n, req)
             for m in got:
                 m.valid = VM_PAGE_BITS_ALL
                 m.flags = PG_REFERENCED
-            vm_page_queue_run(vm, got, base)
+            vm_page_queue_run(vm, got, PQ_ACTIVE)
         assert len(got) == min(n, left)
         check(vm)
         seen.append([
             (m.phys_addr, m.pindex, m.queue, m.act_count, m.valid, m.dirty, m.flags, m.busy_count,
              m.wire_count, m.hold_count, m.pat_mode, vm.ram.mem[m.phys_addr]) for m in got
         ])  # fmt: skip
-        seen[-1].append([[m.phys_addr for m in q.pages()] for q in vm.pages.queues(base)])
+        seen[-1].append([[m.phys_addr for m in q.pages()] for q in vm.pages.queues(PQ_ACTIVE)])
         seen[-1].append((own.v_free_count, own.v_active_count, own.v_inactive_count))
     assert seen[0] == seen[1]
 

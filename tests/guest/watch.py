@@ -11,8 +11,10 @@ of its run. What the observer returns is kept under the tag:
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from dfvm import PIPE, Machine
+from dfvm.machine import cpu
 from dfvm.machine.cpu import R8, R10, RDX, RSI
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_pte
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 PAGE = 4096
 FRAME = 0x000F_FFFF_FFFF_F000
 LOOK = 146  # sched_get_priority_max
+# The clock ticks for programs that hang only. A tick flushes the TLB and may let another process
+# run, so that what is counted here would depend on how fast the host is.
+TICK_NS = 20_000_000_000
 
 
 def place(n: int) -> int:
@@ -158,7 +163,8 @@ def watch(
         if faults:
             probe.fault = seen.faults.append if faults is True else faults
         try:
-            m.run(timeout=100)
+            with mock.patch.object(cpu, "TICK_NS", TICK_NS):
+                m.run(timeout=100)
         finally:
             probe.fault = None
         m.check()

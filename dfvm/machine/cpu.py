@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXCSR
 
 from dfvm.machine.engine import Engine
+from dfvm.machine.errata import Errata
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,6 +202,8 @@ class CpuContext:
 
     def fxsave(self) -> bytes:
         """The x87 and SSE state as the FXSAVE instruction writes it, 512 bytes."""
+        self.load()
+        self._vcpu.errata.gather()
         engine, b = self._vcpu.engine, self.b
         image = bytearray(512)
         top = b[engine.o_fpuc - 6] & 7
@@ -218,6 +221,13 @@ class CpuContext:
             at = engine.o_xmm + engine.xmm_stride * n
             image[160 + 16 * n : 176 + 16 * n] = b[at : at + 16]
         return bytes(image)
+
+    def fpinit(self) -> None:
+        """The x87 and SSE state as a new program finds it; the other registers stay."""
+        self.load()
+        engine = self._vcpu.engine
+        fpu = slice(engine.o_fpuc - 6, engine.o_xmm + 16 * engine.xmm_stride)
+        self.b[fpu] = engine.template[fpu]
 
     def fxrstor(self, image: bytes | memoryview) -> None:
         """Set the x87 and SSE state from an FXSAVE image of at least 512 bytes.
@@ -243,6 +253,7 @@ class CpuContext:
         # Through the API, because the engine derives its rounding modes from them.
         engine.uc.reg_write(UC_X86_REG_FPCW, int.from_bytes(image[0:2], "little"))
         engine.uc.reg_write(UC_X86_REG_MXCSR, mxcsr)
+        b[engine.o_sse_exceptions] = b[engine.o_x87_exceptions] = 0
 
 
 class Vcpu:
@@ -251,13 +262,14 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned", "_refused",
-                 "_start", "_wake", "engine", "exception", "exception_err", "exit", "fault_err",
-                 "fault_va", "loaded", "mmu", "on_fault", "ram")  # fmt: skip
+    __slots__ = ("_again", "_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned",
+                 "_refused", "_start", "_wake", "engine", "errata", "exception", "exception_err",
+                 "exit", "fault_err", "fault_va", "loaded", "mmu", "on_fault", "ram")  # fmt: skip
 
     ram: Ram
     mmu: Mmu
     engine: Engine
+    errata: Errata  # what has to be put right in the engine's idea of some instructions
     loaded: CpuContext | None  # whose registers are live
     exit: int  # why the last run ended, EXIT_*
     fault_va: int  # with EXIT_FAULT: the address
@@ -279,6 +291,8 @@ class Vcpu:
         self._failure: BaseException | None = None
         self._poisoned = False
         self._owed = False  # a tick for `loaded` that no run has ended with; see _owe
+        self.errata = Errata(self.engine, mmu, ram)
+        self._again = False  # the engine stopped before a block that it has to translate again
         self._refused: bytes | None = None  # the state before an I/O instruction
         self._clock_lock = threading.Lock()  # held by the clock thread while it does something
         self._at_large: list[int] = []  # see _RUNNING
@@ -341,7 +355,9 @@ class Vcpu:
                     self._owe()
                 return self.exit
             engine.i[engine.i_old] = -1  # the clock may have hit while a fault was being raised
-            if self.exit == EXIT_PREEMPTED:
+            if self._again:
+                self._again = False
+            elif self.exit == EXIT_PREEMPTED:
                 if self._clock is None:
                     raise RuntimeError("the engine stopped by itself")
                 if time.perf_counter_ns() >= over:
@@ -432,8 +448,14 @@ class Vcpu:
         may be any, as the one that this was for may have been the kernel's own access on its
         behalf, or another thread runs now."""
         self.mmu.step = None
-        self.exit = EXIT_PREEMPTED
-        self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
+        while True:
+            self.exit = EXIT_PREEMPTED
+            self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
+            if not self._again or self._failure is not None:
+                break
+            self._again = False
+            if self.mmu.need_flush:
+                self._flush()
         then()
         if self.exit != EXIT_PREEMPTED or self._poisoned or self._failure is not None:
             return True
@@ -445,7 +467,7 @@ class Vcpu:
         """The engine's callbacks, as closures: they run for every fault and system call. An
         exception must not leave a callback, because the engine's C frames are below it."""
         engine, mmu = self.engine, self.mmu
-        q, i, q_cr2 = engine.q, engine.i, engine.q_cr2
+        q, i, q_cr2, errata = engine.q, engine.i, engine.q_cr2, self.errata
         i_error, i_int, i_old = engine.i_error, engine.i_int, engine.i_old
         stop, handle = engine.stop, engine.uch
 
@@ -501,5 +523,25 @@ class Vcpu:
                 engine.poison()
                 stop(handle)
 
+        def on_translated(pc: int, size: int) -> None:
+            try:
+                if errata.translated(pc, size):
+                    self._again = True
+                    stop(handle)
+            except BaseException as failure:
+                self._failure = failure
+                stop(handle)
+
+        def on_code(pc: int) -> None:
+            try:
+                if errata.before(pc):
+                    self.exception, self.exception_err = X86_TRAP_UD, 0
+                    self.exit = EXIT_EXCEPTION
+                    stop(handle)
+            except BaseException as failure:
+                self._failure = failure
+                stop(handle)
+
         engine.on_exception, engine.on_syscall = on_exception, on_syscall
         engine.on_invalid, engine.on_io = on_invalid, on_io
+        engine.on_translated, engine.on_code = on_translated, on_code

@@ -55,7 +55,7 @@ def build(source: str, *flags: str, link: tuple[str, ...] = ("-static",)) -> Pat
         _DIR.mkdir(exist_ok=True)
         partial = _DIR / f"{key}.{os.getpid()}"
         subprocess.run(
-            ["cc", "-O1", "-w", *flags, "-x", "c", "-", "-o", partial],
+            ["cc", "-O1", "-w", "-x", "c", "-", *flags, "-o", partial],
             input=text.encode(), check=True,
         )  # fmt: skip
         partial.rename(program)
@@ -85,10 +85,14 @@ def by_guest(*argv: str | Path, stdin: bytes = b"", mem: str = "64M") -> tuple[i
 
 
 def same(
-    source: str, *args: str, link: tuple[str, ...] = ("-static",), stdin: bytes = b""
+    source: str,
+    *args: str,
+    link: tuple[str, ...] = ("-static",),
+    flags: tuple[str, ...] = (),
+    stdin: bytes = b"",
 ) -> bytes:
     """Run a program both ways; what it printed, when both agree."""
-    program = build(source, link=link)
+    program = build(source, *flags, link=link)
     expected = by_host(program, *args, stdin=stdin)
     ours = by_guest(program, *args, stdin=stdin)
     assert ours == expected, _difference(ours, expected)

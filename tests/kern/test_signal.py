@@ -150,6 +150,36 @@ def test_registers_and_fpu_survive() -> None:
     """)
 
 
+def test_a_handler_starts_with_a_fresh_fpu() -> None:
+    """Whatever precision, rounding, exceptions and x87 registers it interrupts."""
+    same(r"""
+    struct state { unsigned short control, status, tags; unsigned mxcsr; };
+    static void show(const char *what) {
+        struct { unsigned w[7]; } env;
+        unsigned mxcsr;
+        unsigned long xmm7;
+        __asm__ volatile("fnstenv %0; fldenv %0; stmxcsr %1; movq %%xmm7, %2"
+                         : "=m"(env), "=m"(mxcsr), "=r"(xmm7));
+        printf("%s: %x %x %x %x %lx\n", what, env.w[0] & 0xffff, env.w[1] & 0xffff,
+               env.w[2] & 0xffff, mxcsr, xmm7);
+    }
+    static void h(int s) { show("handler"); }
+    int main(void) {
+        unsigned short control = 0x0c7f;
+        unsigned mxcsr = 0x7f85;
+        unsigned long x = 0x123456789abcdef0;
+        signal(SIGUSR1, h);
+        long pid = getpid();
+        __asm__ volatile("fldcw %0; ldmxcsr %1; fld1; fldpi; fld1; fldz; fdivrp; movq %2, %%xmm7;"
+                         "mov $62, %%eax; mov %3, %%rdi; mov $10, %%esi; syscall"
+                         : : "m"(control), "m"(mxcsr), "r"(x), "r"(pid)
+                         : "rax", "rdi", "rsi", "rcx", "r11", "xmm7", "memory");
+        show("main");
+        return 0;
+    }
+    """)
+
+
 def test_altstack() -> None:
     """SA_ONSTACK, SS_ONSTACK while there, EPERM to change it there, a stack overflow caught on it,
     SS_AUTODISARM."""

@@ -159,8 +159,8 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     # a page is missing at the far end of a frame that fits into two.
     raw = (image + siginfo_pack(info)).ljust(fp - frame, b"\0") + fxsave
     copyout(lp.lwp_proc.p_vmspace, raw, frame)
-    ctx.load()  # copyout may have slept, and others have run
-    q = ctx.q
+    ctx.fpinit()
+    q = ctx.q  # copyout may have slept, and others have run
     if lp.lwp_sigstk_flags & SS_AUTODISARM:
         lp.lwp_sigstk_sp = lp.lwp_sigstk_size = 0
         lp.lwp_sigstk_flags = SS_DISABLE

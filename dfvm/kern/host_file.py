@@ -34,7 +34,7 @@ from dfvm.kern.kern_descrip import (
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, ENOTTY, EPIPE, ESPIPE, err
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, POLLHUP, POLLIN, POLLOUT
 from dfvm.kern.kern_sig import SIGPIPE
-from dfvm.kern.vfs.vnode import IFTOVT, OFF_MAX, S_IFMT, VFIFO, Vattr
+from dfvm.kern.vfs.vnode_param import IFTOVT, OFF_MAX, S_IFMT, VFIFO, Vattr
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove, uioread
 

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from dfvm.kern.sys_sigio import AsyncNote
     from dfvm.kern.tty import HostTty
     from dfvm.kern.vfs.mount import Statfs
-    from dfvm.kern.vfs.vnode import Cred, Vattr, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred, Vattr
     from dfvm.lwkt.lwkt_thread import Scheduler
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import EAGAIN, EBADF, EDEADLK, EINVAL, EOVERFLOW, err
-from dfvm.kern.vfs.vnode import OFF_MAX
+from dfvm.kern.vfs.vnode_param import OFF_MAX
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout
 

@@ -15,7 +15,7 @@ from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Ucred
-    from dfvm.kern.vfs.vnode import Cred
+    from dfvm.kern.vfs.vnode_param import Cred
 
 NGROUPS_MAX: Final = 65536
 _NOBODY: Final = 0xFFFF_FFFF  # -1: leave the id as it is, or "no such id"

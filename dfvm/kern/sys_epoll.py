@@ -48,7 +48,7 @@ from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
-    from dfvm.kern.vfs.vnode import Vattr
+    from dfvm.kern.vfs.vnode_param import Vattr
 
 EPOLL_CTL_ADD: Final = 1
 EPOLL_CTL_DEL: Final = 2

@@ -17,7 +17,7 @@ from dfvm.vm.copyio import uiomove, uioread
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
-    from dfvm.kern.vfs.vnode import Vattr
+    from dfvm.kern.vfs.vnode_param import Vattr
     from dfvm.vm.copyio import Uio
 
 EFD_SEMAPHORE: Final = 1

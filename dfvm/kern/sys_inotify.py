@@ -16,13 +16,14 @@ from dfvm.kern.kern_errno import EAGAIN, EEXIST, EINVAL, ENOSPC, ENOTTY, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, PATH_MAX, namei
 from dfvm.kern.vfs.vfs_notify import Watch, unwatch, watch
-from dfvm.kern.vfs.vnode import VREAD
+from dfvm.kern.vfs.vnode_param import VREAD
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyinstr, copyout, uiomove
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
-    from dfvm.kern.vfs.vnode import Vattr, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Vattr
     from dfvm.vm.copyio import Uio
 
 IN_Q_OVERFLOW: Final = 0x4000

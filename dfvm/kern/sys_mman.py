@@ -33,7 +33,8 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.seals import sealed_map
-from dfvm.kern.vfs.vnode import MMAP_ANON, OFF_MAX, VREG, Vnode
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import MMAP_ANON, OFF_MAX, VREG
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout

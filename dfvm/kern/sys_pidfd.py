@@ -19,7 +19,7 @@ from dfvm.kern.sys_signal import check_signal, copyin_siginfo, send_user, user_i
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Proc
-    from dfvm.kern.vfs.vnode import Vattr
+    from dfvm.kern.vfs.vnode_param import Vattr
 
 
 class PidFile(File):

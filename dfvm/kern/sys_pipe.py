@@ -64,7 +64,8 @@ from dfvm.kern.kern_event import (
 )  # fmt: skip
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE
-from dfvm.kern.vfs.vnode import VFIFO, Vattr, may_chown
+from dfvm.kern.vfs.vnode import may_chown
+from dfvm.kern.vfs.vnode_param import VFIFO, Vattr
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove_pa
 
@@ -72,7 +73,8 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_lockf import LockfHead
     from dfvm.kern.proc import Lwp
     from dfvm.kern.vfs.mount import Statfs
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map import VmMap

@@ -24,7 +24,7 @@ from dfvm.vm.copyio import copyin, uiomove
 if TYPE_CHECKING:
     from dfvm.kern.kern_sig import Siginfo
     from dfvm.kern.proc import Lwp
-    from dfvm.kern.vfs.vnode import Vattr
+    from dfvm.kern.vfs.vnode_param import Vattr
     from dfvm.vm.copyio import Uio
 
 # struct signalfd_siginfo: signo, errno, code, pid, uid, fd, tid, band, overrun, trapno, status,

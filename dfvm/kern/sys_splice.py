@@ -21,7 +21,7 @@ from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.sys_generic import MAX_RW_COUNT, user_iov
 from dfvm.kern.sys_pipe import PAGE_SIZE, PipeBuf, PipeFile
-from dfvm.kern.vfs.vnode import VCHR, VREG
+from dfvm.kern.vfs.vnode_param import VCHR, VREG
 from dfvm.kern.vfs_storage import user_off
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, uiomove

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfvm.kern.proc import Lwp
-    from dfvm.kern.vfs.vnode import Vattr
+    from dfvm.kern.vfs.vnode_param import Vattr
     from dfvm.lwkt.kern_clock import Callout
     from dfvm.vm.copyio import Uio
 

@@ -58,7 +58,7 @@ from dfvm.kern.kern_sig import (
 )  # fmt: skip
 from dfvm.kern.proc import P_CONTROLT, P_SYSTEM, SSTOP
 from dfvm.kern.vfs.devfs import Cdev
-from dfvm.kern.vfs.vnode import KCRED
+from dfvm.kern.vfs.vnode_param import KCRED
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Pgrp, Proc, Session
     from dfvm.kern.tty_pty import PtsDir
     from dfvm.kern.vfs.devfs import DevMount
-    from dfvm.kern.vfs.vnode import Cred, Vattr, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred, Vattr
     from dfvm.vm.copyio import Uio
 
 TCGETS: Final = 0x5401

@@ -85,14 +85,15 @@ from dfvm.kern.tty import (
 )
 from dfvm.kern.tty_ldisc import ICANON, IXON, TOSTOP, VMIN, VTIME, LineDiscipline
 from dfvm.kern.vfs.devfs import Cdev
-from dfvm.kern.vfs.vnode import KCRED, VCHR, VUNLINKED
+from dfvm.kern.vfs.vnode_param import KCRED, VCHR, VUNLINKED
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout, uiomove, uioread
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
     from dfvm.kern.vfs.devfs import DevMount
-    from dfvm.kern.vfs.vnode import Cred, Vattr, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred, Vattr
     from dfvm.vm.copyio import Uio
 
 TIOCGPTN: Final = 0x80045430

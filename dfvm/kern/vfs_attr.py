@@ -32,7 +32,8 @@ from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Ucred
-    from dfvm.kern.vfs.vnode import Vattr, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Vattr
 
 _UTIME_NOW: Final = 0x3FFFFFFF
 _UTIME_OMIT: Final = 0x3FFFFFFE

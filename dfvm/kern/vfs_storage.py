@@ -23,7 +23,7 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.kern_path import AT_FDCWD, path_vnode, user_path
-from dfvm.kern.vfs.vnode import IN_ACCESS, IN_MODIFY, OFF_MAX, VCHR, VDIR, VLNK, VREG
+from dfvm.kern.vfs.vnode_param import IN_ACCESS, IN_MODIFY, OFF_MAX, VCHR, VDIR, VLNK, VREG
 from dfvm.kern.vnode_file import RLIMIT_FSIZE, check_fsize, getvnode
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
 

@@ -86,7 +86,8 @@ from dfvm.kern.vfs.resolve import (
 from dfvm.kern.vfs.seals import F_SEAL_EXEC, F_SEAL_SEAL
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vfs_vnops import vn_open
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.kern.vfs.vnode_param import (
     IFTOVT,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -98,8 +99,7 @@ from dfvm.kern.vfs.vnode import (
     VREG,
     VSEALABLE,
     VUNLINKED,
-    vn_fullpath,
-)  # fmt: skip
+)
 from dfvm.kern.vnode_file import VnodeFile, getdvnode
 from dfvm.vm.copyio import copyin, copyinstr, copyout
 

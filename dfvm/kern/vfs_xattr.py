@@ -27,7 +27,7 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
-from dfvm.kern.vfs.vnode import IN_ATTRIB, S_ISVTX, VDIR, VREAD, VREG, VWRITE
+from dfvm.kern.vfs.vnode_param import IN_ATTRIB, S_ISVTX, VDIR, VREAD, VREG, VWRITE
 from dfvm.vm.copyio import copyin, copyinstr, copyout
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from dfvm.kern.kern_descrip import (
 )  # fmt: skip
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, err
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, vn_notify
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import (
     IN_ACCESS,
     IN_MODIFY,
     IO_APPEND,
@@ -35,8 +36,7 @@ from dfvm.kern.vfs.vnode import (
     VREG,
     VUNLINKED,
     Vattr,
-    Vnode,
-)  # fmt: skip
+)
 from dfvm.vm.copyio import copyout
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_lockf import LockfHead
     from dfvm.kern.proc import Lwp
     from dfvm.kern.vfs.mount import Statfs
-    from dfvm.kern.vfs.vnode import Cred
+    from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
 
 SEEK_SET: Final = 0

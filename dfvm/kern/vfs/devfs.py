@@ -15,17 +15,14 @@ from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
 from dfvm.kern.vfs.mount import ST_NOSUID
 from dfvm.kern.vfs.overlay import OvlMount
 from dfvm.kern.vfs.tmpfs import TMPFS_MAGIC
-from dfvm.kern.vfs.vnode import (
-    KCRED,
-    MMAP_ANON,
-    VCHR,
-)
+from dfvm.kern.vfs.vnode_param import KCRED, MMAP_ANON, VCHR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfvm.kern.vfs.mount import Vfs
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
 
 _CHUNK: Final = 65536  # bytes handed over at once

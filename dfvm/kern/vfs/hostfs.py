@@ -20,7 +20,8 @@ from dfvm.kern.vfs.hostfd import HostRef, host_fallocate, host_rename
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.overlay import HOST_RACY, HOST_TTL
 from dfvm.kern.vfs.vfs_bio import vn_flush
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import (
     FREAD,
     FWRITE,
     IFTOVT,
@@ -35,7 +36,6 @@ from dfvm.kern.vfs.vnode import (
     VTTODT,
     VUNLINKED,
     Vattr,
-    Vnode,
     vfs_timestamp,
 )
 from dfvm.vm.pager.vnode_pager import vnode_pager_setsize
@@ -43,7 +43,7 @@ from dfvm.vm.vm_object import vm_object_page_remove
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Vfs
-    from dfvm.kern.vfs.vnode import Cred
+    from dfvm.kern.vfs.vnode_param import Cred
 
 _CREATE: Final = (
     os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK

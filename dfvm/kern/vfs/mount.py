@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_errno import EBUSY, EINVAL, ENOTDIR, err
 from dfvm.kern.vfs.hostfd import HostFds
 from dfvm.kern.vfs.namei import nameiat
-from dfvm.kern.vfs.vnode import KCRED, VDIR, VKEEP, VRECLAIMED, VREFD, VROOT
+from dfvm.kern.vfs.vnode_param import KCRED, VDIR, VKEEP, VRECLAIMED, VREFD, VROOT
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.devfs import Cdev

@@ -35,7 +35,7 @@ from dfvm.kern.kern_errno import (
     ENOTEMPTY,
     err,
 )
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode_param import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     VDIR,
@@ -47,7 +47,8 @@ from dfvm.kern.vfs.vnode import (
 )
 
 if TYPE_CHECKING:
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
 
 PATH_MAX: Final = 4096
 SYMLINK_MAX: Final = 40

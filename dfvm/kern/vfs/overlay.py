@@ -32,7 +32,8 @@ from dfvm.kern.vfs.hostfd import HostRef
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.store import Quota, Store
 from dfvm.kern.vfs.vfs_bio import vn_flush
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import (
     FOREVER,
     FREAD,
     IFTOVT,
@@ -50,7 +51,6 @@ from dfvm.kern.vfs.vnode import (
     VTTODT,
     VUNLINKED,
     Vattr,
-    Vnode,
     vfs_timestamp,
 )
 from dfvm.vm.pager.vnode_pager import vnode_pager_setsize
@@ -58,7 +58,7 @@ from dfvm.vm.vm_object import vm_object_page_remove
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Vfs
-    from dfvm.kern.vfs.vnode import Cred
+    from dfvm.kern.vfs.vnode_param import Cred
 
 HOST_TTL: Final = 20_000_000  # ns for which what the host said is believed
 HOST_RACY: Final = 50_000_000  # ns: an mtime so young may not move with the next change

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_errno import EACCES, EEXIST, EINVAL, EIO, ENODEV, ENOENT, EPERM, ESRCH, err
 from dfvm.kern.kern_prot import may_look
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import (
     OFF_MAX,
     VDIR,
     VKEEP,
@@ -29,7 +30,6 @@ from dfvm.kern.vfs.vnode import (
     VREG,
     VTTODT,
     Vattr,
-    Vnode,
     vfs_timestamp,
 )
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Proc
     from dfvm.kern.vfs.mount import Vfs
-    from dfvm.kern.vfs.vnode import Cred
+    from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
 
     # What a file says, and what is done with something written to it.

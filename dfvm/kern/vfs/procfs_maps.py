@@ -24,7 +24,8 @@ from dfvm.kern.sys_mman import (
     same_vma,
 )
 from dfvm.kern.vfs.procfs import ProcNode
-from dfvm.kern.vfs.vnode import OFF_MAX, VREG, vn_fullpath
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.kern.vfs.vnode_param import OFF_MAX, VREG
 from dfvm.machine.pte import PG_A, PG_FRAME, PG_M
 from dfvm.vm.copyio import uiomove, uiomove_pa
 from dfvm.vm.pmap import pmap_mapped, pmap_pte, pmap_ptes
@@ -53,7 +54,8 @@ from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 if TYPE_CHECKING:
     from dfvm.kern.proc import Proc
     from dfvm.kern.vfs.procfs import ProcMount
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_map_entry import VmMapBacking, VmMapEntry
     from dfvm.vm.vm_page import VmPage

@@ -34,7 +34,8 @@ from dfvm.kern.vfs.procfs_maps import (
     vm_kinds,
 )
 from dfvm.kern.vfs.procfs_system import USER_HZ
-from dfvm.kern.vfs.vnode import VDIR, VTTODT, VWRITE, vn_fullpath
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.kern.vfs.vnode_param import VDIR, VTTODT, VWRITE
 from dfvm.machine.cpu import RIP, RSP
 from dfvm.vm.vm_param import PAGE_SIZE
 from dfvm.vm.vm_proc import RLIM_INFINITY
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
     from dfvm.kern.vfs.procfs import ProcMount
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
 
 _NS: Final = 1_000_000_000
 _TICK_NS: Final = _NS // USER_HZ

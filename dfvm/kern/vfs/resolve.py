@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_caps import CAP_SEARCH
 from dfvm.kern.kern_errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, err
 from dfvm.kern.vfs.namei import PATH_MAX, SYMLINK_MAX
-from dfvm.kern.vfs.vnode import VDIR, VEXEC, VLNK, VMAGIC
+from dfvm.kern.vfs.vnode_param import VDIR, VEXEC, VLNK, VMAGIC
 
 if TYPE_CHECKING:
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
 
 RESOLVE_NO_XDEV: Final = 0x01  # into no other file system
 RESOLVE_NO_MAGICLINKS: Final = 0x02  # through no link like /proc/self/fd/N

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EBUSY, EINVAL, EPERM, err
-from dfvm.kern.vfs.vnode import VREG, VSEALABLE
+from dfvm.kern.vfs.vnode_param import VREG, VSEALABLE
 from dfvm.vm.vm import VM_PROT_WRITE
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import MAP_ENTRY_COW

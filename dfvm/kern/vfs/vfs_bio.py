@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_caps import CAP_FSETID
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, EOPNOTSUPP, err
 from dfvm.kern.vfs.seals import sealed_size, sealed_write, sealed_zero
-from dfvm.kern.vfs.vnode import IO_APPEND, IO_SYNC, OFF_MAX, S_ISGID, S_ISUID, VREG
+from dfvm.kern.vfs.vnode_param import IO_APPEND, IO_SYNC, OFF_MAX, S_ISGID, S_ISUID, VREG
 from dfvm.lwkt.kern_lock import LK_EXCLUSIVE, LK_RELEASE, Lock, lockmgr
 from dfvm.vm.copyio import uiomove_pa
 from dfvm.vm.pager.vnode_pager import (
@@ -41,7 +41,8 @@ from dfvm.vm.vm_object import (
 from dfvm.vm.vm_page import vm_page_unhold
 
 if TYPE_CHECKING:
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMapBacking

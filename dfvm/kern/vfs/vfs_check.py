@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.vfs.devfs import DevMount
-from dfvm.kern.vfs.vnode import FWRITE, VDIR, VKEEP, VNOCACHE, VRECLAIMED
+from dfvm.kern.vfs.vnode_param import FWRITE, VDIR, VKEEP, VNOCACHE, VRECLAIMED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

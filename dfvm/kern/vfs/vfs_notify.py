@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.vfs.vnode import VDIR, VREG, VUNLINKED
+from dfvm.kern.vfs.vnode_param import VDIR, VREG, VUNLINKED
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode

@@ -32,7 +32,7 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei, nameiat
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
-from dfvm.kern.vfs.vnode import (
+from dfvm.kern.vfs.vnode_param import (
     FREAD,
     FWRITE,
     VDIR,
@@ -46,7 +46,8 @@ from dfvm.kern.vfs.vnode import (
 )
 
 if TYPE_CHECKING:
-    from dfvm.kern.vfs.vnode import Cred, Vnode
+    from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
 
 # The access mode 3 asks for both rights, and gives none: such a file is only good for ioctl.
 _FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, 0)

@@ -12,7 +12,7 @@ from vfs_util import Sys, TestCred, make_vfs, make_vm, unmount
 from dfvm.kern.kern_errno import EFBIG, ENXIO, EPERM, EXDEV
 from dfvm.kern.vfs.hostfs import HostMount
 from dfvm.kern.vfs.overlay import HOST_TTL, OVERLAY_MAGIC, OvlMount
-from dfvm.kern.vfs.vnode import FREAD, KCRED, VCHR, VFIFO, VRECLAIMED
+from dfvm.kern.vfs.vnode_param import FREAD, KCRED, VCHR, VFIFO, VRECLAIMED
 
 vm = make_vm(64)
 

@@ -22,7 +22,7 @@ from vfs_util import Open, Sys, check, make_vfs, make_vm, unmount
 from dfvm.kern.vfs.hostfs import HostMount, HostVnode
 from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount, OvlVnode
 from dfvm.kern.vfs.tmpfs import tmpfs
-from dfvm.kern.vfs.vnode import S_IFMT, VDIR, VFIFO, VLNK, VREG, VTTODT, VTTOIF
+from dfvm.kern.vfs.vnode_param import S_IFMT, VDIR, VFIFO, VLNK, VREG, VTTODT, VTTOIF
 
 libc = ctypes.CDLL(None, use_errno=True)
 vm = make_vm(256)

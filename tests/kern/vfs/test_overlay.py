@@ -27,7 +27,8 @@ from dfvm.kern.vfs import mount as mount_module
 from dfvm.kern.vfs.mount import Vfs
 from dfvm.kern.vfs.overlay import HOST_TTL, OVERLAY_MAGIC, OvlMount
 from dfvm.kern.vfs.tmpfs import tmpfs
-from dfvm.kern.vfs.vnode import FREAD, KCRED, VFIFO, VRECLAIMED, vn_fullpath
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.kern.vfs.vnode_param import FREAD, KCRED, VFIFO, VRECLAIMED
 from dfvm.vm.pager.vnode_pager import vnode_pager_object
 
 vm = make_vm(128)

@@ -14,7 +14,7 @@ from dfvm.kern.machine import PIPE, Machine
 from dfvm.kern.proc import Ucred
 from dfvm.kern.vfs.namei import namei
 from dfvm.kern.vfs.procfs import ProcMount
-from dfvm.kern.vfs.vnode import FREAD, FWRITE, KCRED
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio
 
 BUSYBOX = "/usr/bin/busybox"

@@ -11,7 +11,7 @@ from dfvm.kern.machine import PIPE, Machine
 from dfvm.kern.vfs.namei import namei
 from dfvm.kern.vfs.overlay import OvlVnode
 from dfvm.kern.vfs.vfs_check import vfs_check
-from dfvm.kern.vfs.vnode import KCRED
+from dfvm.kern.vfs.vnode_param import KCRED
 
 BUSYBOX = "/usr/bin/busybox"
 

@@ -11,7 +11,8 @@ from vfs_util import Sys
 from dfvm.kern.machine import Machine
 from dfvm.kern.vfs.mount import Vfs
 from dfvm.kern.vfs.vfs_init import vfs_mountall
-from dfvm.kern.vfs.vnode import VDIR, VTTODT, vn_fullpath
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.kern.vfs.vnode_param import VDIR, VTTODT
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from dfvm.kern.kern_errno import ENOENT, err
 from dfvm.kern.vfs.mount import Mount, Vfs
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, may_rename, namei, nameiat
 from dfvm.kern.vfs.vfs_vnops import vn_open
-from dfvm.kern.vfs.vnode import FREAD, FWRITE, IO_APPEND, KCRED, VRECLAIMED, VREG, Cred, Vnode
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, IO_APPEND, KCRED, VRECLAIMED, VREG, Cred
 from dfvm.lwkt.lwkt_thread import Scheduler
 from dfvm.machine.mmu import Mmu
 from dfvm.machine.ram import Ram

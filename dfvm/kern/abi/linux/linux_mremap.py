@@ -34,7 +34,7 @@ from dfvm.kern.sys_mman import (
     populate,
     vma_end,
 )
-from dfvm.kern.vfs.vnode import OFF_MAX
+from dfvm.kern.vfs.vnode_param import OFF_MAX
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
 from dfvm.vm.pmap import pmap_remove
 from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_READ, VM_PROT_WRITE

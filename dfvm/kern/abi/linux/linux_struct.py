@@ -10,7 +10,7 @@ from struct import Struct
 from time import time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.vfs.vnode import VNON, VTTOIF, Vattr
+from dfvm.kern.vfs.vnode_param import VNON, VTTOIF, Vattr
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Statfs

@@ -1,6 +1,7 @@
 """File systems: vnodes, names, mounts, and what is mounted.
 
 vnode.py     Vnode, its reference rules and operations: the API of this package
+vnode_ops.py what a vnode consists of, and what its file system provides
 vnode_param.py types, modes, flags, Cred, Vattr
 namei.py     path names to vnodes
 resolve.py   the same within openat2's restrictions

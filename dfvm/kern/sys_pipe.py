@@ -63,8 +63,8 @@ from dfvm.kern.kern_event import (
     Kqinfo,
 )  # fmt: skip
 from dfvm.kern.kern_sig import SIGPIPE
+from dfvm.kern.vfs.vfs_helper import may_chown
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE
-from dfvm.kern.vfs.vnode import may_chown
 from dfvm.kern.vfs.vnode_param import VFIFO, Vattr
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove_pa

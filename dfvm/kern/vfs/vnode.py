@@ -55,7 +55,6 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.kern_caps import (
-    CAP_CHOWN,
     CAP_DAC_OVERRIDE,
     CAP_DAC_READ_SEARCH,
     CAP_FOWNER,
@@ -85,6 +84,16 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
+from dfvm.kern.vfs.vfs_helper import (
+    may_add,
+    may_chown,
+    may_linkat,
+    may_remove,
+    may_setattr,
+    may_write_dir,
+    new_ids,
+    new_mode,
+)
 from dfvm.kern.vfs.vnode_ops import VnodeOps
 from dfvm.kern.vfs.vnode_param import (
     FWRITE,
@@ -103,7 +112,6 @@ from dfvm.kern.vfs.vnode_param import (
     RENAME_NOREPLACE,
     S_ISGID,
     S_ISUID,
-    S_ISVTX,
     VBLK,
     VCHR,
     VDIR,
@@ -234,70 +242,27 @@ class Vnode(VnodeOps):
         if vp.v_parent is self and vp.v_name == name:
             vp.v_flag |= VUNLINKED
 
-    def _may_add(self, name: bytes, cred: Cred) -> None:
-        # A new entry may be made: nothing is there, the directory exists and may be written.
-        if self.lookup(name) is not None:
-            raise err(EEXIST)
-        self._may_write_dir(cred)
-
-    def _may_write_dir(self, cred: Cred) -> None:
-        if self.v_mount.mnt_rdonly:
-            raise err(EROFS)
-        if self.v_flag & VUNLINKED:
-            raise err(ENOENT)
-        self.access(VWRITE | VEXEC, cred)
-
-    def _may_remove(self, vp: Vnode, cred: Cred, isdir: bool) -> None:
-        # vp's entry in this directory may be taken away or replaced (by a directory: isdir).
-        self._may_write_dir(cred)
-        if (
-            self.v_mode & S_ISVTX
-            and cred.cr_fsuid not in (vp.v_uid, self.v_uid)
-            and not cred.cr_cap_e & CAP_FOWNER
-        ):
-            raise err(EPERM)
-        if isdir:
-            if vp.v_type != VDIR:
-                raise err(ENOTDIR)
-        elif vp.v_type == VDIR:
-            raise err(EISDIR)
-        if vp.v_flag & VROOT:
-            raise err(EBUSY)
-
-    def _new_ids(self, cred: Cred) -> tuple[int, int]:
-        # Owner and group of what is created here.
-        return cred.cr_fsuid, self.v_gid if self.v_mode & S_ISGID else cred.cr_fsgid
-
-    def _new_mode(self, mode: int, cred: Cred) -> int:
-        # Mode of what is created here and is no directory: where the directory gives the group,
-        # nobody gets a setgid program of a group that is not theirs.
-        mode &= 0o7777
-        if self.v_mode & S_ISGID and mode & (S_ISGID | 0o010) == S_ISGID | 0o010:
-            if not cred.groupmember(self.v_gid) and not cred.cr_cap_e & CAP_FSETID:
-                mode &= ~S_ISGID
-        return mode
-
     def create(self, name: bytes, mode: int, cred: Cred) -> Vnode:
         """Make a regular file."""
         return self.mknod(name, VREG, mode, 0, cred)
 
     def mknod(self, name: bytes, vtype: int, mode: int, rdev: int, cred: Cred) -> Vnode:
         """Make a file of any type that is neither a directory nor a symbolic link."""
-        self._may_add(name, cred)
+        may_add(self, name, cred)
         if vtype in (VCHR, VBLK) and not cred.cr_cap_e & CAP_MKNOD:
             raise err(EPERM)
         if vtype not in (VREG, VCHR, VBLK, VFIFO, VSOCK):
             raise err(EINVAL)
-        uid, gid = self._new_ids(cred)
-        vp = self.vop_create(name, vtype, self._new_mode(mode, cred), uid, gid, rdev)
+        uid, gid = new_ids(self, cred)
+        vp = self.vop_create(name, vtype, new_mode(self, mode, cred), uid, gid, rdev)
         self.cache_enter(name, vp)
         self._made_name(name, vp)
         return vp
 
     def mkdir(self, name: bytes, mode: int, cred: Cred) -> Vnode:
         """Make a directory."""
-        self._may_add(name, cred)
-        uid, gid = self._new_ids(cred)
+        may_add(self, name, cred)
+        uid, gid = new_ids(self, cred)
         vp = self.vop_create(name, VDIR, mode & 0o1777 | self.v_mode & S_ISGID, uid, gid, 0)
         self.cache_enter(name, vp)
         self._made_name(name, vp)
@@ -305,8 +270,8 @@ class Vnode(VnodeOps):
 
     def symlink(self, name: bytes, target: bytes, cred: Cred) -> Vnode:
         """Make a symbolic link to `target`."""
-        self._may_add(name, cred)
-        uid, gid = self._new_ids(cred)
+        may_add(self, name, cred)
+        uid, gid = new_ids(self, cred)
         vp = self.vop_symlink(name, target, uid, gid)
         self.cache_enter(name, vp)
         self._made_name(name, vp)
@@ -316,9 +281,9 @@ class Vnode(VnodeOps):
         """Make a regular file without a name on this directory's file system."""
         if self.v_type != VDIR:
             raise err(ENOTDIR)
-        self._may_write_dir(cred)
-        uid, gid = self._new_ids(cred)
-        return self.vop_tmpfile(self._new_mode(mode, cred), uid, gid)
+        may_write_dir(self, cred)
+        uid, gid = new_ids(self, cred)
+        return self.vop_tmpfile(new_mode(self, mode, cred), uid, gid)
 
     def link(self, name: bytes, vp: Vnode, cred: Cred) -> None:
         """Give vp another name, in this directory."""
@@ -326,8 +291,8 @@ class Vnode(VnodeOps):
             raise err(EEXIST)
         if vp.v_mount is not self.v_mount:
             raise err(EXDEV)
-        vp._may_linkat(cred)
-        self._may_write_dir(cred)
+        may_linkat(vp, cred)
+        may_write_dir(self, cred)
         if vp.v_type == VDIR:
             raise err(EPERM)
         if vp.v_flag & VNOLINK:
@@ -342,25 +307,12 @@ class Vnode(VnodeOps):
         vp.self_event(IN_ATTRIB)
         self._made_name(name, vp)
 
-    def _may_linkat(self, cred: Cred) -> None:
-        # As with the sysctl fs.protected_hardlinks: nobody pins down another's privileged program
-        # or a file that is closed to them.
-        if cred.cr_fsuid == self.v_uid or cred.cr_cap_e & CAP_FOWNER:
-            return
-        mode = self.v_mode
-        if self.v_type != VREG or mode & S_ISUID or mode & (S_ISGID | 0o010) == S_ISGID | 0o010:
-            raise err(EPERM)
-        try:
-            self.access(VREAD | VWRITE, cred)
-        except OSError:
-            raise err(EPERM) from None
-
     def unlink(self, name: bytes, cred: Cred) -> None:
         """Take away a name that is not a directory's. May block."""
         vp = self.lookup(name)
         if vp is None:
             raise err(ENOENT)
-        self._may_remove(vp, cred, False)
+        may_remove(self, vp, cred, False)
         self._is_mountpoint(name)
         self.vop_unlink(name, vp)
         self._cache_gone(name, vp)
@@ -372,7 +324,7 @@ class Vnode(VnodeOps):
         vp = self.lookup(name)
         if vp is None:
             raise err(ENOENT)
-        self._may_remove(vp, cred, True)
+        may_remove(self, vp, cred, True)
         self._is_mountpoint(name)
         if vp.v_mounts:
             raise err(EBUSY)
@@ -451,11 +403,11 @@ class Vnode(VnodeOps):
         if fvp is tvp:
             return
         isdir = fvp.v_type == VDIR
-        self._may_remove(fvp, cred, isdir)
+        may_remove(self, fvp, cred, isdir)
         if tvp is None:
-            tdvp._may_write_dir(cred)
+            may_write_dir(tdvp, cred)
         else:
-            tdvp._may_remove(tvp, cred, tvp.v_type == VDIR if flags & RENAME_EXCHANGE else isdir)
+            may_remove(tdvp, tvp, cred, tvp.v_type == VDIR if flags & RENAME_EXCHANGE else isdir)
             tdvp._is_mountpoint(tname)
             if tvp.v_mounts and not flags & RENAME_EXCHANGE:
                 raise err(EBUSY)
@@ -547,15 +499,9 @@ class Vnode(VnodeOps):
         ):
             raise err(EACCES)
 
-    def _may_setattr(self, cred: Cred) -> None:
-        if self.v_mount.mnt_rdonly:
-            raise err(EROFS)
-        if cred.cr_fsuid != self.v_uid and not cred.cr_cap_e & CAP_FOWNER:
-            raise err(EPERM)
-
     def chmod(self, mode: int, cred: Cred) -> None:
         """Set the permission bits."""
-        self._may_setattr(cred)
+        may_setattr(self, cred)
         if self.v_type == VLNK:
             raise err(EOPNOTSUPP)
         mode &= 0o7777
@@ -744,20 +690,6 @@ class Vnode(VnodeOps):
             raise err(ENXIO)
         self.v_rdev = dev
         return dev.d_open(self, fflag, cred)
-
-
-def may_chown(owner: int, group: int, uid: int, gid: int, cred: Cred) -> None:
-    """May `cred` give what is owner's and group's to `uid` and `gid` (-1: leave it)?
-
-    :raises OSError: EPERM
-    """
-    if cred.cr_cap_e & CAP_CHOWN:
-        return
-    mine = cred.cr_fsuid == owner
-    if uid != -1 and not (mine and uid == owner):
-        raise err(EPERM)
-    if gid != -1 and not (mine and (gid == group or cred.groupmember(gid))):
-        raise err(EPERM)
 
 
 def _is_ancestor(vp: Vnode, dvp: Vnode) -> bool:

@@ -84,6 +84,8 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
+from dfvm.kern.vfs.seals import sealed_mode
+from dfvm.kern.vfs.vfs_bio import vn_allocate, vn_flush, vn_fsync, vn_read, vn_setsize, vn_write
 from dfvm.kern.vfs.vfs_helper import (
     may_add,
     may_chown,
@@ -93,6 +95,13 @@ from dfvm.kern.vfs.vfs_helper import (
     may_write_dir,
     new_ids,
     new_mode,
+)
+from dfvm.kern.vfs.vfs_notify import (
+    last_user_gone,
+    name_notify,
+    rename_notify,
+    self_notify,
+    vn_notify,
 )
 from dfvm.kern.vfs.vnode_ops import VnodeOps
 from dfvm.kern.vfs.vnode_param import (
@@ -161,8 +170,6 @@ class Vnode(VnodeOps):
         self.v_usecount = count
         if count > 0:
             if self.v_watches and count == len(self.v_watches):
-                from dfvm.kern.vfs.vfs_notify import last_user_gone
-
                 last_user_gone(self)
             return
         if count < 0:
@@ -338,21 +345,15 @@ class Vnode(VnodeOps):
     def event(self, mask: int) -> None:
         """`mask` (IN_*) happened to this file."""
         if self.v_mount.mnt_vfs.nwatches:
-            from dfvm.kern.vfs.vfs_notify import vn_notify
-
             vn_notify(self, mask)
 
     def self_event(self, mask: int) -> None:
         """The same, but the directory it is in is not told."""
         if self.v_watches:
-            from dfvm.kern.vfs.vfs_notify import self_notify
-
             self_notify(self, mask)
 
     def _made_name(self, name: bytes, vp: Vnode) -> None:
         if self.v_watches:
-            from dfvm.kern.vfs.vfs_notify import name_notify
-
             name_notify(self, name, IN_CREATE, vp)
 
     def _lost_name(self, name: bytes, vp: Vnode) -> None:
@@ -360,8 +361,6 @@ class Vnode(VnodeOps):
         if not self.v_watches:
             vp.nameless()
             return
-        from dfvm.kern.vfs.vfs_notify import name_notify
-
         self.vref()
         vp.nameless()
         name_notify(self, name, IN_DELETE, vp)
@@ -374,8 +373,6 @@ class Vnode(VnodeOps):
             self.v_mount.mnt_vfs.inactive.pop(self, None)
             self.vrele()
         elif self.v_watches and self.v_usecount == len(self.v_watches):
-            from dfvm.kern.vfs.vfs_notify import last_user_gone
-
             last_user_gone(self)
 
     def _is_mountpoint(self, name: bytes) -> None:
@@ -440,8 +437,6 @@ class Vnode(VnodeOps):
 
     def _renamed(self, name: bytes, tdvp: Vnode, tname: bytes, vp: Vnode) -> None:
         if self.v_watches or tdvp.v_watches:
-            from dfvm.kern.vfs.vfs_notify import rename_notify
-
             rename_notify(self, name, tdvp, tname, vp)
 
     def readdir(self) -> list[tuple[bytes, int, int]]:
@@ -508,8 +503,6 @@ class Vnode(VnodeOps):
         if not cred.groupmember(self.v_gid) and not cred.cr_cap_e & CAP_FSETID:
             mode &= ~S_ISGID
         if self.v_seals:
-            from dfvm.kern.vfs.seals import sealed_mode
-
             sealed_mode(self, mode)
         self.vop_setattr(mode, -1, -1, None, None)
         self.event(IN_ATTRIB)
@@ -561,8 +554,6 @@ class Vnode(VnodeOps):
         Pages beyond it leave memory; the rest of the last page reads as zero. May block."""
         if self.v_type != VREG:
             raise err(EINVAL)
-        from dfvm.kern.vfs.vfs_bio import vn_setsize
-
         vn_setsize(self, length)
         self.event(IN_MODIFY)
 
@@ -575,8 +566,6 @@ class Vnode(VnodeOps):
         size = self.vop_newsize() if self.v_type == VREG else 0
         if not 0 <= off < size:
             raise err(ENXIO)
-        from dfvm.kern.vfs.vfs_bio import vn_flush
-
         vn_flush(self)  # what is in memory only is known to the storage then
         return self.vop_seek_data(off, hole)
 
@@ -624,8 +613,6 @@ class Vnode(VnodeOps):
         """Read at `off` into uio, up to its length or the end of the file. May block."""
         vtype = self.v_type
         if vtype == VREG:
-            from dfvm.kern.vfs.vfs_bio import vn_read
-
             vn_read(self, uio, off)
         elif vtype == VDIR:
             raise err(EISDIR)
@@ -638,8 +625,6 @@ class Vnode(VnodeOps):
     def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
         """Write uio at `off`. Returns the offset behind the last byte. May block."""
         if self.v_type == VREG:
-            from dfvm.kern.vfs.vfs_bio import vn_write
-
             return vn_write(self, uio, off, ioflag, limit)
         resid = uio.uio_resid
         dev = self.v_rdev
@@ -672,14 +657,10 @@ class Vnode(VnodeOps):
         """Bring what was written to where it belongs (the host, when it is written through). May
         block."""
         if self.v_type == VREG:
-            from dfvm.kern.vfs.vfs_bio import vn_fsync
-
             vn_fsync(self)
 
     def allocate(self, mode: int, off: int, length: int) -> None:
         """fallocate(2) on a file open for writing. May block."""
-        from dfvm.kern.vfs.vfs_bio import vn_allocate
-
         vn_allocate(self, mode, off, length)
         self.event(IN_MODIFY)
 

@@ -4,6 +4,7 @@ vnode.py     Vnode, its reference rules and operations: the API of this package
 vnode_ops.py what a vnode consists of, and what its file system provides
 vnode_param.py types, modes, flags, Cred, Vattr
 vfs_helper.py who may do what to a file
+vfs_rename.py renaming
 namei.py     path names to vnodes
 resolve.py   the same within openat2's restrictions
 vfs_bio.py   read and write through the page cache

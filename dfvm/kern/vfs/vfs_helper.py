@@ -75,6 +75,15 @@ def may_remove(dvp: Vnode, vp: Vnode, cred: Cred, isdir: bool) -> None:
         raise err(EBUSY)
 
 
+def not_a_mountpoint(dvp: Vnode, name: bytes) -> None:
+    """Take away or replace `name` in dvp: nothing is mounted over it.
+
+    :raises OSError: EBUSY
+    """
+    if dvp.v_mounts is not None and name in dvp.v_mounts:
+        raise err(EBUSY)
+
+
 def may_linkat(vp: Vnode, cred: Cred) -> None:
     """Give vp another name. As with the sysctl fs.protected_hardlinks: nobody pins down another's
     privileged program or a file that is closed to them.

@@ -24,7 +24,6 @@ For callers
     symlink(name, target, cred), tmpfile(mode, cred) -> Vnode      O_TMPFILE: without a name
     link(name, vp, cred)                new name in this directory for vp
     unlink(name, cred), rmdir(name, cred)
-    rename(name, tdvp, tname, flags, cred)            flags: RENAME_NOREPLACE, RENAME_EXCHANGE
     readdir() -> list[(name, ino, dtype)]             a snapshot, "." and ".." first
     readlink() -> bytes
     getattr() -> Vattr
@@ -44,6 +43,7 @@ For callers
     mmap() -> int                       MMAP_VNODE (map the vnode's object), MMAP_ANON (/dev/zero:
                                         map anonymous memory instead), or ENODEV
     settext(), cleartext()              the file is being executed: writing is ETXTBSY
+    vfs_rename.vn_rename(fdvp, fname, tdvp, tname, flags, cred)
     vn_fullpath(vp, root) -> bytes      the name for getcwd, /proc/…/exe, maps; " (deleted)" added
 
 Source: DragonFly sys/sys/vnode.h, sys/kern/vfs_subr.c, sys/kern/vfs_lock.c.
@@ -73,7 +73,6 @@ from dfvm.kern.kern_errno import (
     ENODEV,
     ENOENT,
     ENOTDIR,
-    ENOTEMPTY,
     ENOTTY,
     ENXIO,
     EOPNOTSUPP,
@@ -95,11 +94,11 @@ from dfvm.kern.vfs.vfs_helper import (
     may_write_dir,
     new_ids,
     new_mode,
+    not_a_mountpoint,
 )
 from dfvm.kern.vfs.vfs_notify import (
     last_user_gone,
     name_notify,
-    rename_notify,
     self_notify,
     vn_notify,
 )
@@ -111,14 +110,11 @@ from dfvm.kern.vfs.vnode_param import (
     IN_CREATE,
     IN_DELETE,
     IN_MODIFY,
-    IN_MOVE_SELF,
     LINK_MAX,
     MMAP_VNODE,
     NAME_MAX,
     NAMES_MAX,
     OFF_MAX,
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
     S_ISGID,
     S_ISUID,
     VBLK,
@@ -177,6 +173,15 @@ class Vnode(VnodeOps):
         self.vop_inactive()
         if self.v_usecount == 0 and not self.v_flag & (VKEEP | VRECLAIMED):
             self.v_mount.mnt_vfs.vnode_idle(self)
+
+    def nameless(self) -> None:
+        """Its last name may be gone: if nobody uses it either, it is destroyed. May block."""
+        if self.v_usecount == 0:
+            self.v_usecount = 1
+            self.v_mount.mnt_vfs.inactive.pop(self, None)
+            self.vrele()
+        elif self.v_watches and self.v_usecount == len(self.v_watches):
+            last_user_gone(self)
 
     # Names.
 
@@ -243,8 +248,8 @@ class Vnode(VnodeOps):
         self.v_name = name
         self.v_flag &= ~VUNLINKED
 
-    def _cache_gone(self, name: bytes, vp: Vnode) -> None:
-        # `name` in this directory no longer stands for vp.
+    def cache_gone(self, name: bytes, vp: Vnode) -> None:
+        """`name` in this directory no longer stands for vp."""
         self.cache_enter(name, None)
         if vp.v_parent is self and vp.v_name == name:
             vp.v_flag |= VUNLINKED
@@ -320,9 +325,9 @@ class Vnode(VnodeOps):
         if vp is None:
             raise err(ENOENT)
         may_remove(self, vp, cred, False)
-        self._is_mountpoint(name)
+        not_a_mountpoint(self, name)
         self.vop_unlink(name, vp)
-        self._cache_gone(name, vp)
+        self.cache_gone(name, vp)
         vp.self_event(IN_ATTRIB)
         self._lost_name(name, vp)
 
@@ -332,13 +337,35 @@ class Vnode(VnodeOps):
         if vp is None:
             raise err(ENOENT)
         may_remove(self, vp, cred, True)
-        self._is_mountpoint(name)
+        not_a_mountpoint(self, name)
         if vp.v_mounts:
             raise err(EBUSY)
         self.vop_rmdir(name, vp)
         vp.cache_purge()
-        self._cache_gone(name, vp)
+        self.cache_gone(name, vp)
         self._lost_name(name, vp)
+
+    def readdir(self) -> list[tuple[bytes, int, int]]:
+        """All entries, as (name, inode number, DT_ type)."""
+        if self.v_type != VDIR:
+            raise err(ENOTDIR)
+        parent = self.v_parent
+        dots = [(b".", self.vop_fileid(), 4),
+                (b"..", (self if parent is None else parent).vop_fileid(), 4)]  # fmt: skip
+        entries = self.vop_readdir()
+        mounts = self.v_mounts
+        if mounts:
+            entries = [e for e in entries if e[0] not in mounts]
+            entries += [(n, m.mnt_root.vop_fileid(), 4) for n, m in mounts.items()]
+        return dots + entries
+
+    def readlink(self) -> bytes:
+        """Where the symbolic link points."""
+        if self.v_type != VLNK:
+            raise err(EINVAL)
+        target = self.vop_readlink()
+        self.vop_accessed()
+        return target
 
     # Events: nobody but who watches pays for them.
 
@@ -365,101 +392,6 @@ class Vnode(VnodeOps):
         vp.nameless()
         name_notify(self, name, IN_DELETE, vp)
         self.vrele()
-
-    def nameless(self) -> None:
-        """Its last name may be gone: if nobody uses it either, it is destroyed. May block."""
-        if self.v_usecount == 0:
-            self.v_usecount = 1
-            self.v_mount.mnt_vfs.inactive.pop(self, None)
-            self.vrele()
-        elif self.v_watches and self.v_usecount == len(self.v_watches):
-            last_user_gone(self)
-
-    def _is_mountpoint(self, name: bytes) -> None:
-        if self.v_mounts is not None and name in self.v_mounts:
-            raise err(EBUSY)
-
-    def rename(self, name: bytes, tdvp: Vnode, tname: bytes, flags: int, cred: Cred) -> None:
-        """Move `name` to `tname` in the directory tdvp, over what is there. May block."""
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
-            raise err(EINVAL)
-        if self.v_mount is not tdvp.v_mount:
-            raise err(EXDEV)
-        fvp = self.lookup(name)
-        if fvp is None:
-            raise err(ENOENT)
-        tvp = tdvp.lookup(tname)
-        if tvp is None and flags & RENAME_EXCHANGE:
-            raise err(ENOENT)
-        if tvp is not None and flags & RENAME_NOREPLACE:
-            raise err(EEXIST)
-        if _is_ancestor(fvp, tdvp):
-            raise err(EINVAL)
-        if tvp is not None and _is_ancestor(tvp, self):
-            raise err(EINVAL if flags & RENAME_EXCHANGE else ENOTEMPTY)
-        if fvp is tvp:
-            return
-        isdir = fvp.v_type == VDIR
-        may_remove(self, fvp, cred, isdir)
-        if tvp is None:
-            may_write_dir(tdvp, cred)
-        else:
-            may_remove(tdvp, tvp, cred, tvp.v_type == VDIR if flags & RENAME_EXCHANGE else isdir)
-            tdvp._is_mountpoint(tname)
-            if tvp.v_mounts and not flags & RENAME_EXCHANGE:
-                raise err(EBUSY)
-        self._is_mountpoint(name)
-        if self is not tdvp:
-            if isdir:
-                fvp.access(VWRITE, cred)
-            if flags & RENAME_EXCHANGE and tvp is not None and tvp.v_type == VDIR:
-                tvp.access(VWRITE, cred)
-        self.vop_rename(name, fvp, tdvp, tname, tvp, flags)
-        if flags & RENAME_EXCHANGE:
-            self.cache_enter(name, tvp)
-            tdvp.cache_enter(tname, fvp)
-            if tvp is not None:
-                self._renamed(name, tdvp, tname, fvp)
-                fvp.self_event(IN_MOVE_SELF)
-                tdvp._renamed(tname, self, name, tvp)
-                tvp.self_event(IN_MOVE_SELF)
-            return
-        self._cache_gone(name, fvp)
-        if tvp is not None:
-            tdvp._cache_gone(tname, tvp)
-        tdvp.cache_enter(tname, fvp)
-        self._renamed(name, tdvp, tname, fvp)
-        if tvp is not None:
-            tvp.self_event(IN_ATTRIB)
-        fvp.self_event(IN_MOVE_SELF)
-        if tvp is not None:
-            tvp.nameless()
-
-    def _renamed(self, name: bytes, tdvp: Vnode, tname: bytes, vp: Vnode) -> None:
-        if self.v_watches or tdvp.v_watches:
-            rename_notify(self, name, tdvp, tname, vp)
-
-    def readdir(self) -> list[tuple[bytes, int, int]]:
-        """All entries, as (name, inode number, DT_ type)."""
-        if self.v_type != VDIR:
-            raise err(ENOTDIR)
-        parent = self.v_parent
-        dots = [(b".", self.vop_fileid(), 4),
-                (b"..", (self if parent is None else parent).vop_fileid(), 4)]  # fmt: skip
-        entries = self.vop_readdir()
-        mounts = self.v_mounts
-        if mounts:
-            entries = [e for e in entries if e[0] not in mounts]
-            entries += [(n, m.mnt_root.vop_fileid(), 4) for n, m in mounts.items()]
-        return dots + entries
-
-    def readlink(self) -> bytes:
-        """Where the symbolic link points."""
-        if self.v_type != VLNK:
-            raise err(EINVAL)
-        target = self.vop_readlink()
-        self.vop_accessed()
-        return target
 
     # Attributes.
 
@@ -671,18 +603,6 @@ class Vnode(VnodeOps):
             raise err(ENXIO)
         self.v_rdev = dev
         return dev.d_open(self, fflag, cred)
-
-
-def _is_ancestor(vp: Vnode, dvp: Vnode) -> bool:
-    """Is the directory vp dvp itself or above it?"""
-    if vp.v_type != VDIR:
-        return False
-    at: Vnode | None = dvp
-    while at is not None:
-        if at is vp:
-            return True
-        at = at.v_parent
-    return False
 
 
 def vn_fullpath(vp: Vnode, root: Vnode) -> bytes:

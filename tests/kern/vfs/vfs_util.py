@@ -9,6 +9,7 @@ from dfvm.kern.kern_caps import CAP_FULL
 from dfvm.kern.kern_errno import ENOENT, err
 from dfvm.kern.vfs.mount import Mount, Vfs
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, may_rename, namei, nameiat
+from dfvm.kern.vfs.vfs_rename import vn_rename
 from dfvm.kern.vfs.vfs_vnops import vn_open
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, IO_APPEND, KCRED, VRECLAIMED, VREG, Cred
@@ -123,7 +124,7 @@ class Sys:
         a = nameiat(self.root, self.cwd, old, self.cred)
         b = nameiat(self.root, self.cwd, new, self.cred)
         may_rename(a, b, flags)
-        a.ni_dvp.rename(a.ni_name, b.ni_dvp, b.ni_name, flags, self.cred)
+        vn_rename(a.ni_dvp, a.ni_name, b.ni_dvp, b.ni_name, flags, self.cred)
 
     def read_file(self, path: bytes) -> bytes:
         f = self.open(path, os.O_RDONLY)

@@ -93,6 +93,8 @@ VM_FAULT_UNSWAP: Final = 0x10  # and forget its copy in swap
 VM_FAULT_USERMODE: Final = 0x40  # the guest itself has faulted, in the space that is loaded
 VM_FAULT_WIRE_MASK: Final = VM_FAULT_CHANGE_WIRING | VM_FAULT_USER_WIRE
 
+_NOT_HERE: Final = -1  # of _look: go deeper; no KERN_* is negative
+
 
 class FaultState:
     """What one fault holds while it is being resolved.
@@ -230,7 +232,7 @@ def vm_fault_object(fs: FaultState, first_pindex: int, fault_type: int) -> int:
     vm_object_pip_add(first_object)
     fs.prot = fs.first_prot
     fs.depth = 0
-    rv = _find(fs, first_pindex, fault_type)
+    rv = _find(fs, first_pindex)
     if rv != KERN_SUCCESS:
         return rv
     vm_object_pip_wakeup(first_object)
@@ -271,112 +273,134 @@ def _give_up(fs: FaultState) -> None:
     unlock_things(fs)
 
 
-def _find(fs: FaultState, first_pindex: int, fault_type: int) -> int:
+def _find(fs: FaultState, first_pindex: int) -> int:
     """The walk down the chain: results of vm_fault_object. fs.m, fs.ba and fs.pindex say which
     page was found where; a page that is nowhere has been zero-filled at the front. On success the
     PIP of the first object is still there, else _give_up has run."""
-    vm = fs.vm
-    ba = fs.ba
     pindex = first_pindex
     fs.zeroed = False
     while True:
-        object = ba.object
-        assert object is not None
-        first = ba is fs.first_ba
-        if object.flags & OBJ_DEAD:
-            _give_up(fs)
-            return KERN_FAILURE
-        m, busy = vm_page_lookup_busy_try(object, pindex, True)
-        if busy:
-            _give_up(fs)
-            assert m is not None
-            vm_page_sleep_busy(vm, m, True, "vmpfw")
-            vm.gd.gd_cnt.v_intrans += 1
-            return KERN_TRY_AGAIN
-        trypager = object.type != OBJT_DEFAULT
-        if m is not None:
-            fs.m = m
-            if m.queue - m.pc == PQ_CACHE and _severe(vm):
-                # It counts as free memory: reviving it takes a page as allocating one does.
-                vm_page_activate(vm, m)
-                vm_page_wakeup(vm, m)
-                fs.m = None
-                return _no_memory(fs)
-            if object is vm.kernel_object or (m.valid == VM_PAGE_BITS_ALL and not m.flags & PG_RAM):
-                fs.pindex = pindex
-                fs.how |= HOW_RESIDENT
-                return KERN_SUCCESS
-            # Else it must be read, at least in part; or it is marked as the last page of a
-            # read-ahead, and the pager is to go on reading.
-            m.flags &= ~PG_RAM
-        elif first or trypager:
-            if pindex >= object.size:
-                _give_up(fs)
-                return KERN_FAILURE
-            if not _severe(vm):
-                zero = 0  # it will be overwritten, unless it is the last resort
-                if ba.backing_ba is None and object.type == OBJT_DEFAULT:
-                    zero = VM_ALLOC_ZERO
-                    fs.zeroed = True
-                m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK | zero)
-            if m is None:
-                return _no_memory(fs)
-            fs.m = m
-
-        if trypager:
-            if (first and fs.first_shared) or (not first and fs.shared):
-                # Reading may put more pages into the object.
-                assert m is not None
-                vm_page_deactivate(vm, m)
-                vm_page_wakeup(vm, m)
-                fs.m = None
-                fs.first_shared = fs.shared = False
-                _give_up(fs)
-                return KERN_TRY_AGAIN
-            rv = _pagein(fs, pindex)
-            if rv != KERN_SUCCESS:
-                return rv
-            m = fs.m
-
-        # Not here.
-        if first:
-            fs.first_m = m
-        elif m is not None:
-            # A page that was invalidated but, being wired, could not go.
-            vm_page_wakeup(vm, m)
-            m = None
+        rv = _look(fs, pindex)
+        if rv != _NOT_HERE:
+            return rv
+        ba = fs.ba
         below = ba.backing_ba
         if below is None:
-            if not first:
-                vm_object_pip_wakeup(object)
-                vm_object_drop(object)
-                fs.ba = fs.first_ba
-                fs.depth = 0
-                m = fs.first_m
-            fs.first_m = None
-            assert m is not None
-            fs.m = m
-            fs.pindex = first_pindex
-            if not fs.zeroed:
-                vm.ram.zero(m.phys_addr)
-            m.valid = VM_PAGE_BITS_ALL
-            vm.gd.gd_cnt.v_zfod += 1
-            fs.how |= HOW_ZFOD
+            _zero_fill(fs, first_pindex)
             return KERN_SUCCESS
         pindex += (below.offset >> 12) - (ba.offset >> 12)
-        if not first:
-            vm_object_pip_wakeup(object)
-            vm_object_drop(object)
-        object = below.object
+        _descend(fs, below, pindex)
+
+
+def _look(fs: FaultState, pindex: int) -> int:
+    """Look for the page in the object of fs.ba, and ask its pager: results of _find, or _NOT_HERE.
+    In the first object a page is then left in fs.first_m that can be copied or zeroed into."""
+    vm, ba = fs.vm, fs.ba
+    object = ba.object
+    assert object is not None
+    first = ba is fs.first_ba
+    if object.flags & OBJ_DEAD:
+        _give_up(fs)
+        return KERN_FAILURE
+    m, busy = vm_page_lookup_busy_try(object, pindex, True)
+    if busy:
+        _give_up(fs)
+        assert m is not None
+        vm_page_sleep_busy(vm, m, True, "vmpfw")
+        vm.gd.gd_cnt.v_intrans += 1
+        return KERN_TRY_AGAIN
+    fs.m = m
+    trypager = object.type != OBJT_DEFAULT
+    if m is not None:
+        if m.queue - m.pc == PQ_CACHE and _severe(vm):
+            # It counts as free memory: reviving it takes a page as allocating one does.
+            vm_page_activate(vm, m)
+            vm_page_wakeup(vm, m)
+            fs.m = None
+            return _no_memory(fs)
+        if object is vm.kernel_object or (m.valid == VM_PAGE_BITS_ALL and not m.flags & PG_RAM):
+            fs.pindex = pindex
+            fs.how |= HOW_RESIDENT
+            return KERN_SUCCESS
+        # Else it must be read, at least in part; or it is marked as the last page of a read-ahead,
+        # and the pager is to go on reading.
+        m.flags &= ~PG_RAM
+    elif first or trypager:
+        if pindex >= object.size:
+            _give_up(fs)
+            return KERN_FAILURE
+        m = fs.m = _new_page(fs, pindex)
+        if m is None:
+            return _no_memory(fs)
+
+    if trypager:
+        rv = _pagein(fs, pindex)
+        if rv != KERN_SUCCESS:
+            return rv
+        m = fs.m
+    if first:
+        fs.first_m = m
+    elif m is not None:
+        # A page that was invalidated but, being wired, could not go.
+        vm_page_wakeup(vm, m)
+    return _NOT_HERE
+
+
+def _new_page(fs: FaultState, pindex: int) -> VmPage | None:
+    """A page at `pindex` of fs.ba's object, to be read, copied or zeroed into; None when memory is
+    short."""
+    vm, ba = fs.vm, fs.ba
+    object = ba.object
+    assert object is not None
+    if _severe(vm):
+        return None
+    zero = 0  # it will be overwritten, unless it is the last resort
+    if ba.backing_ba is None and object.type == OBJT_DEFAULT:
+        zero = VM_ALLOC_ZERO
+        fs.zeroed = True
+    return vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK | zero)
+
+
+def _descend(fs: FaultState, below: VmMapBacking, pindex: int) -> None:
+    """Go on with the next element of the chain: hold its object, shared where the page at `pindex`
+    will not have to be put into it, and let go of the one before unless it is the first."""
+    _leave(fs)
+    object = below.object
+    assert object is not None
+    if fs.shared and (object.type == OBJT_DEFAULT or pindex in object.rb_memq):
+        vm_object_hold_shared(object)
+    else:
+        fs.shared = False
+        vm_object_hold(object)
+    vm_object_pip_add(object)
+    fs.ba = below
+    fs.depth += 1
+
+
+def _leave(fs: FaultState) -> None:
+    """Let go of fs.ba's object, unless it is the first, which vm_fault_object needs to the end."""
+    if fs.ba is not fs.first_ba:
+        object = fs.ba.object
         assert object is not None
-        if fs.shared and (object.type == OBJT_DEFAULT or pindex in object.rb_memq):
-            vm_object_hold_shared(object)
-        else:
-            fs.shared = False  # reading will put pages into it
-            vm_object_hold(object)
-        vm_object_pip_add(object)
-        fs.ba = ba = below
-        fs.depth += 1
+        vm_object_pip_wakeup(object)
+        vm_object_drop(object)
+
+
+def _zero_fill(fs: FaultState, first_pindex: int) -> None:
+    """The end of the chain: the page waiting in the first object is the one, zeroed."""
+    _leave(fs)
+    fs.ba = fs.first_ba
+    fs.depth = 0
+    m = fs.m = fs.first_m
+    assert m is not None
+    fs.first_m = None
+    fs.pindex = first_pindex
+    vm = fs.vm
+    if not fs.zeroed:
+        vm.ram.zero(m.phys_addr)
+    m.valid = VM_PAGE_BITS_ALL
+    vm.gd.gd_cnt.v_zfod += 1
+    fs.how |= HOW_ZFOD
 
 
 def _severe(vm: VmSystem) -> bool:
@@ -401,10 +425,19 @@ def _no_memory(fs: FaultState) -> int:
 
 def _pagein(fs: FaultState, pindex: int) -> int:
     """Ask the pager of fs.ba for fs.m. KERN_SUCCESS: it has none, go deeper (fs.m is None unless
-    this is the first object). KERN_TRY_AGAIN: it has read the page, which will be found now."""
+    this is the first object). KERN_TRY_AGAIN: it has read the page, which will be found now; or the
+    object was held shared, which it will not be next time."""
     object, m = fs.ba.object, fs.m
     assert object is not None and m is not None
     vm = fs.vm
+    if fs.first_shared if fs.ba is fs.first_ba else fs.shared:
+        # Reading may put more pages into the object.
+        vm_page_deactivate(vm, m)
+        vm_page_wakeup(vm, m)
+        fs.m = None
+        fs.first_shared = fs.shared = False
+        _give_up(fs)
+        return KERN_TRY_AGAIN
     assert fs.entry is not None
     behavior = fs.entry.eflags & MAP_ENTRY_BEHAV_MASK
     seqaccess = -1
@@ -447,10 +480,7 @@ def _copy(fs: FaultState, first_pindex: int) -> VmPage:
     m.valid = m.dirty = VM_PAGE_BITS_ALL
     vm_page_deactivate(vm, src)
     vm_page_wakeup(vm, src)
-    object = fs.ba.object
-    assert object is not None
-    vm_object_pip_wakeup(object)
-    vm_object_drop(object)
+    _leave(fs)
     fs.ba = fs.first_ba
     fs.first_m = None
     fs.m = m

@@ -14,7 +14,8 @@
     kern_resource.py limits, usage, nice values
     sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays
     sys_process.py   copying between two processes' memory
-    sys_misc.py      uname, prctl, random bytes, futexes
+    sys_futex.py     sleeping on words of memory; sys_prctl.py: what a process says about itself
+    sys_misc.py      uname, random bytes, and other small things
     kern_check.py    verification of the whole machine
     kern_errno.py    error numbers, and how they are raised
 

@@ -133,12 +133,12 @@ def lwp_release_user(lp: Lwp, space: Vmspace) -> None:
     those in the space who wait for its end (CLONE_CHILD_CLEARTID). May block."""
     head, lp.lwp_robust_list = lp.lwp_robust_list, 0
     if head:
-        from dfvm.kern.sys_misc import exit_robust_list
+        from dfvm.kern.sys_futex import exit_robust_list
 
         exit_robust_list(lp, space, head)
     addr, lp.lwp_clear_tid = lp.lwp_clear_tid, 0
     if addr and space.vm_refcnt > 1:
-        from dfvm.kern.sys_misc import futex_wake
+        from dfvm.kern.sys_futex import futex_wake
 
         try:
             copyout(space, bytes(4), addr)

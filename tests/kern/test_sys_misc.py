@@ -1,25 +1,21 @@
-"""What the system is, prctl, random bytes, futexes."""
+"""What the system is, prctl, random bytes."""
 
 from __future__ import annotations
 
 import struct
-from errno import EAGAIN, EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, ESRCH, ETIMEDOUT
+from errno import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, ESRCH
 from typing import TYPE_CHECKING
 
-import pytest
-from user_util import PAGE, User
+from user_util import User
 
+from dfvm.kern import sys_futex as fx
 from dfvm.kern import sys_misc as sm
-from dfvm.kern.kern_errno import ERESTART
-from dfvm.kern.kern_sig import ERESTART_RESTARTBLOCK, SIGUSR1, ksignal
-from dfvm.kern.sys_mman import sys_mmap
+from dfvm.kern import sys_prctl as pr
 
 if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
 
 BAD = 0x1234_5000
-MS = 1_000_000
-S = 1_000_000_000
 
 
 def fields(user: User, at: int, fmt: str) -> tuple[int, ...]:
@@ -80,14 +76,14 @@ def test_arch_prctl(user: User) -> None:
 def test_thread_state(user: User, kernel: Kernel) -> None:
     assert user.call(sm.sys_set_tid_address, 0x4000) == user.lp.lwp_tid
     assert user.lp.lwp_clear_tid == 0x4000
-    assert user.call(sm.sys_set_robust_list, 0x5000, 24) == 0
-    assert user.call(sm.sys_set_robust_list, 0x5000, 25) == -EINVAL
+    assert user.call(fx.sys_set_robust_list, 0x5000, 24) == 0
+    assert user.call(fx.sys_set_robust_list, 0x5000, 25) == -EINVAL
     at = user.put(bytes(16))
-    assert user.call(sm.sys_get_robust_list, 0, at, at + 8) == 0
+    assert user.call(fx.sys_get_robust_list, 0, at, at + 8) == 0
     assert fields(user, at, "<QQ") == (0x5000, 24)
-    assert user.call(sm.sys_get_robust_list, 77_777, at, at) == -ESRCH
+    assert user.call(fx.sys_get_robust_list, 77_777, at, at) == -ESRCH
     nobody = User(kernel, 9)
-    assert nobody.call(sm.sys_get_robust_list, user.p.p_pid, at, at) == -EPERM
+    assert nobody.call(fx.sys_get_robust_list, user.p.p_pid, at, at) == -EPERM
     assert user.call(sm.sys_getcpu, at, at + 4, 0) == 0
     assert fields(user, at, "<II") == (0, 0)
     assert user.call(sm.sys_personality, 0xFFFF_FFFF) == 0
@@ -97,129 +93,30 @@ def test_thread_state(user: User, kernel: Kernel) -> None:
 
 
 def prctl(user: User, *args: int) -> int:
-    return user.call(sm.sys_prctl, *args, *[0] * (5 - len(args)))
+    return user.call(pr.sys_prctl, *args, *[0] * (5 - len(args)))
 
 
 def test_prctl(user: User) -> None:
     at = user.put(b"a name that is too long\0")
-    assert prctl(user, sm.PR_SET_NAME, at) == 0
+    assert prctl(user, pr.PR_SET_NAME, at) == 0
     assert user.p.p_comm == "a name that is "
-    assert prctl(user, sm.PR_GET_NAME, at + 64) == 0
+    assert prctl(user, pr.PR_GET_NAME, at + 64) == 0
     assert user.read(at + 64, 16) == b"a name that is \0"
-    assert prctl(user, sm.PR_SET_NAME, user.put(b"sh\0")) == 0
+    assert prctl(user, pr.PR_SET_NAME, user.put(b"sh\0")) == 0
     assert user.p.p_comm == "sh"
-    assert prctl(user, sm.PR_SET_PDEATHSIG, 15) == 0
-    assert prctl(user, sm.PR_GET_PDEATHSIG, at) == 0
+    assert prctl(user, pr.PR_SET_PDEATHSIG, 15) == 0
+    assert prctl(user, pr.PR_GET_PDEATHSIG, at) == 0
     assert fields(user, at, "<I") == (15,)
-    assert prctl(user, sm.PR_SET_PDEATHSIG, 65) == -EINVAL
-    assert prctl(user, sm.PR_SET_DUMPABLE, 0) == 0 == prctl(user, sm.PR_GET_DUMPABLE)
-    assert prctl(user, sm.PR_SET_DUMPABLE, 2) == -EINVAL
-    assert prctl(user, sm.PR_SET_NO_NEW_PRIVS, 2) == -EINVAL
-    assert prctl(user, sm.PR_SET_NO_NEW_PRIVS, 1) == 0
-    assert prctl(user, sm.PR_GET_NO_NEW_PRIVS) == 1
-    assert prctl(user, sm.PR_SET_CHILD_SUBREAPER, 1) == 0
-    assert prctl(user, sm.PR_GET_CHILD_SUBREAPER, at) == 0
+    assert prctl(user, pr.PR_SET_PDEATHSIG, 65) == -EINVAL
+    assert prctl(user, pr.PR_SET_DUMPABLE, 0) == 0 == prctl(user, pr.PR_GET_DUMPABLE)
+    assert prctl(user, pr.PR_SET_DUMPABLE, 2) == -EINVAL
+    assert prctl(user, pr.PR_SET_NO_NEW_PRIVS, 2) == -EINVAL
+    assert prctl(user, pr.PR_SET_NO_NEW_PRIVS, 1) == 0
+    assert prctl(user, pr.PR_GET_NO_NEW_PRIVS) == 1
+    assert prctl(user, pr.PR_SET_CHILD_SUBREAPER, 1) == 0
+    assert prctl(user, pr.PR_GET_CHILD_SUBREAPER, at) == 0
     assert fields(user, at, "<I") == (1,)
-    assert prctl(user, sm.PR_CAPBSET_READ, 40) == 1
-    assert prctl(user, sm.PR_CAPBSET_READ, 41) == -EINVAL
+    assert prctl(user, pr.PR_CAPBSET_READ, 40) == 1
+    assert prctl(user, pr.PR_CAPBSET_READ, 41) == -EINVAL
     assert prctl(user, 12345) == -EINVAL
-    assert prctl(user, sm.PR_SET_NAME, BAD) == prctl(user, sm.PR_GET_NAME, BAD) == -EFAULT
-
-
-# ---- futexes -------------------------------------------------------------------------------------
-
-
-class Threads:
-    """Processes that sleep on futexes, each in a kernel thread of its own."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.sched = kernel.sched
-        self.results: dict[str, int] = {}
-
-    def start(self, user: User, name: str, *args: int) -> None:
-        def body() -> None:
-            try:
-                self.results[name] = sm.sys_futex(user.lp, *[a & (1 << 64) - 1 for a in args])
-            except OSError as e:
-                assert e.errno is not None
-                self.results[name] = -abs(e.errno)
-
-        td = self.sched.create(body, name=name)
-        td.td_proc, td.td_lwp = user.p, user.lp
-        self.sched.yield_()
-
-
-def futex(user: User, *args: int) -> int:
-    return user.call(sm.sys_futex, *args, *[0] * (6 - len(args)))
-
-
-@pytest.fixture
-def word(user: User) -> int:
-    at = user.call(sys_mmap, 0, PAGE, 3, 0x22, -1, 0)
-    user.write(at, struct.pack("<II", 7, 8))
-    return at
-
-
-def test_futex_wakes_in_order_and_counts(kernel: Kernel, user: User, word: int) -> None:
-    threads = Threads(kernel)
-    for name in "abcd":
-        threads.start(user, name, word, sm.FUTEX_WAIT, 7, 0, 0, 0)
-    assert futex(user, word, sm.FUTEX_WAKE | sm.FUTEX_PRIVATE_FLAG, 2) == 2
-    kernel.sched.yield_()
-    assert threads.results == {"a": 0, "b": 0}
-    assert futex(user, word + 4, sm.FUTEX_WAKE, 9) == 0
-    assert futex(user, word, sm.FUTEX_WAKE, 9) == 2
-
-
-def test_futex_requeue_and_bitsets(kernel: Kernel, user: User, word: int) -> None:
-    threads = Threads(kernel)
-    for name, bits in (("a", 1), ("b", 2), ("c", 1), ("d", 4)):
-        threads.start(user, name, word, sm.FUTEX_WAIT_BITSET, 7, 0, 0, bits)
-    assert futex(user, word, sm.FUTEX_WAKE_BITSET, 9, 0, 0, 2) == 1
-    assert futex(user, word, sm.FUTEX_WAKE_BITSET, 9, 0, 0, 0) == -EINVAL
-    assert futex(user, word, sm.FUTEX_CMP_REQUEUE, 1, 1, word + 4, 9) == -EAGAIN
-    assert futex(user, word, sm.FUTEX_CMP_REQUEUE, 1, 1, word + 4, 7) == 2
-    kernel.sched.yield_()
-    assert threads.results == {"b": 0, "a": 0}
-    assert futex(user, word + 4, sm.FUTEX_WAKE, 9) == 1
-    assert futex(user, word, sm.FUTEX_REQUEUE, -1, 1, word) == -EINVAL
-    # op set, compare equal: word + 4 becomes 3, and was 8, so both are woken.
-    threads.start(user, "e", word + 4, sm.FUTEX_WAIT, 8, 0, 0, 0)
-    assert futex(user, word, sm.FUTEX_WAKE_OP, 9, 9, word + 4, 0 << 28 | 0 << 24 | 3 << 12 | 8) == 2
-    assert fields(user, word, "<II") == (7, 3)
-
-
-def test_futex_errors_and_timeouts(kernel: Kernel, user: User, word: int) -> None:
-    soon = user.put(struct.pack("<qq", 0, 2 * MS))
-    assert futex(user, word, sm.FUTEX_WAIT, 6) == -EAGAIN
-    assert futex(user, word + 1, sm.FUTEX_WAIT, 7) == -EINVAL
-    assert futex(user, BAD, sm.FUTEX_WAIT, 7) == -EFAULT
-    assert futex(user, 1 << 47, sm.FUTEX_WAKE, 1) == -EFAULT
-    assert futex(user, word, sm.FUTEX_WAIT, 7, BAD) == -EFAULT
-    assert futex(user, word, sm.FUTEX_WAIT, 7, soon) == -ETIMEDOUT
-    # An absolute time in the past, on either clock.
-    assert futex(user, word, sm.FUTEX_WAIT_BITSET, 7, soon, 0, -1) == -ETIMEDOUT
-    assert futex(user, word, sm.FUTEX_WAIT_BITSET | 256, 7, soon, 0, -1) == -ETIMEDOUT
-    assert futex(user, word, sm.FUTEX_WAIT | 256, 7, soon) == -ENOSYS
-    assert futex(user, word, 6, 7) == -ENOSYS
-    user.p.p_sigacts.set(SIGUSR1, (0x40_0000, 0, 0, 0))
-    kernel.sched.callout(MS, ksignal, user.p, SIGUSR1)
-    assert futex(user, word, sm.FUTEX_WAIT, 7) == ERESTART
-    user.p.p_sigqueue.discard(-1)
-    kernel.sched.callout(MS, ksignal, user.p, SIGUSR1)
-    later = user.put(struct.pack("<qq", 5, 0))
-    assert futex(user, word, sm.FUTEX_WAIT, 7, later) == ERESTART_RESTARTBLOCK
-
-
-def test_futex_across_processes(kernel: Kernel, user: User, word: int) -> None:
-    """Shared memory is one word at any address; private memory is another after fork."""
-    shared = user.call(sys_mmap, 0, PAGE, 3, 0x21, -1, 0)
-    child = user.fork()
-    threads = Threads(kernel)
-    threads.start(child, "shared", shared, sm.FUTEX_WAIT, 0, 0, 0, 0)
-    threads.start(child, "private", word, sm.FUTEX_WAIT, 7, 0, 0, 0)
-    assert futex(user, word, sm.FUTEX_WAKE, 9) == 0
-    assert futex(user, shared, sm.FUTEX_WAKE, 9) == 1
-    assert sm.futex_wake(child.lp, child.lp.lwp_proc.p_vmspace, word, 1) == 1
-    kernel.sched.run()
-    assert threads.results == {"shared": 0, "private": 0}
+    assert prctl(user, pr.PR_SET_NAME, BAD) == prctl(user, pr.PR_GET_NAME, BAD) == -EFAULT

@@ -404,7 +404,7 @@ def kern_execve(
 
 def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     """The part of execve that has the arguments in the kernel: fill a new space, and change over to
-    it. Up to there every error leaves `lp` as it was. May block."""
+    it. Until it is full every error leaves `lp` as it was. May block."""
     p = lp.lwp_proc
     kernel = p.kernel
     nameless = image.nameless
@@ -428,29 +428,34 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
             image.interp.release()
         image.release()
         raise
-
-    # There is no way back from here.
     middle = strings_at + args.argv_bytes
     p.p_args, p.p_env = (strings_at, middle), (middle, strings_at + args.used)
     p.p_execpath = kernel.vn_name(image.vp)
     name = fsencode(p.p_execpath) if nameless else path
     p.p_comm = name.rpartition(b"/")[2][:15].decode("utf-8", "surrogateescape")
-    if lp.lwp_thread.td_lwp is lp:  # not while it is being spawned
-        lp.lwp_thread.td_name = f"{p.p_comm}/{lp.lwp_tid}"
     p.p_ucred = cred
+    p.p_dumpable = 0 if secure else 1
+    if secure:
+        p.p_pdeathsig = 0
+    _change_over(lp, image, old, sp)
+
+
+def _change_over(lp: Lwp, image: ImageParams, old: Vmspace, sp: int) -> None:
+    """`lp` will run `image` in its process's new space, with its stack at `sp`; what the program
+    before leaves behind goes. There is no way back. May block."""
+    p = lp.lwp_proc
     if image.interp is not None:
         image.interp.release()
     oldtext, p.p_textvp = p.p_textvp, image.vp
+    if lp.lwp_thread.td_lwp is lp:  # not while it is being spawned
+        lp.lwp_thread.td_name = f"{p.p_comm}/{lp.lwp_tid}"
     lwp_release_user(lp, old)
-    lp.lwp_cr3 = space.vm_pmap.pm_pml4
+    lp.lwp_cr3 = p.p_vmspace.vm_pmap.pm_pml4
     lp.ctx.reset()
     lp.ctx.q[RIP] = image.start
     lp.ctx.q[RSP] = sp
     lp.lwp_pending = True  # the system call table may be another one now
     p.p_flags |= P_EXEC
-    p.p_dumpable = 0 if secure else 1
-    if secure:
-        p.p_pdeathsig = 0
     if p.p_timers is not None:
         from dfvm.kern.kern_time import timers_exec
 

@@ -40,7 +40,7 @@ from dfvm.kern.proc import P_EXEC, maxrss
 from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
 from dfvm.kern.vfs.vnode_param import FREAD, S_ISGID, S_ISUID, VEXEC, VLNK, VREG
-from dfvm.machine.cpu import RIP, RSP
+from dfvm.machine.reg import RIP, RSP
 from dfvm.vm.copyio import copyin, copyinstr, copyout
 from dfvm.vm.pager.vnode_pager import vnode_pager_object, vnode_pager_readpage
 from dfvm.vm.vm import (

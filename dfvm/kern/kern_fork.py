@@ -40,7 +40,7 @@ from dfvm.kern.proc import (
     joinpgrp,
 )
 from dfvm.kern.trap import user_mode
-from dfvm.machine.cpu import RAX, RSP
+from dfvm.machine.reg import RAX, RSP
 from dfvm.vm.copyio import copyin, copyout
 from dfvm.vm.vm_proc import RLIM_INFINITY
 from dfvm.vm.vmspace import vmspace_fork, vmspace_free, vmspace_ref, vmspace_unshare

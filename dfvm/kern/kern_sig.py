@@ -33,7 +33,7 @@ from dfvm.kern.proc import (
     SSTOP,
     SZOMB,
 )
-from dfvm.machine.cpu import RAX, RIP
+from dfvm.machine.reg import RAX, RIP
 from dfvm.vm.copyio import copyin
 
 if TYPE_CHECKING:

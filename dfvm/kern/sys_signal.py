@@ -43,7 +43,7 @@ from dfvm.kern.kern_sig import (
 )
 from dfvm.kern.proc import P_SYSTEM, RLIMIT_SIGPENDING, SS_AUTODISARM, SS_DISABLE, SS_ONSTACK
 from dfvm.lwkt.kern_synch import PCATCH
-from dfvm.machine.cpu import RSP
+from dfvm.machine.reg import RSP
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:

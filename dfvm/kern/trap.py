@@ -46,16 +46,27 @@ from dfvm.kern.kern_sig import (
 )
 from dfvm.lwkt.kern_clock import TICK_NS
 from dfvm.lwkt.panic import panic
-from dfvm.machine.cpu import (
-    EXIT_EXCEPTION,
-    EXIT_FAULT,
-    EXIT_PREEMPTED,
-    EXIT_SYSCALL,
-    INT,
+from dfvm.machine.cpu import EXIT_EXCEPTION, EXIT_FAULT, EXIT_PREEMPTED, EXIT_SYSCALL, INT
+from dfvm.machine.pte import PGEX_I, PGEX_P, PGEX_RSV, PGEX_W
+from dfvm.machine.reg import (
     RAX,
     RIP,
+    X86_TRAP_AC,
+    X86_TRAP_BP,
+    X86_TRAP_BR,
+    X86_TRAP_DB,
+    X86_TRAP_DE,
+    X86_TRAP_GP,
+    X86_TRAP_MF,
+    X86_TRAP_NM,
+    X86_TRAP_NP,
+    X86_TRAP_OF,
+    X86_TRAP_PF,
+    X86_TRAP_SS,
+    X86_TRAP_TS,
+    X86_TRAP_UD,
+    X86_TRAP_XF,
 )
-from dfvm.machine.pte import PGEX_I, PGEX_P, PGEX_RSV, PGEX_W
 from dfvm.vm.copyio import copyin
 from dfvm.vm.vm import (
     KERN_INVALID_ADDRESS,
@@ -82,40 +93,24 @@ if TYPE_CHECKING:
 _U64: Final = (1 << 64) - 1
 _NR: Final = 0xFFFF_FFFF  # a system call's number is an int
 
-# Exception vectors.
-T_DIVIDE: Final = 0
-T_DEBUG: Final = 1
-T_BPT: Final = 3
-T_OFLOW: Final = 4
-T_BOUND: Final = 5
-T_PRIVIN: Final = 6  # invalid opcode
-T_DNA: Final = 7
-T_TSS: Final = 10
-T_SEGNP: Final = 11
-T_STK: Final = 12
-T_PROT: Final = 13
-T_FAULT: Final = 14
-T_FPERR: Final = 16
-T_ALIGN: Final = 17
-T_XMM: Final = 19
-T_ICEBP: Final = 0x101  # no vector: T_DEBUG, by an instruction of its own
+TRAP_ICEBP: Final = 0x101  # no vector: X86_TRAP_DB, by an instruction of its own
 
 # Vectors whose signal has nothing else to say.
 _SIMPLE: Final = {
-    T_BPT: (SIGTRAP, SI_KERNEL),
-    T_OFLOW: (SIGSEGV, SI_KERNEL),
-    T_BOUND: (SIGSEGV, SI_KERNEL),
-    T_DNA: (SIGSEGV, SI_KERNEL),
-    T_TSS: (SIGSEGV, SI_KERNEL),
-    T_SEGNP: (SIGBUS, SI_KERNEL),
-    T_STK: (SIGBUS, SI_KERNEL),
-    T_PROT: (SIGSEGV, SI_KERNEL),
+    X86_TRAP_BP: (SIGTRAP, SI_KERNEL),
+    X86_TRAP_OF: (SIGSEGV, SI_KERNEL),
+    X86_TRAP_BR: (SIGSEGV, SI_KERNEL),
+    X86_TRAP_NM: (SIGSEGV, SI_KERNEL),
+    X86_TRAP_TS: (SIGSEGV, SI_KERNEL),
+    X86_TRAP_NP: (SIGBUS, SI_KERNEL),
+    X86_TRAP_SS: (SIGBUS, SI_KERNEL),
+    X86_TRAP_GP: (SIGSEGV, SI_KERNEL),
 }
 _INT_BYTES: Final = 2
 _ERR_IDT: Final = 2  # in an error code: it is about a gate
 _ICEBP: Final = 0xF1
 _RDPMC: Final = b"\x0f\x33"  # user mode may not read the counters
-_INT_OPEN: Final = (T_BPT, T_OFLOW)  # what user mode may make with an int instruction
+_INT_OPEN: Final = (X86_TRAP_BP, X86_TRAP_OF)  # what user mode may make with an int instruction
 
 CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
 
@@ -229,7 +224,7 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
     else:
         error |= PGEX_P  # as Linux: what the kernel's half looks like is nobody's business
     sig, code = _FAULT_SIGNALS.get(result, (SIGBUS, BUS_ADRERR))
-    lp.lwp_trapno, lp.lwp_err, lp.lwp_cr2 = T_FAULT, error, va
+    lp.lwp_trapno, lp.lwp_err, lp.lwp_cr2 = X86_TRAP_PF, error, va
     trapsignal(lp, Siginfo(sig, code, addr=va))
 
 
@@ -239,21 +234,21 @@ def trap(lp: Lwp, vector: int, error: int) -> None:
     addr = 0
     if vector & INT:
         vector, error = _int_instruction(q, vector & ~INT)
-    elif vector == T_PRIVIN:
+    elif vector == X86_TRAP_UD:
         vector = _known_opcode(lp)
     if vector in _SIMPLE:
         sig, code = _SIMPLE[vector]
-    elif vector == T_DIVIDE:
+    elif vector == X86_TRAP_DE:
         sig, code, addr = SIGFPE, FPE_INTDIV, q[RIP]
-    elif vector == T_DEBUG:
+    elif vector == X86_TRAP_DB:
         sig, code, addr = SIGTRAP, TRAP_TRACE, q[RIP]
-    elif vector == T_ICEBP:
-        sig, code, addr, vector = SIGTRAP, TRAP_BRKPT, q[RIP], T_DEBUG
-    elif vector == T_PRIVIN:
+    elif vector == TRAP_ICEBP:
+        sig, code, addr, vector = SIGTRAP, TRAP_BRKPT, q[RIP], X86_TRAP_DB
+    elif vector == X86_TRAP_UD:
         sig, code, addr = SIGILL, ILL_ILLOPN, q[RIP]
-    elif vector == T_ALIGN:
+    elif vector == X86_TRAP_AC:
         sig, code = SIGBUS, BUS_ADRALN
-    elif vector in (T_FPERR, T_XMM):
+    elif vector in (X86_TRAP_MF, X86_TRAP_XF):
         sig, code, addr = SIGFPE, _fpe_code(lp, vector), q[RIP]
     else:
         panic(f"exception {vector}, which the CPU does not have")
@@ -268,7 +263,7 @@ def _int_instruction(q: memoryview, vector: int) -> tuple[int, int]:
     if vector in _INT_OPEN:
         return vector, 0
     q[RIP] -= _INT_BYTES
-    return T_PROT, vector * 8 + _ERR_IDT
+    return X86_TRAP_GP, vector * 8 + _ERR_IDT
 
 
 def _known_opcode(lp: Lwp) -> int:
@@ -278,17 +273,17 @@ def _known_opcode(lp: Lwp) -> int:
     try:
         code = copyin(lp.lwp_proc.p_vmspace, q[RIP], 2)
     except OSError:
-        return T_PRIVIN
+        return X86_TRAP_UD
     if code[0] == _ICEBP:
         lp.ctx.q[RIP] += 1
-        return T_ICEBP
-    return T_PROT if code == _RDPMC else T_PRIVIN
+        return TRAP_ICEBP
+    return X86_TRAP_GP if code == _RDPMC else X86_TRAP_UD
 
 
 def _fpe_code(lp: Lwp, vector: int) -> int:
     """si_code of a floating-point exception: the first that is flagged and not masked."""
     image = lp.ctx.fxsave()
-    if vector == T_FPERR:
+    if vector == X86_TRAP_MF:
         control, status = int.from_bytes(image[0:2], "little"), int.from_bytes(image[2:4], "little")
         flagged = status & ~control & 0x3F
     else:

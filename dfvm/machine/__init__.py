@@ -4,6 +4,7 @@
     engine.py   Unicorn as a whole processor, and its registers found in memory
     cpu.py      the VCPU: runs a context until the kernel is needed
     mmu.py      what must be flushed before it runs again
+    reg.py      numbers of registers and exceptions
     pte.py      bits of page-table entries, memory types
     walk.py     a walk of the page tables for people
 

@@ -28,6 +28,7 @@ from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXC
 
 from dfvm.machine.engine import Engine
 from dfvm.machine.errata import Errata
+from dfvm.machine.reg import RIP, X86_TRAP_DB, X86_TRAP_GP, X86_TRAP_PF, X86_TRAP_UD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,36 +36,12 @@ if TYPE_CHECKING:
     from dfvm.machine.mmu import Mmu
     from dfvm.machine.ram import Ram
 
-# Indices of CpuContext.q, the processor's own numbering.
-RAX: Final = 0
-RCX: Final = 1
-RDX: Final = 2
-RBX: Final = 3
-RSP: Final = 4
-RBP: Final = 5
-RSI: Final = 6
-RDI: Final = 7
-R8: Final = 8
-R9: Final = 9
-R10: Final = 10
-R11: Final = 11
-R12: Final = 12
-R13: Final = 13
-R14: Final = 14
-R15: Final = 15
-RIP: Final = 16
-
 EXIT_PREEMPTED: Final = 0
 EXIT_SYSCALL: Final = 1
 EXIT_FAULT: Final = 2
 EXIT_EXCEPTION: Final = 3
 INT: Final = 0x100  # in Vcpu.exception: made by an int instruction
 _EXIT_RESUME: Final = -1  # resolved in the callback, but flush before going on
-
-X86_TRAP_DB: Final = 1  # a single step is over
-X86_TRAP_UD: Final = 6  # an invalid opcode
-X86_TRAP_GP: Final = 13
-X86_TRAP_PF: Final = 14
 
 # What the list `_at_large` of a VCPU holds while the engine runs. It is empty while the kernel runs
 # or the clock thread is at work on the engine: whoever takes the one item out, which is atomic, has

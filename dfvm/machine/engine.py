@@ -54,6 +54,7 @@ from unicorn.x86_const import (
 )
 
 from dfvm.machine.pte import MSR_PAT, PAT_MSR_VALUE, PG_NX, PG_RW, PG_U, PG_V
+from dfvm.machine.reg import R11, RBX, RDI, RDX, RIP, RSI, X86_TRAP_DF, X86_TRAP_PF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,13 +79,6 @@ CR4_FSGSBASE: Final = 0x1_0000
 
 # sysretq loads CS from STAR[63:48] + 16 and SS from + 8: Linux's user selectors 0x33 and 0x2b.
 STAR_VALUE: Final = 0x23 << 48 | 0x10 << 32
-
-# Words of the live state (64-bit indices). The state begins with the general registers in the
-# processor's own order, RIP and the flags (stored lazily: read them through the API) behind them.
-Q_RIP: Final = 16
-
-X86_TRAP_PF: Final = 14
-X86_TRAP_DF: Final = 8
 
 _INTR_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _INSN_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -140,7 +134,7 @@ class Engine:
 
     uc: Any  # the unicorn.Uc, whose methods are mostly made at run time
     b: memoryview  # the live CPU state as bytes
-    q: memoryview  # as 64-bit words
+    q: memoryview  # as 64-bit words: RAX … RIP, then the flags (lazily: read them by the API)
     i: memoryview  # as signed 32-bit words
     cpu_state: memoryview  # what lies before the registers: the engine's own business
     image_bytes: int  # its size: what a saved context holds
@@ -224,7 +218,7 @@ class Engine:
             whole = self.b[: len(image) & ~7]
             self.q, self.i = whole.cast("Q"), whole.cast("i")
             uc.reg_write(UC_X86_REG_RIP, magic + 9)
-            if self.q[Q_RIP] == magic + 9:
+            if self.q[RIP] == magic + 9:
                 break
             uc.reg_write(UC_X86_REG_RIP, 0)  # as in the image that the next place must show
         else:
@@ -303,53 +297,58 @@ class Engine:
     def _calibrate(self, ram: Ram) -> None:
         """Enter ring 3 on scratch tables outside RAM, provoke faults, and find the fields."""
         uc = self.uc
-        scratch = mmap.mmap(-1, 8 * 4096)
-        mem = memoryview(scratch)
-        keep = (ctypes.c_char * len(mem)).from_buffer(scratch)
-        base = ram.size
-        uc.mem_map_ptr(base, len(mem), UC_PROT_ALL, ctypes.addressof(keep))
-        tables = mem.cast("Q")
-        for level in range(3):  # PML4, PDP, PD: entry 0 each
-            tables[level * 512] = base + (level + 1) * 4096 | PG_V | PG_RW | PG_U
-        pt = tables[3 * 512 : 4 * 512]
-        pt[0x10] = base + 4 * 4096 | PG_V
-        mem[4 * 4096 : 4 * 4096 + 3] = b"\x48\x0f\x07"  # sysretq, in ring 0 at 0x10000
-        # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx; int 0x20
-        code = bytes.fromhex("488b07 488906 488902 ffe3 cd20")
-        # At 0x1100D: divsd xmm0,xmm1; fld1; fchs; fsqrt; int 0x20
-        code += bytes.fromhex("f20f5ec1 d9e8 d9e0 d9fa cd20")
-        mem[5 * 4096 : 5 * 4096 + len(code)] = code
+        scratch = _Scratch(uc, ram.size)
+        self._power_up(scratch.base)
+        self.q_cr3 = self._unique_word(scratch.base, "CR3")
+        self._find_registers()
+        self._find_fault_fields(scratch)
+        self._check_faults(scratch)
+        self._check_tlb(0x13000)
+        self._find_int()
+        self._find_exceptions(0x1100D)
 
+        self.on_exception = lambda vector: None
+        uc.reg_write(UC_X86_REG_EFLAGS, 0x202)
+        for n in range(RIP + 1):
+            self.q[n] = 0
+        self.q[self.q_cr2] = self.q[self.q_cr3] = 0
+        self.template = bytes(self.b)
+        scratch.unmap()
+        self._keep = ram
+
+    def _power_up(self, cr3: int) -> None:
+        """Long mode with paging, and what Linux programs expect besides."""
+        uc = self.uc
         uc.msr_write(MSR_EFER, uc.msr_read(MSR_EFER) | EFER_SCE | EFER_LME | EFER_NXE)
         uc.msr_write(MSR_STAR, STAR_VALUE)
         uc.msr_write(MSR_PAT, PAT_MSR_VALUE)
         cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE
         cr0 = CR0_PE | CR0_MP | CR0_NE | CR0_WP | CR0_PG
-        uc.reg_write(UC_X86_REG_CR3, base)
+        uc.reg_write(UC_X86_REG_CR3, cr3)
         uc.reg_write(UC_X86_REG_CR4, uc.reg_read(UC_X86_REG_CR4) | cr4)
         uc.reg_write(UC_X86_REG_CR0, uc.reg_read(UC_X86_REG_CR0) | cr0)
-        self.q_cr3 = self._unique_word(base, "CR3")
-        self._find_registers()
 
-        # 1. A fetch from an absent page is a page fault, error 0x14. The engine is not told that
-        #    it was delivered, so the next fault, inside it, arrives as a double fault.
+    def _find_fault_fields(self, scratch: _Scratch) -> None:
+        """A fetch from an absent page is a page fault, error 0x14. The engine is not told that it
+        was delivered, so the next fault, inside it, arrives as a double fault. From what the state
+        looks like in both, find error code, CR2 and pending exception, and the brakes."""
+        uc, q, pt = self.uc, self.q, scratch.pt
         images: list[tuple[int, bytes]] = []
         state: list[bytes] = []
 
-        def first(vector: int) -> None:
+        def on_exception(vector: int) -> None:
             images.append((vector, bytes(self.b)))
             state.append(bytes(self.cpu_state))
             if len(images) == 1:
-                pt[0x11] = base + 5 * 4096 | PG_V | PG_U
+                pt[0x11] = scratch.code | PG_V | PG_U
             else:
                 self.stop(self.uch)
                 state.append(bytes(self.cpu_state))
 
-        q = self.q
-        q[7], q[6], q[2], q[3] = 0x12000, 0x13000, 0x14000, 0x15000
+        q[RDI], q[RSI], q[RDX], q[RBX] = 0x12000, 0x13000, 0x14000, 0x15000
         uc.reg_write(UC_X86_REG_RCX, 0x11000)
-        q[11] = 0x202
-        self.on_exception = first
+        q[R11] = 0x202
+        self.on_exception = on_exception
         uc.emu_start(0x10000, 0)
         if [vector for vector, _ in images] != [X86_TRAP_PF, X86_TRAP_DF]:
             raise EngineError(f"unexpected exceptions {[v for v, _ in images]} at start")
@@ -368,16 +367,18 @@ class Engine:
         self.q_cr2 = self.q_cr3 - 1  # cr[] is an array
         if one_q[self.q_cr2] != 0x11000 or two_q[self.q_cr2] != 0x12000:
             raise EngineError("CR2 is not where the control registers are")
-
         self._find_brakes(*state)
 
-        # 2. The same again with the pending exception reset each time: four faults of known kinds.
+    def _check_faults(self, scratch: _Scratch) -> None:
+        """With the pending exception reset each time, four faults of known kinds arrive as they
+        should."""
+        q, pt = self.q, scratch.pt
         seen: list[tuple[int, int, int]] = []
-        data = base + 6 * 4096
+        data = scratch.data
         fixes = {0x12000: data | PG_V | PG_U, 0x13000: data | PG_V | PG_U | PG_RW,
                  0x14000: data | PG_V | PG_U | PG_RW}  # fmt: skip
 
-        def second(vector: int) -> None:
+        def on_exception(vector: int) -> None:
             va = q[self.q_cr2]
             seen.append((vector, va, self.i[self.i_error]))
             self.i[self.i_old] = -1
@@ -389,37 +390,26 @@ class Engine:
         pt[0x14] = data | PG_V | PG_U
         pt[0x15] = data | PG_V | PG_U | PG_RW | PG_NX
         self.i[self.i_old] = -1
-        self.on_exception = second
-        uc.emu_start(0x11000, 0)
+        self.on_exception = on_exception
+        self.uc.emu_start(0x11000, 0)
         expected = [(14, 0x12000, 4), (14, 0x13000, 6), (14, 0x14000, 7), (14, 0x15000, 0x15)]
         if seen != expected:
             raise EngineError(f"page faults arrive as {seen}, expected {expected}")
-        self._check_tlb(0x13000)
 
-        # 3. An int instruction, which is told from an exception only by the word behind the error
-        #    code.
+    def _find_int(self) -> None:
+        """An int instruction is told from an exception only by the word behind the error code."""
         self.i_int = self.i_error + 1
         flags = [self.i[self.i_int]]
 
-        def third(vector: int) -> None:
+        def on_exception(vector: int) -> None:
             flags.append(self.i[self.i_int])
             self.i[self.i_old] = -1
             self.stop(self.uch)
 
-        self.on_exception = third
-        uc.emu_start(0x1100B, 0)
-        if flags != [0, 1] or q[Q_RIP] != 0x1100D:
-            raise EngineError(f"an int instruction is marked {flags}, at {q[Q_RIP]:#x}")
-        self._find_exceptions(0x1100D)
-
-        self.on_exception = lambda vector: None
-        uc.reg_write(UC_X86_REG_EFLAGS, 0x202)
-        for n in range(Q_RIP + 1):
-            q[n] = 0
-        q[self.q_cr2] = q[self.q_cr3] = 0
-        self.template = bytes(self.b)
-        uc.mem_unmap(base, len(mem))
-        self._keep = ram
+        self.on_exception = on_exception
+        self.uc.emu_start(0x1100B, 0)
+        if flags != [0, 1] or self.q[RIP] != 0x1100D:
+            raise EngineError(f"an int instruction is marked {flags}, at {self.q[RIP]:#x}")
 
     def _find_registers(self) -> None:
         """Find the registers that signal frames and thread state need. Leaves them zero or at
@@ -557,6 +547,39 @@ class Engine:
 
     def _unique_word(self, value: int, what: str) -> int:
         return _unique(what, {n for n, word in enumerate(self.q.tolist()) if word == value})
+
+
+class _Scratch:
+    """Page tables, and a little program in ring 3, in memory of its own behind RAM."""
+
+    __slots__ = ("_keep", "_size", "_uc", "base", "code", "data", "pt")
+
+    base: int  # physical address; the PML4 is there
+    code: int  # a page with the program, to be mapped at 0x11000
+    data: int  # an empty page
+    pt: memoryview  # the PTEs of addresses from 0 on
+
+    def __init__(self, uc: Any, base: int) -> None:
+        scratch = mmap.mmap(-1, 8 * 4096)
+        mem = memoryview(scratch)
+        self._keep = (ctypes.c_char * len(mem)).from_buffer(scratch)
+        self._uc, self._size = uc, len(mem)
+        uc.mem_map_ptr(base, len(mem), UC_PROT_ALL, ctypes.addressof(self._keep))
+        self.base, self.code, self.data = base, base + 5 * 4096, base + 6 * 4096
+        tables = mem.cast("Q")
+        for level in range(3):  # PML4, PDP, PD: entry 0 each
+            tables[level * 512] = base + (level + 1) * 4096 | PG_V | PG_RW | PG_U
+        self.pt = tables[3 * 512 : 4 * 512]
+        self.pt[0x10] = base + 4 * 4096 | PG_V
+        mem[4 * 4096 : 4 * 4096 + 3] = b"\x48\x0f\x07"  # sysretq, in ring 0 at 0x10000
+        # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx; int 0x20
+        code = bytes.fromhex("488b07 488906 488902 ffe3 cd20")
+        # At 0x1100D: divsd xmm0,xmm1; fld1; fchs; fsqrt; int 0x20
+        code += bytes.fromhex("f20f5ec1 d9e8 d9e0 d9fa cd20")
+        mem[5 * 4096 : 5 * 4096 + len(code)] = code
+
+    def unmap(self) -> None:
+        self._uc.mem_unmap(self.base, self._size)
 
 
 def _unique(what: str, found: set[int]) -> int:

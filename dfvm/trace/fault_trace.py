@@ -18,8 +18,8 @@ from errno import EBADF, EPIPE
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from dfvm.kern.vfs.vnode import Vnode
-from dfvm.machine.cpu import RIP
 from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
+from dfvm.machine.reg import RIP
 from dfvm.machine.walk import walk
 from dfvm.trace.symbols import Symbols
 from dfvm.vm import probe

@@ -15,7 +15,7 @@ from unittest import mock
 
 from dfvm import PIPE, Machine
 from dfvm.machine import cpu
-from dfvm.machine.cpu import R8, R10, RDX, RSI
+from dfvm.machine.reg import R8, R10, RDX, RSI
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_pte
 from dfvm.vm.vm_meter import VmMeter, VmStatsAdj

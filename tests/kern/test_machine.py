@@ -20,7 +20,8 @@ from dfvm.kern.kernel import Kernel
 from dfvm.kern.machine import parse_size
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic
-from dfvm.machine.cpu import PCB_PAGES, RIP
+from dfvm.machine.cpu import PCB_PAGES
+from dfvm.machine.reg import RIP
 from dfvm.vm.pmap import pmap_extract
 from dfvm.vm.vm_kern import kcopyin
 from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK

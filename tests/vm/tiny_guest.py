@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfvm.machine.cpu import EXIT_FAULT, EXIT_SYSCALL, RAX, RDI, RIP, RSI, CpuContext, Vcpu
+from dfvm.machine.cpu import EXIT_FAULT, EXIT_SYSCALL, CpuContext, Vcpu
 from dfvm.machine.pte import PGEX_I, PGEX_W
+from dfvm.machine.reg import RAX, RDI, RIP, RSI
 from dfvm.vm.vm import (
     KERN_SUCCESS,
     VM_PROT_ALL,

@@ -36,7 +36,7 @@ from dfvm.kern.vfs.procfs_maps import (
 from dfvm.kern.vfs.procfs_system import USER_HZ
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import VDIR, VTTODT, VWRITE
-from dfvm.machine.cpu import RIP, RSP
+from dfvm.machine.reg import RIP, RSP
 from dfvm.vm.vm_param import PAGE_SIZE
 from dfvm.vm.vm_proc import RLIM_INFINITY
 

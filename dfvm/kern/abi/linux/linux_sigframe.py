@@ -43,7 +43,7 @@ from dfvm.kern.kern_sig import (
 )
 from dfvm.kern.proc import SS_AUTODISARM, SS_DISABLE
 from dfvm.kern.sys_signal import on_sigstack, set_sigstack, sigstack_pack
-from dfvm.machine.cpu import (
+from dfvm.machine.reg import (
     R8,
     R9,
     R10,
@@ -61,6 +61,7 @@ from dfvm.machine.cpu import (
     RIP,
     RSI,
     RSP,
+    X86_TRAP_GP,
 )
 from dfvm.vm.copyio import copyin, copyout
 
@@ -79,8 +80,6 @@ _UC_STRICT_RESTORE_SS: Final = 4  # and sigreturn restores it
 
 _USER_CS: Final = 0x33
 _USER_SS: Final = 0x2B
-
-_T_PROT: Final = 13  # the vector of a general protection fault
 
 _PSL_DF: Final = 0x0400
 _PSL_RF: Final = 0x1_0000
@@ -215,5 +214,5 @@ def _check_segments(lp: Lwp, uc_flags: int, cs: int, ss: int) -> None:
     elif uc_flags & _UC_STRICT_RESTORE_SS and ss | 3 != _USER_SS:
         bad = ss
     if bad:
-        lp.lwp_trapno, lp.lwp_err = _T_PROT, bad & ~3
+        lp.lwp_trapno, lp.lwp_err = X86_TRAP_GP, bad & ~3
         trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.abi.linux.syscalls import SYSCALLS
 from dfvm.kern.kern_errno import ENOSYS, err
-from dfvm.machine.cpu import R8, R9, R10, RDI, RDX, RSI
+from dfvm.machine.reg import R8, R9, R10, RDI, RDX, RSI
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -54,9 +54,9 @@ _SEEK_MAX: Final = 4  # SEEK_HOLE
 class HostFile(File):
     """An open file of the host's."""
 
-    __slots__ = ("f_blocks", "f_hostfd", "f_moves", "f_pollable")
+    __slots__ = ("f_blocks", "f_hostfd", "f_moves", "f_pollable", "f_seekable")
 
-    f_splice = True
+    f_splice = FREAD | FWRITE
 
     f_hostfd: int  # the host's descriptor; not ours to close
     f_blocks: bool  # reading or writing may block: a pipe, a terminal, a socket
@@ -66,6 +66,7 @@ class HostFile(File):
         super().__init__(table, flag)
         self.f_hostfd = fd
         self.f_blocks = self.f_pollable = not stat.S_ISREG(os.fstat(fd).st_mode)
+        self.f_seekable = not self.f_blocks
         self.f_moves = 0
 
     # -- transfers ------------------------------------------------------------------------------
@@ -245,7 +246,8 @@ class InputFile(File):
 
     __slots__ = ("f_data",)
 
-    f_splice = True
+    f_splice = FREAD
+    f_seekable = False
 
     f_data: memoryview  # what has not been read
 
@@ -285,7 +287,8 @@ class OutputFile(File):
 
     __slots__ = ("f_sink",)
 
-    f_splice = True
+    f_splice = FWRITE
+    f_seekable = False
 
     f_sink: bytearray  # shared by all files on the same stream
 

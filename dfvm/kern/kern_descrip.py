@@ -204,7 +204,8 @@ class File:
     f_vnode: Vnode | None = None  # overridden by files of vnodes
     f_pollable = True  # of a kind that epoll takes: readiness can change
     f_fasync = False  # of a kind that O_ASYNC means something to
-    f_splice = False  # of a kind that splice moves data to and from
+    f_splice = 0  # of a kind that splice moves data from (FREAD), to (FWRITE); a vnode's knows
+    f_seekable = True  # of a kind that has a position, even if it says nothing
 
     def __init__(self, table: FileTable, flag: int) -> None:
         if table.nfiles >= FILE_MAX:

@@ -27,6 +27,8 @@ class PidFile(File):
 
     __slots__ = ("pf_proc",)
 
+    f_seekable = False
+
     pf_proc: Proc  # alive, a zombie, or gone; never changes
 
     def __init__(self, table: FileTable, proc: Proc, flag: int) -> None:

@@ -468,7 +468,8 @@ class PipeFile(File):
     __slots__ = ("f_pipe", "f_vnode", "f_wseen")
 
     f_fasync = True
-    f_splice = True
+    f_splice = FREAD | FWRITE
+    f_seekable = False
 
     f_pipe: Pipe
     f_vnode: Vnode | None  # of a fifo; open, ours to close

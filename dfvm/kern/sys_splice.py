@@ -1,4 +1,5 @@
-"""splice, tee and vmsplice: moving data between pipes and files without the program touching it.
+"""splice, tee, vmsplice and sendfile: moving data between pipes and files without the program
+touching it.
 
 Between two pipes whole pages change hands; everything else is copied once, between a pipe's page
 and the file. The bytes that vmsplice puts into a pipe are those of the moment of the call.
@@ -15,14 +16,15 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s64, u32
 from dfvm.kern.host_file import HostFile
-from dfvm.kern.kern_descrip import FREAD, FWRITE, O_APPEND, O_NONBLOCK, signal_self
+from dfvm.kern.kern_descrip import FREAD, FWRITE, O_APPEND, O_NOATIME, O_NONBLOCK, signal_self
 from dfvm.kern.kern_errno import EAGAIN, EBADF, EINVAL, EPIPE, ESPIPE, err
 from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.sys_generic import MAX_RW_COUNT, user_iov
 from dfvm.kern.sys_pipe import PAGE_SIZE, PipeBuf, PipeFile
-from dfvm.kern.vfs.vnode_param import VCHR, VREG
-from dfvm.kern.vfs_storage import user_off
+from dfvm.kern.vfs.vnode_param import IN_ACCESS, VREG
+from dfvm.kern.vfs_storage import copy_file, user_off
+from dfvm.kern.vnode_file import SEEK_CUR, SEEK_SET, VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, uiomove
 
@@ -251,6 +253,12 @@ def _is_pipe(fp: File) -> bool:
     return isinstance(fp, PipeFile) or (isinstance(fp, HostFile) and fp.is_fifo())
 
 
+def _splices(fp: File) -> int:
+    """Whether data may be moved from the file (FREAD) and to it (FWRITE)."""
+    vp = fp.f_vnode
+    return fp.f_splice if vp is None else vp.splices()
+
+
 def _bounce(count: int, get: Callable[[Uio], None], put: Callable[[Uio], None]) -> int:
     """From or to a pipe of the host. What was read and can't be written is lost."""
     buffer = memoryview(bytearray(min(count, _BOUNCE)))
@@ -275,13 +283,12 @@ def _check_files(ifp: File, ofp: File, in_off: int | None, out_off: int | None, 
         raise err(EBADF)
     if not (_is_pipe(ifp) or _is_pipe(ofp)) or s64(count) < 0:
         raise err(EINVAL)
-    for fp, off in ((ifp, in_off), (ofp, out_off)):
+    for fp, off, way in ((ifp, in_off, FREAD), (ofp, out_off, FWRITE)):
         if _is_pipe(fp):
             continue
-        vp = fp.f_vnode
-        if not fp.f_splice or (vp is not None and vp.v_type not in (VREG, VCHR)):
+        if not _splices(fp) & way:
             raise err(EINVAL)
-        if off is not None and (off < 0 or vp is None):
+        if off is not None and (off < 0 or not fp.f_seekable):
             raise err(EINVAL)
     if ofp.f_flag & O_APPEND and not _is_pipe(ofp):
         raise err(EINVAL)
@@ -355,6 +362,66 @@ def _splice(
         nonblock = nonblock or bool(ofp.f_flag & O_NONBLOCK)
         return _fill(lwp, ofp.f_pipe, count, nonblock, get, skew)
     return _bounce(count, get, put)
+
+
+def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> int:
+    """sendfile(2): into a pipe as much as there is room for, anywhere else all there is"""
+    p = lwp.lwp_proc
+    off = user_off(lwp, uoff)
+    ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
+    if not ifp.f_mode & FREAD:
+        raise err(EBADF)
+    if off is not None and not isinstance(ifp, VnodeFile | HostFile):
+        raise err(ESPIPE)
+    if s64(count) < 0 or (off is not None and off < 0):
+        raise err(EINVAL)
+    if not ofp.f_mode & FWRITE:
+        raise err(EBADF)
+    ifp.fhold()
+    ofp.fhold()
+    try:
+        done = _sendfile(lwp, ifp, off, ofp, min(count, MAX_RW_COUNT))
+    finally:
+        ofp.fdrop()
+        ifp.fdrop()
+    if off is not None:
+        copyout(p.p_vmspace, (off + done).to_bytes(8, "little"), uoff)
+    return done
+
+
+def _sendfile(lwp: Lwp, ifp: File, off: int | None, ofp: File, count: int) -> int:
+    """sendfile(2) with both files held and the offset read."""
+    if _is_pipe(ofp):
+        if not count:
+            return 0
+        if _is_pipe(ifp) or not _splices(ifp) & FREAD:
+            raise err(EINVAL)
+        flags = _SPLICE_F_NONBLOCK if ifp.f_flag & O_NONBLOCK else 0
+        return _splice(lwp, ifp, off, ofp, None, count, flags)
+    if ofp.f_flag & O_APPEND or not ifp.f_seekable:
+        raise err(EINVAL)
+    if not count:
+        return 0
+    if not _splices(ifp) & FREAD or not _splices(ofp) & FWRITE:
+        raise err(EINVAL)
+    vp = ifp.f_vnode
+    at = ifp.fo_seek(lwp, 0, SEEK_CUR) if off is None else off
+
+    def get(uio: Uio, done: int) -> None:
+        if vp is None:
+            ifp.fo_pread(lwp, uio, at + done)
+        else:
+            vp.read(uio, at + done, 0)
+
+    done = copy_file(lwp, get, count, lambda uio, _: ofp.fo_write(lwp, uio))
+    if vp is not None:
+        if not ifp.f_flag & O_NOATIME:
+            vp.vop_accessed()
+        if done:
+            vp.event(IN_ACCESS)
+    if off is None:
+        ifp.fo_seek(lwp, at + done, SEEK_SET)
+    return done
 
 
 def sys_tee(lwp: Lwp, in_fd: int, out_fd: int, count: int, flags: int) -> int:

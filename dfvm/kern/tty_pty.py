@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_descrip import (
+    FREAD,
     FWRITE,
     O_CLOEXEC,
     O_NONBLOCK,
@@ -337,7 +338,8 @@ class PtsFile(File):
     __slots__ = ("f_tty",)
 
     f_fasync = True
-    f_splice = True
+    f_splice = FREAD | FWRITE
+    f_seekable = False
 
     f_tty: PtyTty
 
@@ -458,7 +460,8 @@ class PtmFile(File):
     __slots__ = ("f_tty",)
 
     f_fasync = True
-    f_splice = True
+    f_splice = FREAD | FWRITE
+    f_seekable = False
 
     f_tty: PtyTty
 

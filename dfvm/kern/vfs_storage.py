@@ -23,7 +23,7 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.kern_path import AT_FDCWD, path_vnode, user_path
-from dfvm.kern.vfs.vnode_param import IN_ACCESS, IN_MODIFY, OFF_MAX, VCHR, VDIR, VLNK, VREG
+from dfvm.kern.vfs.vnode_param import IN_ACCESS, IN_MODIFY, OFF_MAX, VDIR, VLNK, VREG
 from dfvm.kern.vnode_file import RLIMIT_FSIZE, check_fsize, getvnode
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
 
@@ -181,9 +181,11 @@ def user_off(lwp: Lwp, uoff: int) -> int | None:
     return s64(int.from_bytes(copyin(lwp.lwp_proc.p_vmspace, uoff, 8), "little")) if uoff else None
 
 
-def _copy(lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, int], None]) -> int:
-    """Copy `count` bytes, or as many as there are, from the regular file `src` at `src_off` to
-    wherever put(uio, bytes done so far) puts them, until a signal comes. Returns how many were
+def copy_file(
+    lwp: Lwp, get: Callable[[Uio, int], None], count: int, put: Callable[[Uio, int], None]
+) -> int:
+    """Copy `count` bytes, or as many as there are, from where get(uio, bytes done so far) finds
+    them to wherever `put`, called likewise, puts them, until a signal comes. Returns how many were
     put; raises only when none were. May block."""
     td = lwp.lwp_thread
     buffer = memoryview(bytearray(min(count, _COPY_CHUNK)))
@@ -192,7 +194,7 @@ def _copy(lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, in
         piece = buffer[: count - done]
         uio = Uio(None, [piece], UIO_READ)
         try:
-            src.read(uio, src_off + done, 0)
+            get(uio, done)
             n = len(piece) - uio.uio_resid
             if not n:
                 break
@@ -206,34 +208,6 @@ def _copy(lwp: Lwp, src: Vnode, src_off: int, count: int, put: Callable[[Uio, in
         if uio.uio_resid or td.td_cursig():
             break
         td.td_sched.yield_()  # it may be gigabytes
-    return done
-
-
-def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> int:
-    """sendfile(2)"""
-    p = lwp.lwp_proc
-    off = user_off(lwp, uoff)
-    ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
-    if not ifp.f_mode & FREAD:
-        raise err(EBADF)
-    if off is not None and ifp.f_vnode is None:
-        raise err(ESPIPE)
-    if not ofp.f_mode & FWRITE:
-        raise err(EBADF)
-    vp = ifp.f_vnode
-    if vp is None or vp.v_type not in (VREG, VCHR) or not ofp.f_splice or ofp.f_flag & O_APPEND:
-        raise err(EINVAL)
-    at = ifp.f_offset if off is None else off
-    if at < 0 or s64(count) < 0:
-        raise err(EINVAL)
-    done = _copy(lwp, vp, at, min(count, _MAX_COUNT), lambda uio, _: ofp.fo_write(lwp, uio))
-    vp.vop_accessed()
-    if done:
-        vp.event(IN_ACCESS)
-    if off is None:
-        ifp.f_offset = at + done
-    else:
-        copyout(p.p_vmspace, (at + done).to_bytes(8, "little"), uoff)
     return done
 
 
@@ -263,10 +237,13 @@ def sys_copy_file_range(
     if ivp is ovp and src < dst + count and dst < src + count:
         raise err(EINVAL)
 
+    def get(uio: Uio, done: int) -> None:
+        ivp.read(uio, src + done, 0)
+
     def put(uio: Uio, done: int) -> None:
         ovp.write(uio, dst + done, 0, check_fsize(lwp, dst + done))
 
-    done = _copy(lwp, ivp, src, count, put)
+    done = copy_file(lwp, get, count, put)
     ivp.vop_accessed()
     if done:
         ivp.event(IN_ACCESS)

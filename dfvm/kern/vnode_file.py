@@ -82,7 +82,6 @@ class VnodeFile(File):
     __slots__ = ("f_busy", "f_entries", "f_vnode")
 
     f_pollable = False
-    f_splice = True
 
     f_vnode: Vnode  # opened with f_mode, or with O_PATH just referenced; ours to close
     f_busy: bool  # somebody transfers at f_offset; others who want to wait for their turn

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from file_util import T
 from guest_util import build, same
 
-from dfvm import Machine
+from dfvm import PIPE, Machine
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Q = r"""
 static void q(int fd) { int n = -1; ioctl(fd, FIONREAD, &n); printf("%d waiting\n", n); }
@@ -85,6 +89,63 @@ int main() {
     T(vmsplice(p[0], iv, 1, NB)); close(p[1]); T(vmsplice(p[0], iv, 1, 0));
     return 0;
 }""")  # fmt: skip
+
+
+def test_what_has_nothing_to_splice() -> None:
+    """Files whose readers make their text anew each time, and what has no position."""
+    same(T + r"""
+#include <sys/inotify.h>
+#include <sys/timerfd.h>
+#include <pty.h>
+static const char *names[] = {"/proc/self/status", "/proc/self/environ", "/proc/self/maps",
+    "/proc/self/mem", "/proc/self/fdinfo/0", "/proc/version", "/proc/self/mounts", "/proc/swaps",
+    "/proc/sys/kernel/ostype", "/dev/null", "/dev/zero", "/dev/urandom", ".", "fifo"};
+static void try(int in, int out, int p[2]) {
+    loff_t o = 0; long r;
+#define R(e) r = (e); printf(" %ld", r < 0 ? -errno : r)
+    R(sendfile(out, in, 0, 0)); R(sendfile(p[1], in, 0, 0)); R(sendfile(out, in, 0, 1));
+    R(sendfile(out, in, &o, 1)); R(splice(in, 0, p[1], 0, 1, SPLICE_F_NONBLOCK));
+    R(sendfile(p[1], in, 0, 1)); puts("");
+}
+int main() {
+    int p[2], m, s, out = open("out", O_RDWR | O_CREAT, 0644); pipe(p); mkfifo("fifo", 0600);
+    for (int i = 0; i < sizeof names / sizeof *names; i++) {
+        printf("%s:", names[i]); try(open(names[i], O_RDONLY | O_NONBLOCK), out, p);
+    }
+    try(eventfd(1, O_NONBLOCK), out, p); try(epoll_create1(0), out, p);
+    try(inotify_init(), out, p); openpty(&m, &s, 0, 0, 0);
+    write(s, "hi\n", 3); try(m, out, p); write(m, "hi\n", 3); try(s, out, p);
+    T(sendfile(open("/dev/full", 2), open("/dev/zero", 0), 0, 1));
+    T(sendfile(open("/proc/self/comm", 2), open("/dev/zero", 0), 0, 1));
+    return 0;
+}""")  # fmt: skip
+
+
+def test_sendfile_takes_what_fits_in_a_pipe() -> None:
+    same(T + Q + r"""
+int main() {
+    int p[2], f = open("f", O_RDWR | O_CREAT, 0644); off_t o = 100; pipe(p);
+    write(f, buf, 300000); T(sendfile(p[1], f, &o, 300000)); T(o); q(p[0]);
+    fcntl(p[1], F_SETFL, O_NONBLOCK); T(sendfile(p[1], f, &o, 1)); drain(p[0]); lseek(f, 5, 0);
+    T(sendfile(p[1], f, 0, 10000)); T(lseek(f, 0, SEEK_CUR)); q(p[0]); close(p[0]);
+    signal(SIGPIPE, SIG_IGN); T(sendfile(p[1], f, 0, 1)); T(lseek(f, 0, SEEK_CUR)); return 0;
+}""")  # fmt: skip
+
+
+def test_sendfile_from_a_file_of_the_host(tmp_path: Path) -> None:
+    program = build(r"""
+#include <sys/sendfile.h>
+int main() {
+    int g = open("/dev/null", O_WRONLY); off_t o = 3;
+    if (sendfile(g, 0, 0, 2) != 2 || lseek(0, 0, SEEK_CUR) != 2) return 1;
+    if (sendfile(g, 0, &o, 100) != 7 || o != 10 || lseek(0, 0, SEEK_CUR) != 2) return 2;
+    return sendfile(1, 0, 0, 100) != 8 || lseek(0, 0, SEEK_CUR) != 10;
+}""")  # fmt: skip
+    (tmp_path / "in").write_bytes(b"0123456789")
+    with (tmp_path / "in").open() as stdin, Machine(mem="32M", check=True) as m:
+        p = m.spawn([program], stdin=stdin.fileno(), stdout=PIPE)
+        m.run(timeout=60)
+        assert (p.exit_status, p.stdout) == (0, b"23456789")
 
 
 def test_a_file_to_a_pipe_of_the_host() -> None:

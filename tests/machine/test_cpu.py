@@ -20,6 +20,7 @@ from dfvm.machine.engine import Engine
 from dfvm.machine.mmu import Mmu
 from dfvm.machine.pte import PG_A, PG_M, PG_NX, PG_RW, PG_U, PG_V
 from dfvm.machine.ram import Ram
+from dfvm.machine.reg import RAX, RBX, RCX, RDI, RDX, RIP, RSI, X86_TRAP_DB
 
 CODE = 0x40_0000
 DATA = 0x50_0000
@@ -59,7 +60,7 @@ class Bench:
         text = bytes.fromhex(hexa)
         pa = self.map(CODE, 0)
         self.ram.mem[pa : pa + len(text)] = text
-        self.ctx.q[c.RIP] = CODE
+        self.ctx.q[RIP] = CODE
 
     def run(self, slice_ns: int = 0) -> int:
         return self.vcpu.run(self.ctx, self.cr3, slice_ns)
@@ -73,11 +74,11 @@ def bench() -> Bench:
 def test_syscall_leaves_arguments_and_the_next_rip(bench: Bench) -> None:
     bench.code("b827000000 0f05 ffc0 0f05")  # mov eax,39; syscall; inc eax; syscall
     assert bench.run() == c.EXIT_SYSCALL
-    assert bench.ctx.q[c.RAX] == 39
-    assert bench.ctx.q[c.RIP] == CODE + 7
-    bench.ctx.q[c.RAX] = 1000
+    assert bench.ctx.q[RAX] == 39
+    assert bench.ctx.q[RIP] == CODE + 7
+    bench.ctx.q[RAX] = 1000
     assert bench.run() == c.EXIT_SYSCALL
-    assert bench.ctx.q[c.RAX] == 1001
+    assert bench.ctx.q[RAX] == 1001
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_page_fault_tells_address_and_error_code(
     bench.code(text)
     if setup is not None:
         bench.map(DATA, setup)
-    bench.ctx.q[c.RDI] = DATA + 8
+    bench.ctx.q[RDI] = DATA + 8
     assert bench.run() == c.EXIT_FAULT
     assert (bench.vcpu.fault_va, bench.vcpu.fault_err) == (DATA + 8, error)
 
@@ -108,8 +109,8 @@ def test_null_jump_faults(bench: Bench) -> None:
 
 def test_fault_resolved_in_the_callback_does_not_leave(bench: Bench) -> None:
     bench.code("488907 488b0e 0f05")  # mov [rdi],rax; mov rcx,[rsi]; syscall
-    bench.ctx.q[c.RDI], bench.ctx.q[c.RSI] = DATA, DATA + 0x1000
-    bench.ctx.q[c.RAX] = 0x1234
+    bench.ctx.q[RDI], bench.ctx.q[RSI] = DATA, DATA + 0x1000
+    bench.ctx.q[RAX] = 0x1234
     seen = []
 
     def resolve(va: int, error: int) -> bool:
@@ -128,7 +129,7 @@ def test_fault_resolved_in_the_callback_does_not_leave(bench: Bench) -> None:
 
 def test_exception_in_the_callback_comes_out_of_run(bench: Bench) -> None:
     bench.code("488907 0f05")
-    bench.ctx.q[c.RDI] = DATA
+    bench.ctx.q[RDI] = DATA
 
     def resolve(va: int, error: int) -> bool:
         raise LookupError("here")
@@ -155,12 +156,12 @@ def test_other_exceptions(bench: Bench, text: str, vector: int, rip: int) -> Non
     bench.code(text)
     assert bench.run() == c.EXIT_EXCEPTION
     assert bench.vcpu.exception == vector
-    assert bench.ctx.q[c.RIP] == CODE + rip
+    assert bench.ctx.q[RIP] == CODE + rip
 
 
 def test_lost_right_is_seen_after_stale(bench: Bench) -> None:
     bench.code("488907 0f05 ebf9")  # l: mov [rdi],rax; syscall; jmp l
-    bench.ctx.q[c.RDI] = DATA
+    bench.ctx.q[RDI] = DATA
     bench.map(DATA, PG_RW)
     assert bench.run() == c.EXIT_SYSCALL
     bench.ram.q[bench.pte(DATA)] &= ~PG_RW
@@ -172,13 +173,13 @@ def test_lost_right_is_seen_after_stale(bench: Bench) -> None:
 def test_overwritten_code_runs_as_new(bench: Bench) -> None:
     bench.code("b801000000 0f05 ebf7")  # l: mov eax,1; syscall; jmp l
     assert bench.run() == c.EXIT_SYSCALL
-    assert bench.ctx.q[c.RAX] == 1
+    assert bench.ctx.q[RAX] == 1
     pa = bench.ram.q[bench.pte(CODE)] & 0xFFFFF000
     bench.mmu.code_frames.add(pa >> 12)
     bench.mmu.code_written(pa >> 12)
     bench.ram.mem[pa + 1] = 2
     assert bench.run() == c.EXIT_SYSCALL
-    assert bench.ctx.q[c.RAX] == 2
+    assert bench.ctx.q[RAX] == 2
 
 
 def test_slice_ends_by_the_clock(bench: Bench) -> None:
@@ -195,15 +196,15 @@ def test_slice_ends_by_the_clock(bench: Bench) -> None:
 def test_contexts_keep_their_registers(bench: Bench) -> None:
     bench.code("ffc0 0f05 ebfa")  # l: inc eax; syscall; jmp l
     other = CpuContext(bench.vcpu, bench.frame(), bench.frame())
-    other.q[c.RIP], other.q[c.RAX] = CODE, 100
+    other.q[RIP], other.q[RAX] = CODE, 100
     for n in (1, 2, 3):
         assert bench.run() == c.EXIT_SYSCALL
         assert bench.vcpu.run(other, bench.cr3, 0) == c.EXIT_SYSCALL
-        assert (bench.ctx.q[c.RAX], other.q[c.RAX]) == (n, 100 + n)
+        assert (bench.ctx.q[RAX], other.q[RAX]) == (n, 100 + n)
     child = CpuContext(bench.vcpu, bench.frame(), bench.frame())
     child.copy_from(other)
     bench.vcpu.run(child, bench.cr3, 0)
-    assert (child.q[c.RAX], other.q[c.RAX]) == (104, 103)
+    assert (child.q[RAX], other.q[RAX]) == (104, 103)
 
 
 def test_flags_and_thread_bases(bench: Bench) -> None:
@@ -215,17 +216,17 @@ def test_flags_and_thread_bases(bench: Bench) -> None:
     bench.ctx.eflags = 0
     pa = bench.map(DATA, PG_RW)
     bench.ram.mem[pa + 16 : pa + 24] = struct.pack("<Q", 77)
-    bench.ctx.fs_base, bench.ctx.q[c.RAX] = DATA, 16
+    bench.ctx.fs_base, bench.ctx.q[RAX] = DATA, 16
     assert bench.run() == c.EXIT_SYSCALL
-    assert bench.ctx.q[c.RAX] == 77
+    assert bench.ctx.q[RAX] == 77
 
 
 def test_fxsave_is_what_the_instruction_writes(bench: Bench) -> None:
     # fld1; fldpi; movd xmm5,eax; fxsave [rdi]; syscall; fxrstor [rsi]; fxsave [rdi]; syscall
     bench.code("d9e8 d9eb 660f6ee8 0fae07 0f05 0fae0e 0fae07 0f05")
     pa = bench.map(DATA, PG_RW)
-    bench.ctx.q[c.RDI], bench.ctx.q[c.RSI] = DATA, DATA + 1024
-    bench.ctx.q[c.RAX] = 0xDEAD_BEEF
+    bench.ctx.q[RDI], bench.ctx.q[RSI] = DATA, DATA + 1024
+    bench.ctx.q[RAX] = 0xDEAD_BEEF
     assert bench.run() == c.EXIT_SYSCALL
     image = bytes(bench.ram.mem[pa : pa + 512])
     ours = bench.ctx.fxsave()
@@ -246,7 +247,7 @@ def test_fxsave_is_what_the_instruction_writes(bench: Bench) -> None:
 def test_breakpoint_on_the_stack_of_exceptions(bench: Bench) -> None:
     """Many faults in a row never become a double fault."""
     bench.code("488907 4881c700100000 ebf4")  # l: mov [rdi],rax; add rdi,4096; jmp l
-    bench.ctx.q[c.RDI] = DATA
+    bench.ctx.q[RDI] = DATA
     for n in range(20):
         assert bench.run() == c.EXIT_FAULT
         assert bench.vcpu.fault_va == DATA + n * 4096
@@ -263,7 +264,7 @@ def test_ticks_reach_who_makes_system_calls_all_the_time(bench: Bench) -> None:
             for _ in range(10_000_000):
                 if bench.run(slice_ns=c.TICK_NS) == c.EXIT_PREEMPTED:
                     break
-                assert bench.ctx.q[c.RIP] == CODE + 2
+                assert bench.ctx.q[RIP] == CODE + 2
             else:
                 pytest.fail(f"ten million system calls, and only {ticks} ticks")
     finally:
@@ -287,10 +288,10 @@ def test_clock_stops_between_instructions(bench: Bench, monkeypatch: pytest.Monk
         for _ in range(300):
             assert bench.run(slice_ns=1) == c.EXIT_PREEMPTED
             q = bench.ctx.q
-            at = q[c.RIP] - CODE
+            at = q[RIP] - CODE
             seen.add(at)
-            assert q[c.RAX] - q[c.RBX] == (1 if at in (3, 5) else 0), f"at {at}"
-            assert q[c.RBX] - q[c.RCX] == (1 if at in (8, 10) else 0), f"at {at}"
+            assert q[RAX] - q[RBX] == (1 if at in (3, 5) else 0), f"at {at}"
+            assert q[RBX] - q[RCX] == (1 if at in (8, 10) else 0), f"at {at}"
     finally:
         bench.vcpu.stop_clock()
 
@@ -306,9 +307,9 @@ def test_clock_loses_no_single_step(bench: Bench, monkeypatch: pytest.MonkeyPatc
         for _ in range(20_000):
             why = bench.run(slice_ns=1)
             if why == c.EXIT_EXCEPTION:
-                assert bench.vcpu.exception == c.X86_TRAP_DB
+                assert bench.vcpu.exception == X86_TRAP_DB
                 at = {0: 3, 3: 6, 6: 9, 9: 0}[at]
-            assert bench.ctx.q[c.RIP] == CODE + at
+            assert bench.ctx.q[RIP] == CODE + at
     finally:
         bench.vcpu.stop_clock()
 
@@ -323,7 +324,7 @@ def test_clock_repeats_no_store(text: str, monkeypatch: pytest.MonkeyPatch) -> N
     if text.endswith("c117"):
         body = bytes.fromhex("ba01000000") + body  # xadd changes rdx: mov edx,1
     bench.code((body + bytes([0xEB, 256 - len(body) - 2])).hex())
-    bench.ctx.q[c.RDI], bench.ctx.q[c.RDX] = DATA, 1
+    bench.ctx.q[RDI], bench.ctx.q[RDX] = DATA, 1
     frames = list(range(4 << 20, 250 << 20, 2 << 20))
     left = iter(frames)
 
@@ -388,13 +389,13 @@ def test_clock_repeats_no_store_that_it_missed(
     bench.map(DATA, PG_RW)
     pa = bench.ram.q[bench.pte(DATA)] & 0xFFFFF000
     bench.code("480117 48ffc1 ebf8")  # l: add [rdi],rdx; inc rcx; jmp l
-    bench.ctx.q[c.RDI], bench.ctx.q[c.RDX] = DATA, 1
+    bench.ctx.q[RDI], bench.ctx.q[RDX] = DATA, 1
     bench.vcpu.start_clock()
     try:
         for _ in range(100):
             assert bench.run(slice_ns=1) == c.EXIT_PREEMPTED
-            done = bench.ctx.q[c.RIP] == CODE + 3
-            assert bench.ram.q[pa >> 3] - bench.ctx.q[c.RCX] == done
+            done = bench.ctx.q[RIP] == CODE + 3
+            assert bench.ram.q[pa >> 3] - bench.ctx.q[RCX] == done
     finally:
         bench.vcpu.stop_clock()
 

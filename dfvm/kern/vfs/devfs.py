@@ -15,7 +15,7 @@ from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
 from dfvm.kern.vfs.mount import ST_NOSUID
 from dfvm.kern.vfs.overlay import OvlMount
 from dfvm.kern.vfs.tmpfs import TMPFS_MAGIC
-from dfvm.kern.vfs.vnode_param import KCRED, MMAP_ANON, VCHR
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED, MMAP_ANON, VCHR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,8 @@ class Cdev:
     """A character device. This base is one that cannot do anything."""
 
     __slots__ = ()
+
+    d_splice = 0  # what splice may do with it: FREAD, FWRITE
 
     def d_open(self, vp: Vnode, fflag: int, cred: Cred) -> object | None:
         """It is being opened. May return a file to use instead of one on the vnode."""
@@ -65,6 +67,8 @@ class NullDev(Cdev):
 
     __slots__ = ()
 
+    d_splice = FWRITE
+
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
         """End of file."""
 
@@ -92,6 +96,8 @@ class ZeroDev(Cdev):
 
     __slots__ = ()
 
+    d_splice = FREAD | FWRITE
+
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
         _give(uio, lambda n: _ZERO[:n])
 
@@ -107,6 +113,8 @@ class FullDev(ZeroDev):
 
     __slots__ = ()
 
+    d_splice = FREAD
+
     def d_write(self, uio: Uio, off: int, ioflag: int) -> None:
         raise err(ENOSPC)
 
@@ -118,6 +126,8 @@ class RandomDev(Cdev):
     """/dev/random and /dev/urandom: the host's."""
 
     __slots__ = ()
+
+    d_splice = FREAD | FWRITE
 
     def d_read(self, uio: Uio, off: int, ioflag: int) -> None:
         _give(uio, os.urandom)

@@ -197,11 +197,12 @@ class ProcDir(ProcNode):
 class ProcFile(ProcNode):
     """A file whose contents are generated."""
 
-    __slots__ = ("p_data", "p_private", "p_show", "p_store")
+    __slots__ = ("p_data", "p_private", "p_show", "p_splice", "p_store")
 
     p_show: Show | None  # makes the contents; None: write only
     p_store: Store | None  # takes what is written, one write at a time; None: read only
     p_private: bool  # only for the process's owner and root
+    p_splice: int  # what splice may do with it: FREAD, FWRITE
     p_data: bytes | None  # the contents as of the last read from the start
 
     def __init__(
@@ -213,11 +214,13 @@ class ProcFile(ProcNode):
         mode: int = 0o444,
         proc: Proc | None = None,
         private: bool = False,
+        splice: int = 0,
     ) -> None:
         super().__init__(mount, VREG, mode, fileid, proc)
         self.p_show = show
         self.p_store = store
         self.p_private = private
+        self.p_splice = splice
         self.p_data = None
 
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
@@ -255,6 +258,9 @@ class ProcFile(ProcNode):
         # O_TRUNC on the way to a write: there is nothing to cut.
         if length:
             raise err(EINVAL)
+
+    def splices(self) -> int:
+        return self.p_splice
 
     def mmap(self) -> int:
         raise err(ENODEV)

@@ -374,6 +374,9 @@ class _MemoryFile(ProcNode):
         if length:
             raise err(EINVAL)
 
+    def splices(self) -> int:
+        return 0
+
     def mmap(self) -> int:
         raise err(ENODEV)
 

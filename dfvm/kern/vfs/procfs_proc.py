@@ -478,6 +478,7 @@ def _file(
     mode: int = 0o444,
     private: bool = False,
     store: Callable[[Proc, bytes], None] | None = None,
+    splice: int = 0,
 ) -> Callable[[ProcDir, int], ProcNode]:
     """A file of a process's directory, or of a thread's."""
 
@@ -486,7 +487,7 @@ def _file(
         assert p is not None and isinstance(dvp, ThreadDir)
         put = None if store is None else lambda data: store(p, data)
         return ProcFile(
-            dvp.v_mount, ino, lambda: show(p, dvp.lwp(), dvp.p_whole), put, mode, p, private
+            dvp.v_mount, ino, lambda: show(p, dvp.lwp(), dvp.p_whole), put, mode, p, private, splice
         )
 
     return make
@@ -603,8 +604,8 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"cwd": _link(lambda p: p.p_fs.fs_cdir),
     b"root": _link(lambda p: p.p_fs.fs_rdir),
     b"exe": _link(_text_vnode),
-    b"mounts": _file(lambda p, lp, whole: mounts(p) if p.p_lwps else b""),
-    b"mountinfo": _file(lambda p, lp, whole: mountinfo(p) if p.p_lwps else b""),
+    b"mounts": _file(lambda p, lp, whole: mounts(p) if p.p_lwps else b"", splice=FREAD),
+    b"mountinfo": _file(lambda p, lp, whole: mountinfo(p) if p.p_lwps else b"", splice=FREAD),
     b"smaps": _file(lambda p, lp, whole: smaps(p, _root_of(p)), 0o444, True),
     b"smaps_rollup": _file(lambda p, lp, whole: smaps_rollup(p), 0o444, True),
     b"pagemap": _memory_file(PagemapFile),

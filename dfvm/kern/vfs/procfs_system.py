@@ -15,6 +15,7 @@ from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
 
@@ -333,7 +334,7 @@ def _sys_entry(value: _Tree | str | Callable[[Kernel], str]) -> Callable[[ProcDi
         def show() -> bytes:
             return ((text if isinstance(text, str) else text(kernel)) + "\n").encode()
 
-        return ProcFile(dvp.v_mount, ino, show)
+        return ProcFile(dvp.v_mount, ino, show, splice=FREAD | FWRITE)
 
     return make
 
@@ -364,4 +365,4 @@ def system_node(mount: ProcMount, name: bytes) -> ProcNode:
     if name == b"sys":
         return ProcDir(mount, ino, {n: _sys_entry(v) for n, v in _SYS.items()})
     kernel, show = mount.p_kernel, _FILES[name]
-    return ProcFile(mount, ino, lambda: show(kernel))
+    return ProcFile(mount, ino, lambda: show(kernel), splice=0 if name == b"swaps" else FREAD)

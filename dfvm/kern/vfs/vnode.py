@@ -104,6 +104,7 @@ from dfvm.kern.vfs.vfs_notify import (
 )
 from dfvm.kern.vfs.vnode_ops import VnodeOps
 from dfvm.kern.vfs.vnode_param import (
+    FREAD,
     FWRITE,
     IN_ACCESS,
     IN_ATTRIB,
@@ -576,6 +577,12 @@ class Vnode(VnodeOps):
         if self.v_rdev is not None:
             return self.v_rdev.d_ioctl(cmd, arg, lwp)
         raise err(ENOTTY)
+
+    def splices(self) -> int:
+        """Whether splice may move data from the open file (FREAD) and to it (FWRITE)."""
+        if self.v_rdev is not None:
+            return self.v_rdev.d_splice
+        return FREAD | FWRITE if self.v_type == VREG else 0
 
     def mmap(self) -> int:
         """How this file is mapped: MMAP_VNODE or MMAP_ANON."""

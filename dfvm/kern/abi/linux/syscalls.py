@@ -64,7 +64,7 @@ SYSCALLS: Final[tuple[tuple[int, str, str, str], ...]] = (
     (37, "alarm", "uint seconds", "kern_time"),
     (38, "setitimer", "int which, ptr value, ptr oldvalue", "kern_time"),
     (39, "getpid", "", "kern_prot"),
-    (40, "sendfile", "fd outfd, fd infd, ptr offset, size count", "vfs_storage"),
+    (40, "sendfile", "fd outfd, fd infd, ptr offset, size count", "sys_splice"),
     (41, "socket", "int domain, int type, int protocol", "uipc_syscalls"),
     (42, "connect", "fd, ptr addr, uint addrlen", "uipc_syscalls"),
     (43, "accept", "fd, ptr addr, ptr addrlen", "uipc_syscalls"),

@@ -33,12 +33,11 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.seals import sealed_map
-from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import MMAP_ANON, OFF_MAX, VREG
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
-from dfvm.vm.pmap import pmap_is_stored, pmap_pte
+from dfvm.vm.pmap import pmap_pte
 from dfvm.vm.vm import (
     KERN_SUCCESS,
     VM_INHERIT_SHARE,
@@ -573,27 +572,8 @@ def sys_munmap(lp: Lwp, addr: int, length: int) -> int:
         raise err(EINVAL)
     map = lp.lwp_proc.p_vmspace.vm_map
     end = addr + round_page(length)
-    for entry, first, last in entries(map, addr, end):
-        _note_stores(map, entry, first, last)
     vm_map_remove(map, addr, end)
     return 0
-
-
-def _note_stores(map: VmMap, entry: VmMapEntry, start: int, end: int) -> None:
-    """A file that was stored to by way of [start, end) of `entry` has been modified now. (Linux
-    notes the time of the first store, which no fault may have told us of.)"""
-    obj = entry.ba.object
-    if (
-        obj is not None
-        and obj.type == OBJT_VNODE
-        and not entry.eflags & MAP_ENTRY_COW
-        and entry.max_protection & VM_PROT_WRITE
-        and pmap_is_stored(map.pmap, start, end)
-    ):
-        vp = obj.handle
-        assert isinstance(vp, Vnode)
-        vp.vop_modify()
-        vp.vop_wrote(vp.v_filesize)
 
 
 # ---- protection ----------------------------------------------------------------------------------
@@ -707,7 +687,6 @@ def sys_msync(lp: Lwp, start: int, length: int, flags: int) -> int:
             raise err(EBUSY)
         obj = entry.ba.object
         if flags & MS_SYNC and is_shared(entry) and obj is not None and obj.type == OBJT_VNODE:
-            _note_stores(map, entry, first, last)
             vm_map_clean(map, first, last, True, False)
     if holes or at < end:
         raise err(ENOMEM)

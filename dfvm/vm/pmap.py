@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Pmap", "PmapStatistics", "pmap_allocpt", "pmap_bootstrap", "pmap_clear_modify",
     "pmap_clear_reference", "pmap_copy", "pmap_enter", "pmap_enter_quick", "pmap_enter_run",
-    "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_is_stored", "pmap_kenter",
+    "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_kenter",
     "pmap_kremove", "pmap_mapped", "pmap_object_init_pt", "pmap_page_protect",
     "pmap_page_set_memattr", "pmap_pgscan", "pmap_pinit", "pmap_prefault_ok", "pmap_protect",
     "pmap_pte", "pmap_qenter", "pmap_qremove", "pmap_release", "pmap_remove",
@@ -252,18 +252,6 @@ def pmap_ptes(pmap: Pmap, sva: int, eva: int) -> Iterator[tuple[int, int]]:
                 yield base + (i << 12), pte
 
 
-def pmap_is_stored(pmap: Pmap, sva: int, eva: int) -> bool:
-    """Whether the M bit of a PTE in [sva, eva) is set."""
-    first, last = sva >> 21, eva - 1 >> 21
-    for key in pmap_tables(pmap, first, last):
-        base = pmap.pm_pt[key]
-        lo = sva >> 12 & 511 if key == first else 0
-        hi = (eva - 1 >> 12 & 511) + 1 if key == last else 512
-        if any(pte & PG_M for pte in _present(pmap, base + lo, base + hi)):
-            return True
-    return False
-
-
 def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
     """Clear the PTEs lo … hi - 1 of the page table of `key`."""
     table, base, q = pmap.pm_pt_m[key], pmap.pm_pt[key], pmap.q
@@ -368,11 +356,13 @@ def _protect_many(mem: memoryview, start: int, end: int, clear: int, nx: int) ->
     return 1 if lost & old >> 5 & ones else 0
 
 
-def pmap_copy(dst: Pmap, src: Pmap, dst_addr: int, length: int, src_addr: int) -> None:
-    """Let `dst` have the mappings that `src` has in the range, as they are but not wired and not
-    yet used; the addresses must be the same. To spare a forked child its first faults: the caller
-    has write-protected what is to be copied on write, and has both maps, which hold the same
-    objects, locked exclusively. May block for memory for a table.
+def pmap_copy(
+    dst: Pmap, src: Pmap, dst_addr: int, length: int, src_addr: int, writable: bool
+) -> None:
+    """Let `dst` have the mappings that `src` has in the range, as they are but not wired, not yet
+    used, and unless `writable` only for reading; the addresses must be the same. To spare a forked
+    child its first faults: the caller has write-protected what is to be copied on write, and has
+    both maps, which hold the same objects, locked exclusively. May block for memory for a table.
     """
     if dst_addr != src_addr:
         return
@@ -380,7 +370,7 @@ def pmap_copy(dst: Pmap, src: Pmap, dst_addr: int, length: int, src_addr: int) -
     pages, q, stats = vm.pages.vm_page_array, src.q, dst.pm_stats
     eva = src_addr + length
     first, last = src_addr >> 21, eva - 1 >> 21
-    drop = ~(PG_A | PG_M | PG_W)
+    drop = ~(PG_A | PG_M | PG_W | (0 if writable else PG_RW))
     for key in pmap_tables(src, first, last):
         lo = src_addr >> 12 & 511 if key == first else 0
         hi = (eva - 1 >> 12 & 511) + 1 if key == last else 512

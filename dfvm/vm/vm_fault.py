@@ -58,7 +58,7 @@ from dfvm.vm.vm_fault_object import (
     vm_fault_bypass,
     vm_fault_object,
 )
-from dfvm.vm.vm_fault_quick import vm_fault_quick
+from dfvm.vm.vm_fault_quick import vm_fault_quick, vm_fault_stored
 from dfvm.vm.vm_fault_rss import (
     RSS_SLACK,
     vm_fault_rss_surplus,
@@ -74,7 +74,7 @@ from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import MAP_ENTRY_KSTACK, MAP_ENTRY_NOFAULT, MAP_ENTRY_WIREONFAULT
 from dfvm.vm.vm_map_lookup import FW_WIRED, vm_map_lookup
 from dfvm.vm.vm_map_stack import vm_map_growstack
-from dfvm.vm.vm_object import vm_object_hold, vm_object_hold_shared
+from dfvm.vm.vm_object import OBJT_VNODE, vm_object_hold, vm_object_hold_shared
 from dfvm.vm.vm_page import (
     PG_REFERENCED,
     PHYS_TO_VM_PAGE,
@@ -89,6 +89,7 @@ from dfvm.vm.vm_param import PAGE_MASK, PAGE_SIZE
 if TYPE_CHECKING:
     from dfvm.vm.vm_map_entry import VmMap
     from dfvm.vm.vm_map_lookup import LookupResult
+    from dfvm.vm.vm_object import VmObject
     from dfvm.vm.vm_page import VmPage
 
 __all__ = [
@@ -155,9 +156,29 @@ def _lookup(
     fs.first_ba = fs.ba = look.ba
     fs.first_prot = fs.prot = look.prot
     fs.wflags = look.wflags
-    if look.ba.object is None:
+    object = look.ba.object
+    if object is None:
         panic(f"vm_fault: unrecoverable fault at {va:#x} in {look.entry!r}")
+    if object.type == OBJT_VNODE and look.prot & VM_PROT_WRITE:
+        if not fault_type & VM_PROT_WRITE:
+            fs.first_prot = fs.prot = look.prot & ~VM_PROT_WRITE
+        elif look.pindex < object.size and not _note_store(fs, va, object):
+            return KERN_TRY_AGAIN, None
     return rv, look
+
+
+def _note_store(fs: FaultState, va: int, object: VmObject) -> bool:
+    """vm_fault_stored, and when that might block, by blocking: once a fault. False: it has, and
+    everything was given back."""
+    vp = object.handle
+    if vp is None or vp is fs.stored or vm_fault_stored(fs.map.pmap, va, object):
+        return True
+    fs.stored = vp
+    vp.vref()
+    unlock_things(fs)
+    vp.vop_stored(True)
+    vp.vrele()
+    return False
 
 
 def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
@@ -174,7 +195,7 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     object = ba.object
     assert object is not None
     if fs.wflags & FW_WIRED:
-        fault_type = look.prot  # what is wired must not fault again
+        fault_type = fs.first_prot  # what is wired must not fault again
 
     if not (fs.first_shared and vm_fault_bypass(fs, look.pindex)):
         if fs.first_shared and look.pindex in object.rb_memq:
@@ -289,7 +310,7 @@ def _attempt_page(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     fs.first_shared = False
     vm_object_hold(object)
     fs.first_held = True
-    rv = vm_fault_object(fs, look.pindex, look.prot if fs.wflags & FW_WIRED else fault_type)
+    rv = vm_fault_object(fs, look.pindex, fs.first_prot if fs.wflags & FW_WIRED else fault_type)
     if rv != KERN_SUCCESS:
         return rv
     unlock_things(fs)

@@ -30,7 +30,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_RANDOM,
     MAP_ENTRY_BEHAV_SEQUENTIAL,
 )
-from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_DEFAULT
+from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_DEFAULT, OBJT_VNODE
 from dfvm.vm.vm_page import (
     PBUSY_LOCKED,
     PBUSY_MASK,
@@ -81,6 +81,9 @@ def vm_prefault(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_flags: 
     """Map neighbours of `va` in the entry with at most `prot`, down the chain and by zero-fill.
     The map is locked, the first object held exclusively. Returns how many. Does not block."""
     back, ahead = prefault_extent(pmap, entry, va)
+    object = entry.ba.object
+    if object is not None and object.type == OBJT_VNODE:
+        prot &= ~VM_PROT_WRITE  # the first store to each page is to be noted
     above = range(va + PAGE_SIZE, min(entry.ba.end, va + (ahead + 1) * PAGE_SIZE), PAGE_SIZE)
     below = range(va - PAGE_SIZE, max(entry.ba.start, va - back * PAGE_SIZE) - 1, -PAGE_SIZE)
     count = _scan(pmap, above, entry, prot, fault_flags)
@@ -184,6 +187,8 @@ def vm_prefault_quick(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_f
     object = ba.object
     if object is None or ba.backing_ba is not None:
         return 0
+    if object.type == OBJT_VNODE:
+        prot &= ~VM_PROT_WRITE  # the first store to each page is to be noted
     back, ahead = prefault_extent(pmap, entry, va)
     memq, pindex = object.rb_memq, va - ba.start + ba.offset >> 12
     # It does not leave the page table, so that all PTEs can be looked at at once.

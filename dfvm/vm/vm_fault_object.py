@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMap, VmMapBacking, VmMapEntry
     from dfvm.vm.vm_page import VmPage
+    from dfvm.vm.vm_vnode import VmVnode
 
 # How vm_fault is to go about it (vm_map.h).
 VM_FAULT_NORMAL: Final = 0x00
@@ -105,8 +106,8 @@ class FaultState:
 
     __slots__ = ("ba", "depth", "entry", "fault_flags", "first_ba", "first_held", "first_m",
                  "first_prot", "first_shared", "hardfault", "how", "m", "map", "map_locked",
-                 "pindex", "prefault", "prot", "shared", "soft", "vm", "wflags",
-                 "zeroed")  # fmt: skip
+                 "pindex", "prefault", "prot", "shared", "soft", "stored", "vm",
+                 "wflags", "zeroed")  # fmt: skip
 
     vm: VmSystem
     map: VmMap  # where the entry is: a submap, perhaps
@@ -129,6 +130,7 @@ class FaultState:
     zeroed: bool  # a page that was allocated in the first object is zero already
     hardfault: bool  # a pager had to read
     prefault: int  # neighbours mapped along with it
+    stored: VmVnode | None  # a file that was told of the store that this is about
     how: int  # HOW_*, for the probe
 
     def __init__(self, map: VmMap, fault_flags: int) -> None:
@@ -142,6 +144,7 @@ class FaultState:
         self.m = self.first_m = None
         self.hardfault = self.zeroed = False
         self.entry = None
+        self.stored = None
         self.how = self.depth = self.prefault = self.pindex = 0
 
 

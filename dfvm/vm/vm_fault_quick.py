@@ -31,7 +31,7 @@ from array import array
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.machine.pte import PG_NX
+from dfvm.machine.pte import PG_M, PG_NX
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_allocpt, pmap_enter, pmap_pte
 from dfvm.vm.vm import VM_PROT_ALL, VM_PROT_WRITE
@@ -54,7 +54,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_WIREONFAULT,
     VM_MAPTYPE_NORMAL,
 )
-from dfvm.vm.vm_object import OBJ_DEAD, OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_DEFAULT
+from dfvm.vm.vm_object import OBJ_DEAD, OBJ_MIGHTBEDIRTY, OBJ_WRITEABLE, OBJT_DEFAULT, OBJT_VNODE
 from dfvm.vm.vm_page import (
     ACT_INIT,
     PG_FICTITIOUS,
@@ -140,6 +140,11 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
         prefaulted = vm.gd.gd_cnt.v_prefault
         depth = vm_fault_lookup(entry, va)[1]  # where a copy will have come from
     pindex = va - ba.start + ba.offset >> 12
+    if object.type == OBJT_VNODE and prot & VM_PROT_WRITE:
+        if not write:
+            prot &= ~VM_PROT_WRITE
+        elif pindex not in object.rb_memq or not vm_fault_stored(pmap, va, object):
+            return False
 
     # What several processes have mapped belongs to several chains.
     m = vm_page_hash_get(object, pindex) if object.ref_count > 1 else None
@@ -163,6 +168,15 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
             how |= probe.HOW_KERNEL
         _report(map, entry, vaddr, fault_type, how, depth, prefaulted, started)
     return True
+
+
+def vm_fault_stored(pmap: Pmap, va: int, object: VmObject) -> bool:
+    """The page at `va` of a file's `object` is going to be written by way of a shared mapping:
+    tell the vnode, unless it has been told since the page was clean. False: that might block."""
+    if pmap_pte(pmap, va) & PG_M:
+        return True
+    vp = object.handle
+    return vp is None or vp.vop_stored(False)
 
 
 def _resident(

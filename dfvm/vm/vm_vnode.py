@@ -45,3 +45,8 @@ class VmVnode(Protocol):
         :raises OSError: the storage cannot be written.
         """
         ...
+
+    def vop_stored(self, wait: bool) -> bool:
+        """A shared mapping is about to become writable for a store: note the time. Without `wait`
+        only if that does not block. Returns whether it was noted."""
+        ...

@@ -54,7 +54,7 @@ from dfvm.vm.vm_map_entry import (
     vm_map_unlock,
 )
 from dfvm.vm.vm_map_insert import vm_map_clear, vm_map_delete, vm_map_remove
-from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP
+from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
 from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS, VM_MIN_USER_ADDRESS
 
 if TYPE_CHECKING:
@@ -262,7 +262,10 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
                 new = _fork_entry(old_map, new_map, entry)
                 if few_ptes and entry.inheritance == VM_INHERIT_SHARE:
                     start, end = new.ba.start, new.ba.end
-                    pmap_copy(new_map.pmap, old_map.pmap, start, end - start, start)
+                    obj = new.ba.object
+                    # Of a file each process's first store to a page is noted.
+                    writable = obj is None or obj.type != OBJT_VNODE
+                    pmap_copy(new_map.pmap, old_map.pmap, start, end - start, start, writable)
             vm_map_entry_link(new_map, last, new)
             new_map.size += new.ba.end - new.ba.start
             last = new

@@ -4,7 +4,13 @@ answers, what every access finds, and what /proc says of it must be the same.
 
 from __future__ import annotations
 
-from tests.kern.guest_util import same
+from typing import TYPE_CHECKING
+
+from dfvm import Machine
+from tests.kern.guest_util import build, same
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HELP = r"""
 #define P 4096L
@@ -551,6 +557,91 @@ def test_a_store_to_a_file_counts_as_modifying_it() -> None:
     }
     """
     )
+
+
+def test_the_first_store_to_a_page_counts_at_once() -> None:
+    same(
+        HELP
+        + r"""
+    #include <sys/uio.h>
+    static int fd;
+    static sigjmp_buf env;
+    static void on_bus(int sig) { siglongjmp(env, 1); }
+    static void see(const char *what) {
+        struct timespec old[2] = {{1000, 0}, {1000, 0}};
+        struct stat st;
+        fstat(fd, &st);
+        futimens(fd, old);
+        printf("%s: %d\n", what, st.st_mtime != 1000), fflush(stdout);
+    }
+    int main(void) {
+        char buf[P] = "";
+        int zero = open("/dev/zero", O_RDONLY);
+        fd = file(40);
+        fsync(fd), see("new");
+        volatile char *p = map(40, RW, MAP_SHARED, fd), *q, *r;
+        see("mapped"), p[0], see("read"), p[0] = 1, see("stored"), p[1] = 1, see("again");
+        p[P] = 1, see("the next"), p[3 * P], p[4 * P] = 1, see("beside one that was read");
+        msync((void *)p, 40 * P, MS_SYNC), see("msync"), p[0] = 2, see("stored"), p[0] = 3;
+        see("again"), fsync(fd), p[1] = 3, see("after fsync");
+        q = map(40, RW, MAP_SHARED, fd), q[0], see("another map"), q[0] = 1, see("stored there");
+        if (!fork()) {
+            p[0], see("child reads"), p[0] = 7, see("stores"), p[9 * P] = 1, see("first store");
+            _exit(0);
+        }
+        wait(0), p[9 * P] = 2, see("parent"), read(zero, (char *)p + 20 * P, 9), see("read(2)");
+        pread(zero, (char *)p + 20 * P, 9, 0), see("again");
+        r = map(40, RW, MAP_PRIVATE, fd), r[0] = 1, r[30 * P] = 1, see("private");
+        pwrite(fd, buf, 1, 31 * P), see("pwrite"), p[31 * P] = 1, see("stored to the same");
+        signal(SIGBUS, on_bus), r = map(42, RW, MAP_SHARED, fd);
+        if (!sigsetjmp(env, 1)) r[41 * P] = 1;
+        see("behind the end"), mlock((void *)q, 40 * P), see("mlock"), q[35 * P] = 1, see("stored");
+        q[35 * P] = 2, see("again"), munlock((void *)q, 40 * P), see("munlock");
+        struct iovec here = {buf, 2}, there = {(char *)p + 37 * P, 2};
+        process_vm_writev(getpid(), &here, 1, &there, 1, 0), see("process_vm_writev");
+        mprotect((void *)p, 40 * P, PROT_READ), mprotect((void *)p, 40 * P, RW), p[0] = 5;
+        see("mprotect"), munmap((void *)p, 40 * P), see("munmap");
+        q = map(40, RW, MAP_SHARED | MAP_POPULATE, fd), see("populated"), q[12 * P] = 1;
+        see("stored");
+        if (!fork()) q[13 * P] = 1, _exit(0);
+        wait(0), see("a child that exited");
+        return 0;
+    }
+    """
+    )
+
+
+def test_a_store_to_a_file_that_is_written_through(tmp_path: Path) -> None:
+    program = build(
+        r"""
+    static int fd;
+    static long modified(void) {
+        struct timespec old[2] = {{1000, 0}, {1000, 0}};
+        struct stat st;
+        fstat(fd, &st);
+        futimens(fd, old);
+        return st.st_mtime != 1000;
+    }
+    int main(int argc, char **argv) {
+        char buf[8192] = "";
+        fd = open(argv[1], O_RDWR | O_CREAT, 0644);
+        write(fd, buf, 8192);
+        modified();
+        volatile char *p = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        p[0];
+        if (modified()) return 1;
+        p[0] = 1;
+        if (!modified()) return 2;
+        p[4096] = 2;
+        return modified() ? 0 : 3;
+    }
+    """
+    )
+    with Machine(mem="32M", rw=[str(tmp_path)], check=True) as m:
+        p = m.spawn([str(program), str(tmp_path / "f")])
+        m.run(timeout=60)
+    assert p.exit_status == 0
+    assert (tmp_path / "f").read_bytes()[::4096] == b"\1\2"
 
 
 def test_shared_memory_that_is_not_shown_stays() -> None:

@@ -327,7 +327,7 @@ def test_copy_sees_what_went_while_it_waited_for_a_table(
         return pmap_allocpt(pmap, va)
 
     monkeypatch.setattr(pmap_module, "pmap_allocpt", slow)
-    pmap_copy(cmap.pmap, map.pmap, BASE, 2 * P, BASE)
+    pmap_copy(cmap.pmap, map.pmap, BASE, 2 * P, BASE, True)
     assert pmap_pte(cmap.pmap, BASE) == 0
     assert pmap_pte(cmap.pmap, BASE + P)
     sound(map, cmap)
@@ -343,14 +343,14 @@ def test_copy_gives_a_child_the_parents_mappings(vm: VmSystem, proc: Proc, map: 
     cmap = child.vm_map
     pmap_remove(cmap.pmap, BASE, BASE + 4 * P)
     assert cmap.pmap.pm_pt == {}
-    pmap_copy(cmap.pmap, map.pmap, BASE, 4 * P, BASE)
+    pmap_copy(cmap.pmap, map.pmap, BASE, 4 * P, BASE, True)
     for i in range(4):
         pte = pmap_pte(cmap.pmap, BASE + i * P)
         assert pte & PG_FRAME == pmap_pte(map.pmap, BASE + i * P) & PG_FRAME
         assert not pte & (PG_RW | PG_A | PG_M | PG_W)
         assert page_at(map, BASE + i * P).flags & PG_MAPPEDMULTI
     assert pmap_resident_count(cmap.pmap) == 4
-    pmap_copy(cmap.pmap, map.pmap, BASE, 4 * P, BASE)  # again: nothing new
+    pmap_copy(cmap.pmap, map.pmap, BASE, 4 * P, BASE, True)  # again: nothing new
     assert pmap_resident_count(cmap.pmap) == 4
     sound(map, cmap)
     store(map, BASE, 77)

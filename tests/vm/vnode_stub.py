@@ -39,6 +39,9 @@ class StubVnode:
         assert self.refs > 0
         self.refs -= 1
 
+    def vop_stored(self, wait: bool) -> bool:
+        return True
+
     def vop_getpage(self, off: int, mv: memoryview) -> int:
         self.reads.append((off, len(mv)))
         if off & ~4095 in self.bad:

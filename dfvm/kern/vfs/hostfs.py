@@ -457,6 +457,14 @@ class HostVnode(Vnode):
     def vop_wrote(self, size: int) -> None:
         self.h_wtime = vfs_timestamp()
 
+    def vop_stored(self, wait: bool) -> bool:
+        if not self.h_dirty:
+            if not wait:
+                return False
+            self.vop_modify()
+        self.h_wtime = vfs_timestamp()
+        return True
+
     def vop_accessed(self) -> None:
         # The pages were in memory, so the host has seen nothing: it is shown a read where its rule
         # (relatime) may have it note the time.

@@ -530,6 +530,14 @@ class OvlVnode(Vnode):
     def vop_wrote(self, size: int) -> None:
         self.o_mtime = self.o_ctime = vfs_timestamp()
 
+    def vop_stored(self, wait: bool) -> bool:
+        if not self.o_own & _OWN_DATA:
+            if not wait:
+                return False
+            self.vop_modify()
+        self.o_mtime = self.o_ctime = vfs_timestamp()
+        return True
+
     def vop_accessed(self) -> None:
         # As with the mount option relatime, of what is our own; the host notes its own files'.
         if self.o_own & _OWN_ATTR:

@@ -212,6 +212,11 @@ class VnodeOps:
     def vop_wrote(self, size: int) -> None:
         """Data was written and the file is now `size` long: note the times, drop setuid."""
 
+    def vop_stored(self, wait: bool) -> bool:
+        """A shared mapping is about to become writable for a store: as vop_modify and vop_wrote.
+        Without `wait` only if that does not block. Returns whether it was done."""
+        return True
+
     def vop_accessed(self) -> None:
         """Data, names or the link's target were read: note the time, if that is due."""
 

@@ -89,3 +89,26 @@ int main(int c, char **v) {
         m.spawn([str(program), name])
         m.run(timeout=60)
     assert os.getxattr(name, "user.a") == b"g" and os.getxattr(name, "user.b") == b"new"
+
+
+def test_attributes_take_room() -> None:
+    """/dev has 1 MiB: 256 pages, of which a value of 64 KiB and its name take 17."""
+    program = build(T + r"""
+#include <sys/xattr.h>
+#include <sys/statvfs.h>
+static long room(void) { struct statvfs s; statvfs("/dev", &s); return s.f_bfree; }
+int main() {
+    char n[20]; long all = room();
+    for (int i = 0; i < 16; i++) {
+        sprintf(n, "/dev/f%d", i); put_(n, ""); errno = 0;
+        if (setxattr(n, "user.a", buf, 65536, 0) != (i < 15 ? 0 : -1)) return 1;
+    }
+    if (errno != ENOSPC || room() != all - 255) return 2;
+    if (setxattr(n, "user.a", buf, 5000, 0) != -1 || setxattr(n, "user.a", buf, 1, 0)) return 3;
+    if (setxattr(n, "user.a", buf, 2, 0) || room() != all - 256) return 4;
+    if (removexattr("/dev/f0", "user.a") || room() != all - 239) return 5;
+    if (setxattr("/dev/f0", "user.b", buf, 5000, 0) || room() != all - 241) return 6;
+    for (int i = 0; i < 16; i++) { sprintf(n, "/dev/f%d", i); unlink(n); }
+    return room() != all;
+}""")  # fmt: skip
+    assert by_guest(program)[0] == 0

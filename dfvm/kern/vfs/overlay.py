@@ -443,11 +443,16 @@ class OvlVnode(Vnode):
         xattrs = dict(self.vop_xattrs())
         xattrs.pop(name, None)
         if value is not None:
-            if sum(map(len, xattrs)) + sum(map(len, xattrs.values())) + len(value) > _XATTRS_MAX:
-                raise err(ENOSPC)
             xattrs[name] = value
+        quota = self.v_mount.o_quota
+        more = _xattr_pages(xattrs) - _xattr_pages(self.o_xattrs)
+        if value is not None and (
+            _xattr_bytes(xattrs) > _XATTRS_MAX or (more > 0 and quota.used + more > quota.limit)
+        ):
+            raise err(ENOSPC)
         self._own()
         self.o_xattrs = xattrs
+        quota.used += more
         self.o_ctime = vfs_timestamp()
 
     # Use.
@@ -485,6 +490,8 @@ class OvlVnode(Vnode):
             self.o_store.free()
         elif self.v_type == VDIR:
             self.o_upper = {}
+        self.v_mount.o_quota.used -= _xattr_pages(self.o_xattrs)
+        self.o_xattrs = None
         self.v_mount.mnt_vfs.reclaim(self)
 
     def vop_reclaim(self) -> None:
@@ -558,6 +565,15 @@ class OvlVnode(Vnode):
         self.o_store.zero(off, end)
 
 
+def _xattr_bytes(xattrs: dict[bytes, bytes]) -> int:
+    return sum(map(len, xattrs)) + sum(map(len, xattrs.values()))
+
+
+def _xattr_pages(xattrs: dict[bytes, bytes] | None) -> int:
+    # Memory that a file's own extended attributes take.
+    return 0 if xattrs is None else (_xattr_bytes(xattrs) + 4095) // 4096
+
+
 class OvlMount(Mount):
     """A tree of files in memory, over a host directory or over nothing."""
 
@@ -571,7 +587,8 @@ class OvlMount(Mount):
 
     def __init__(self, vfs: Vfs, fstype: str, magic: int, top: bytes | None, limit: int,
                  flags: int = 0) -> None:  # fmt: skip
-        """`top`: the host directory; `limit`: bytes of data the files may have altogether."""
+        """`top`: the host directory; `limit`: bytes of data and extended attributes the files may
+        have altogether."""
         super().__init__(vfs, fstype, "dfvm" if fstype == "overlay" else fstype, magic, flags)
         self.mnt_private = True
         self.o_inodes = {}
@@ -648,6 +665,7 @@ class OvlMount(Mount):
         used = 0
         for vp in vnodes:
             assert isinstance(vp, OvlVnode)
+            used += _xattr_pages(vp.o_xattrs)
             if vp.v_type == VREG:
                 used += len(vp.o_store.pages)
             count = names.get(vp, 0)

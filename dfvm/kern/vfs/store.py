@@ -27,7 +27,7 @@ class Quota:
     __slots__ = ("limit", "used")
 
     limit: int  # pages
-    used: int  # pages of all its stores: written, or promised to a write
+    used: int  # pages of all its stores, written or promised to a write, and of attributes
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

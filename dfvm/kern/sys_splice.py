@@ -12,6 +12,7 @@ Behaviour of Linux fs/splice.c.
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s64, u32
@@ -29,7 +30,7 @@ from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, uiomove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp
@@ -123,14 +124,23 @@ def _drain(pipe: Pipe, count: int, nonblock: bool, put: Callable[[Uio], None]) -
     return done
 
 
-def _fill(
-    lwp: Lwp, pipe: Pipe, count: int, nonblock: bool, get: Callable[[Uio], None], skew: int = 0
-) -> int:
-    """Wait for room and let `get` fill fresh pages, once and at most `count` bytes; they go into
-    the pipe. Returns how many bytes. May block.
+def _pieces(at: int, count: int) -> Iterator[int]:
+    """How `count` bytes from address or offset `at` on are divided up by page boundaries."""
+    while count:
+        n = min(count, PAGE_SIZE - at % PAGE_SIZE)
+        yield n
+        at += n
+        count -= n
 
-    `skew`: where in a page of its file the first byte lies. The pipe gets the file's pages, as it
-    were, so that the first has less in it.
+
+def _fill(
+    lwp: Lwp, pipe: Pipe, pieces: Iterator[int], nonblock: bool, get: Callable[[Uio], None]
+) -> int:
+    """Wait for room and let `get` fill fresh pages, once, with as many `pieces` of these sizes as
+    fit; they go into the pipe. Returns how many bytes. May block.
+
+    On Linux the pipe gets the pages of the file or of memory themselves. So the sizes are what
+    these have of the data, and the first has less than a page.
 
     :raises OSError: when nothing was put in
     """
@@ -139,18 +149,19 @@ def _fill(
     pages: list[int] = []
     done = used = 0
     try:
-        count = min(count, (pipe.pi_slots - len(pipe.pi_bufs)) * PAGE_SIZE - skew)
         views = []
-        for at in range(-skew, count, PAGE_SIZE):
+        for size in islice(pieces, pipe.pi_slots - len(pipe.pi_bufs)):
             pa = pipe.pi_pages.get()
             pages.append(pa)
-            views.append(mem[pa : pa + min(count, at + PAGE_SIZE) - max(at, 0)])
+            views.append(mem[pa : pa + size])
         uio = Uio(None, views, UIO_READ)
+        count = uio.uio_resid
         get(uio)
-        done = count - uio.uio_resid
-        for at in range(-skew, done, PAGE_SIZE) if done else ():
-            size = min(done, at + PAGE_SIZE) - max(at, 0)
+        left = done = count - uio.uio_resid
+        while left:
+            size = min(left, len(views[used]))
             pipe.pi_bufs.append(PipeBuf(pages[used], 0, size, False))
+            left -= size
             used += 1
     finally:
         for pa in pages[used:]:
@@ -358,9 +369,9 @@ def _splice(
         ifp.wait(POLLIN)  # here, where no lock is held
     if isinstance(ofp, PipeFile):
         vp, off = ifp.f_vnode, ifp.f_offset if in_off is None else in_off
-        skew = off % PAGE_SIZE if vp is not None and vp.v_type == VREG else 0
+        pieces = _pieces(off if vp is not None and vp.v_type == VREG else 0, count)
         nonblock = nonblock or bool(ofp.f_flag & O_NONBLOCK)
-        return _fill(lwp, ofp.f_pipe, count, nonblock, get, skew)
+        return _fill(lwp, ofp.f_pipe, pieces, nonblock, get)
     return _bounce(count, get, put)
 
 
@@ -454,7 +465,8 @@ def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
         raise err(EINVAL)
     fp = lwp.lwp_proc.p_fd.fget(fd)
     reads = not fp.f_mode & FWRITE
-    uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, uiov, vlen), UIO_READ if reads else UIO_WRITE)
+    iov = user_iov(lwp, uiov, vlen)
+    uio = Uio(lwp.lwp_proc.p_vmspace, iov, UIO_READ if reads else UIO_WRITE)
     count = uio.uio_resid
     if not count:
         return 0
@@ -465,7 +477,8 @@ def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
     try:
         if reads:
             return _drain(fp.f_pipe, count, nonblock, lambda data: _between(data, uio))
-        return _fill(lwp, fp.f_pipe, count, nonblock, lambda data: _between(data, uio))
+        pieces = chain.from_iterable(_pieces(addr, n) for addr, n in iov)
+        return _fill(lwp, fp.f_pipe, pieces, nonblock, lambda data: _between(data, uio))
     finally:
         fp.fdrop()
 

@@ -91,6 +91,34 @@ int main() {
 }""")  # fmt: skip
 
 
+def test_memory_takes_the_slots_of_its_pages() -> None:
+    same(T + Q + r"""
+static char mem[1 << 19] __attribute__((aligned(4096))); static struct iovec v[32]; static int p[2];
+static void go(const char *what, int n) {
+    long got = vmsplice(p[1], v, n, NB), slots = 0; int e = got < 0 ? errno : 0; unsigned sum = 0;
+    fcntl(p[1], F_SETFL, O_NONBLOCK | O_DIRECT); while (write(p[1], "x", 1) == 1) slots++;
+    fcntl(p[1], F_SETFL, 0); fcntl(p[0], F_SETFL, O_NONBLOCK);
+    for (long n; (n = read(p[0], buf, 65536)) > 0;)
+        for (long i = 0; i < n; i++) sum = sum * 31 + buf[i];
+    fcntl(p[0], F_SETFL, 0); printf("%s: %ld %d, %ld slots left, %x\n", what, got, e, slots, sum);
+}
+#define V(i, at, n) v[i] = (struct iovec){at, n}
+int main() {
+    pipe(p); for (int i = 0; i < sizeof mem; i++) mem[i] = i * 7 + i / 4096;
+    char *hole = mmap(0, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(hole + 4096, 4096);
+    V(0, mem, 3 * 4096); go("aligned", 1); V(0, mem + 100, 3 * 4096); go("not aligned", 1);
+    V(0, mem + 4095, 2); go("two bytes", 1); V(0, mem + 4095, 1 << 18); go("much", 1);
+    V(0, mem, 1 << 18); go("as much, aligned", 1); V(0, hole + 5, 8192); go("into a hole", 1);
+    V(0, hole + 4096, 8); go("nothing there", 1); V(0, mem + 3, 10); V(1, hole + 4096, 9);
+    V(2, mem, 9); go("the second is not there", 3);
+    for (int i = 0; i < 20; i++) V(i, mem + 5 * i, 5);
+    go("many", 20); V(3, mem, 0); go("an empty one", 10);
+    for (int i = 0; i < 5; i++) V(i, mem + 5000 * i, 5000);
+    go("some", 5); return 0;
+}""")  # fmt: skip
+
+
 def test_what_has_nothing_to_splice() -> None:
     """Files whose readers make their text anew each time, and what has no position."""
     same(T + r"""

@@ -44,7 +44,7 @@ from dfvm.kern.proc import (
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.lwkt.lwkt_thread import lwkt_exit
 from dfvm.lwkt.panic import panic
-from dfvm.vm.copyio import copyout
+from dfvm.vm.copyio import copyout, suword32
 from dfvm.vm.vmspace import vmspace_exitfree, vmspace_relexit
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def lwp_release_user(lp: Lwp, space: Vmspace) -> None:
         from dfvm.kern.sys_futex import futex_wake
 
         try:
-            copyout(space, bytes(4), addr)
+            suword32(space, addr, 0)
             futex_wake(lp, space, addr, 1)
         except OSError:
             pass  # any address may have been given, and nobody is left to be told
@@ -355,7 +355,7 @@ def sys_wait4(lp: Lwp, pid: int, ustatus: int, options: int, urusage: int) -> in
         return 0
     child, status = found
     if ustatus:
-        copyout(p.p_vmspace, status.to_bytes(4, "little"), ustatus)
+        suword32(p.p_vmspace, ustatus, status)
     if urusage:
         _copyout_usage(p, child, urusage)
     return child.p_pid

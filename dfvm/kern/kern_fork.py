@@ -41,7 +41,7 @@ from dfvm.kern.proc import (
 )
 from dfvm.kern.trap import user_mode
 from dfvm.machine.reg import RAX, RSP
-from dfvm.vm.copyio import copyin, copyout
+from dfvm.vm.copyio import copyin, suword32
 from dfvm.vm.vm_proc import RLIM_INFINITY
 from dfvm.vm.vmspace import vmspace_fork, vmspace_free, vmspace_ref, vmspace_unshare
 
@@ -241,7 +241,7 @@ def _fork_space(
             space = vmspace_fork(p.p_vmspace)
         if pidfile is not None:  # the child's copy of the word is as it was
             try:
-                copyout(p.p_vmspace, pidfd.to_bytes(4, "little"), upidfd)
+                suword32(p.p_vmspace, upidfd, pidfd)
             except OSError:
                 vmspace_free(space)
                 raise
@@ -309,7 +309,7 @@ def _clear_handlers(acts: SigActs) -> None:
 def _store_tid(space: Vmspace, tid: int, addr: int) -> None:
     """As in Linux, a bad address here is the caller's own problem."""
     try:
-        copyout(space, tid.to_bytes(4, "little"), addr)
+        suword32(space, addr, tid)
     except OSError:
         pass
 

@@ -27,7 +27,7 @@ from dfvm.kern.vfs.vnode_param import IN_ACCESS, VREG
 from dfvm.kern.vfs_storage import copy_file, user_off
 from dfvm.kern.vnode_file import SEEK_CUR, SEEK_SET, VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
-from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, uiomove
+from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, suword64, uiomove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -396,7 +396,7 @@ def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> in
         ofp.fdrop()
         ifp.fdrop()
     if off is not None:
-        copyout(p.p_vmspace, (off + done).to_bytes(8, "little"), uoff)
+        suword64(p.p_vmspace, uoff, off + done)
     return done
 
 

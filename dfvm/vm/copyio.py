@@ -156,13 +156,20 @@ def fuword64(space: Vmspace, uaddr: int) -> int:
 
 
 def suword32(space: Vmspace, uaddr: int, value: int) -> None:
-    """Store the low 32 bits of `value` at `uaddr`."""
-    copyout(space, (value & 0xFFFF_FFFF).to_bytes(4, "little"), uaddr)
+    """Store the low 32 bits of `value` at `uaddr`: all of them or, with EFAULT, none, as one
+    instruction does that meets the end of what is mapped."""
+    _suword(space, uaddr, value, 4)
 
 
 def suword64(space: Vmspace, uaddr: int, value: int) -> None:
-    """Store the low 64 bits of `value` at `uaddr`."""
-    copyout(space, (value & (1 << 64) - 1).to_bytes(8, "little"), uaddr)
+    """Store the low 64 bits of `value` at `uaddr`, likewise."""
+    _suword(space, uaddr, value, 8)
+
+
+def _suword(space: Vmspace, uaddr: int, value: int, size: int) -> None:
+    if (uaddr & PAGE_MASK) + size > PAGE_SIZE:
+        user_page(space, uaddr + size - 1, True)
+    copyout(space, (value & (1 << 8 * size) - 1).to_bytes(size, "little"), uaddr)
 
 
 class Uio:

@@ -157,3 +157,41 @@ def test_unshare_of_memory() -> None:
         )
     )
     assert (status, out) == (0, b"[0] 1\n[1600] 0\n")
+
+
+def test_a_word_is_stored_whole_or_not_at_all() -> None:
+    """The ids that clone and exit store, at the end of what is mapped and across pages."""
+    same(
+        PART
+        + r"""
+    static unsigned char *m;
+    static int leave(void *arg) { return 0; }
+    static int set(void *at) { syscall(SYS_set_tid_address, at); return 0; }
+    static void word(const char *what, unsigned char *p) {
+        printf("%s: %x %x %x %x\n", what, p[-1] == 0xaa, p[0] == 0xaa, p[1] == 0xaa,
+               p + 2 == m + 8192 ? 9 : p[2] == 0xaa);
+    }
+    int main(void) {
+        m = mmap(0, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        munmap(m + 8192, 4096);
+        for (int at = 4094; at <= 8190; at += 4096) {
+            unsigned char *p = m + at;
+            int st;
+            memset(m, 0xaa, 8192);
+            clone(leave, stack + sizeof stack, CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD, 0, 0, 0,
+                  p);
+            wait(&st), word("clear", p), memset(m, 0xaa, 8192);
+            run(set, CLONE_VM), word("nothing asked for", p);
+            clone(set, stack + sizeof stack, CLONE_VM | SIGCHLD, p);
+            wait(&st), word("set_tid_address", p), memset(m, 0xaa, 8192);
+            clone(leave, stack + sizeof stack, CLONE_VM | CLONE_PARENT_SETTID | SIGCHLD, 0, p);
+            wait(&st), word("parent", p), memset(m, 0xaa, 8192);
+            clone(leave, stack + sizeof stack, CLONE_VM | CLONE_CHILD_SETTID | SIGCHLD, 0, 0, 0, p);
+            wait(&st), word("child", p), memset(m, 0xaa, 8192);
+            if (!fork()) _exit(7);
+            errno = 0, printf("%d ", wait((void *)p) > 0), word("status", p);
+        }
+        return 0;
+    }
+    """
+    )

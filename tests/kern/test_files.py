@@ -459,3 +459,16 @@ int main() {
     while (n && !chdir("..") && !rmdir("directory_____")) n--;
     T(n); T(syscall(SYS_getcwd, b, 3)); return 0;
 }""")  # fmt: skip
+
+
+def test_a_file_is_called_by_a_name_it_still_has() -> None:
+    same(T + r"""
+static void say(int f) {
+    char p[40]; sprintf(p, "/proc/self/fd/%d", f); memset(buf, 0, 200);
+    readlink(p, buf, 199); puts(strstr(buf, "XXXXXX") ? buf : buf + strlen("/tmp/dfvmXXXXXX"));
+}
+int main() {
+    put_("x", ""); link("x", "y"); unlink("x"); int f = open("y", 0); say(f); close(f);
+    mkdir("a", 0755); link("y", "a/z"); f = open("a/z", 0); say(f); unlink("a/z"); say(f);
+    close(f); f = open("y", 0); say(f); rmdir("a"); say(f); return 0;
+}""")  # fmt: skip

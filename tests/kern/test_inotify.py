@@ -109,3 +109,37 @@ int main() {
         }
     T(count); T(last); return 0;
 }""")  # fmt: skip
+
+
+def test_the_end_of_directories() -> None:
+    """Who is told first, and what keeps a removed directory: those who have it open, and those who
+    have something open that was in it."""
+    same(T + EV + r"""
+#define WATCH(n) inotify_add_watch(in, n, IN_ALL_EVENTS)
+static void start(void) {
+    if (in) close(in);
+    in = inotify_init1(IN_NONBLOCK); mkdir("a", 0755); WATCH("."); WATCH("a");
+}
+int main() {
+    start(); mkdir("a/b", 0755); put_("a/b/f", ""); WATCH("a/b"); WATCH("a/b/f");
+    unlink("a/b/f"); rmdir("a/b"); rmdir("a"); ev("from below");
+    start(); mkdir("b", 0755); WATCH("b"); rename("a", "b"); ev("renamed over another");
+    put_("b/x", ""); unlink("b/x"); rmdir("b"); ev("and removed");
+    start(); int f = open("a", O_RDONLY); rmdir("a"); int g = openat(f, ".", O_RDONLY);
+    close(g); ev("removed while open"); close(f); ev("closed");
+    start(); if (!fork()) { chdir("a"); rmdir("../a"); _exit(0); }
+    wait(0); ev("somebody was in it");
+    start(); mkdir("a/b", 0755); WATCH("a/b"); f = open("a/b", O_RDONLY); rmdir("a/b"); rmdir("a");
+    ev("a directory in it is open"); close(f); ev("is closed");
+    start(); mkdir("a/b", 0755); f = open("a/b", O_RDONLY); rmdir("a/b"); rmdir("a");
+    ev("one that is not watched"); close(f); ev("is closed");
+    start(); put_("a/f", ""); f = open("a/f", O_RDWR); unlink("a/f"); rmdir("a");
+    ev("a file in it is open"); write(f, "x", 1); close(f); ev("is closed");
+    start(); put_("a/f", ""); link("a/f", "l"); unlink("a/f"); rmdir("a");
+    ev("a file with another name was in it"); unlink("l");
+    start(); mkdir("b", 0755); mkdir("b/c", 0755); WATCH("b/c"); rename("b/c", "a/c"); ev("moved");
+    rmdir("a/c"); rmdir("a"); rmdir("b"); ev("removed");
+    start(); mkdir("b", 0755); WATCH("b"); renameat2(AT_FDCWD, "a", AT_FDCWD, "b", 2);
+    rmdir("a"); rmdir("b"); ev("exchanged and removed");
+    return 0;
+}""")  # fmt: skip

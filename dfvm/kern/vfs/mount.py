@@ -237,3 +237,5 @@ class Vfs:
             from dfvm.vm.pager.vnode_pager import vnode_pager_reclaim
 
             vnode_pager_reclaim(vp)
+        if parent is not None and parent.v_watches:
+            parent.nameless()  # it may have been kept by this one alone

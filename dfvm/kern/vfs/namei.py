@@ -42,8 +42,8 @@ from dfvm.kern.vfs.vnode_param import (
     VEXEC,
     VLNK,
     VMAGIC,
-    VRECLAIMED,
     VREFD,
+    VSTALE,
 )
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def namei(root: Vnode, start: Vnode, path: bytes, cred: Cred, flags: int = NAMEI
         if vp.v_names_until < now:
             vp.vop_revalidate()
         nvp: Vnode | None = vp.v_names.get(name, _MISSING)
-        if nvp is _MISSING or (nvp is not None and nvp.v_flag & VRECLAIMED):
+        if nvp is _MISSING or (nvp is not None and nvp.v_flag & VSTALE):
             if name == b".":
                 continue
             if name == b"..":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.vfs.vnode_param import VDIR, VREG, VUNLINKED
+from dfvm.kern.vfs.vnode_param import IN_MOVE_SELF, VDIR, VREG, VUNLINKED
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
@@ -79,7 +79,7 @@ def vn_notify(vp: Vnode, mask: int) -> None:
 def self_notify(vp: Vnode, mask: int) -> None:
     """The same, but only the file's own watches are told: its directory hears it otherwise."""
     if vp.v_watches:
-        if vp.v_type == VDIR and mask != IN_DELETE_SELF:
+        if vp.v_type == VDIR and mask not in (IN_DELETE_SELF, IN_MOVE_SELF):
             mask |= IN_ISDIR
         for w in list(vp.v_watches):
             w.event(mask, b"", 0, False)
@@ -103,12 +103,12 @@ def rename_notify(dvp: Vnode, name: bytes, tdvp: Vnode, tname: bytes, vp: Vnode)
 
 
 def last_user_gone(vp: Vnode) -> None:
-    """Nobody but watches holds vp: if it has no name left either, that is the end of it. May
-    block."""
+    """Nobody but watches holds vp: if it has no name left either, that is the end of it; of a
+    directory when what was in it is gone altogether, too. May block."""
     if vp.v_type == VREG:
         if vp.getattr().va_nlink:
             return
-    elif not vp.v_flag & VUNLINKED:
+    elif not vp.v_flag & VUNLINKED or vp.v_nchild:
         return
     self_notify(vp, IN_DELETE_SELF)
     watches = list(vp.v_watches or ())

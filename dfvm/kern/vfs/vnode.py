@@ -133,6 +133,7 @@ from dfvm.kern.vfs.vnode_param import (
     VREG,
     VROOT,
     VSOCK,
+    VSTALE,
     VUNLINKED,
     VWRITE,
     Cred,
@@ -181,6 +182,10 @@ class Vnode(VnodeOps):
             self.v_usecount = 1
             self.v_mount.mnt_vfs.inactive.pop(self, None)
             self.vrele()
+            if self.v_flag & VUNLINKED and not (self.v_usecount or self.v_flag & VRECLAIMED):
+                # What other names it has lead to it from elsewhere.
+                self.set_parent(None, b"")
+                self.v_flag |= VUNLINKED
         elif self.v_watches and self.v_usecount == len(self.v_watches):
             last_user_gone(self)
 
@@ -196,7 +201,7 @@ class Vnode(VnodeOps):
         if self.v_names_until < monotonic_ns():
             self.vop_revalidate()
         vp: Vnode | None = self.v_names.get(name, _MISSING)
-        if vp is _MISSING or (vp is not None and vp.v_flag & VRECLAIMED):
+        if vp is _MISSING or (vp is not None and vp.v_flag & VSTALE):
             vp = self._lookup_slow(name)
         if vp is not None:
             vp.v_flag |= VREFD

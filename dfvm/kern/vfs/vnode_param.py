@@ -40,6 +40,7 @@ VUNLINKED: Final = 0x20  # the name in v_parent, v_name is gone
 VREFD: Final = 0x40  # found by a lookup since the recycler last looked
 VSEALABLE: Final = 0x100  # made by memfd_create: v_seals counts
 VNOLINK: Final = 0x80  # made with O_TMPFILE | O_EXCL: never gets a name
+VSTALE: Final = VRECLAIMED | VUNLINKED  # found under a cached name: look it up, which names it anew
 
 # access()
 VEXEC: Final = 1

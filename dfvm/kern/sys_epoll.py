@@ -13,6 +13,7 @@ Source: behaviour of Linux fs/eventpoll.c.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -144,14 +145,14 @@ class EpollFile(File):
     __slots__ = ("ep_hosts", "ep_items", "ep_kq", "ep_ready")
 
     ep_items: dict[tuple[int, File], EpollItem]  # everything it watches
-    ep_ready: dict[EpollItem, None]  # items to look at, in order
+    ep_ready: OrderedDict[EpollItem, None]  # items to look at, in order
     ep_hosts: dict[EpollItem, None]  # items that are descriptors of the host
     ep_kq: Kqinfo  # who polls the epoll itself
 
     def __init__(self, table: FileTable) -> None:
         super().__init__(table, O_RDWR)
         self.ep_items = {}
-        self.ep_ready = {}
+        self.ep_ready = OrderedDict()
         self.ep_hosts = {}
         self.ep_kq = Kqinfo()
 
@@ -173,8 +174,7 @@ class EpollFile(File):
                 if item.ei_events & EPOLLONESHOT:
                     item.ei_want = 0
         while ready and len(found) < maxevents:
-            item = next(iter(ready))
-            del ready[item]
+            item, _ = ready.popitem(last=False)
             if item in self.ep_hosts:
                 continue
             got = item.ei_file.fo_poll() & item.ei_want

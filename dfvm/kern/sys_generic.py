@@ -6,7 +6,8 @@ sys/kern/sys_generic.c.
 
 from __future__ import annotations
 
-from struct import iter_unpack, pack_into, unpack_from
+from array import array
+from struct import iter_unpack, unpack_from
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp
     from dfvm.lwkt.lwkt_thread import Scheduler
+    from dfvm.vm.vmspace import Vmspace
 
 IOV_MAX: Final = 1024
 MAX_RW_COUNT: Final = 0x7FFF_F000  # a transfer moves at most this much
@@ -397,7 +399,7 @@ def _kern_poll(lwp: Lwp, ufds: int, nfds: int, deadline: int | None) -> int:
         raise err(EINVAL)
     pollfds = bytearray(copyin(p.p_vmspace, ufds, 8 * nfds)) if nfds else bytearray()
     files = p.p_fd.fd_files
-    revents = [0] * nfds
+    revents = array("H", bytes(2 * nfds))
     wants: list[tuple[File, int]] = []
     where: list[int] = []
     bad = 0
@@ -412,14 +414,10 @@ def _kern_poll(lwp: Lwp, ufds: int, nfds: int, deadline: int | None) -> int:
     ready = poll_scan(lwp, wants, 0 if bad else deadline)
     for i, got in zip(where, ready, strict=True):
         revents[i] = got
-    count = 0
-    for i, got in enumerate(revents):
-        pack_into("<H", pollfds, 8 * i + 6, got)
-        if got:
-            count += 1
     if nfds:
+        memoryview(pollfds).cast("H")[3::4] = memoryview(revents)
         copyout(p.p_vmspace, pollfds, ufds)
-    return count
+    return nfds - revents.count(0)
 
 
 def sys_poll(lwp: Lwp, ufds: int, nfds: int, timeout_ms: int) -> int:
@@ -462,6 +460,7 @@ def sys_ppoll(lwp: Lwp, ufds: int, nfds: int, uts: int, sigmask: int, sigsetsize
 _SEL_IN: Final = POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR
 _SEL_OUT: Final = POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR
 _SEL_EX: Final = POLLPRI
+_SEL: Final = (_SEL_IN, _SEL_OUT, _SEL_EX)
 
 
 def _kern_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, deadline: int | None) -> int:
@@ -475,44 +474,53 @@ def _kern_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, deadline: i
     space = p.p_vmspace
     files = p.p_fd.fd_files
     nfds = min(nfds, p.p_fd.fd_size)
-    size = (nfds + 63) // 64 * 8
-    mask = (1 << nfds) - 1
-    sets = (uin, uout, uex)
-    asked = [int.from_bytes(copyin(space, at, size), "little") & mask if at and size else 0
-             for at in sets]  # fmt: skip
+    words = (nfds + 63) // 64
+    users = (uin, uout, uex)
+    sets = [_get_fd_set(space, at, nfds) if at and nfds else [0] * words for at in users]
     wants: list[tuple[File, int]] = []
-    fds: list[int] = []
-    union = asked[0] | asked[1] | asked[2]
+    where: list[tuple[int, int]] = []  # word and bit of each
+    found = [[0] * words for _ in users]
     unusable = 0
-    while union:
-        bit = union & -union
-        union ^= bit
-        fd = bit.bit_length() - 1
-        fp = files.get(fd)
-        if fp is None:
-            raise err(EBADF)
-        if fp.f_mode & FPATH:  # nothing there can block, or work
-            unusable |= bit
-            continue
-        want = 0
-        for bits, events in zip(asked, (_SEL_IN, _SEL_OUT, _SEL_EX), strict=True):
-            if bits & bit:
-                want |= events
-        wants.append((fp, want))
-        fds.append(fd)
+    for w, asked in enumerate(zip(*sets, strict=True)):
+        union = asked[0] | asked[1] | asked[2]
+        while union:
+            bit = union & -union
+            union ^= bit
+            fp = files.get((w << 6) + bit.bit_length() - 1)
+            if fp is None:
+                raise err(EBADF)
+            want = 0
+            for i, events in enumerate(_SEL):
+                if asked[i] & bit:
+                    want |= events
+                    if fp.f_mode & FPATH:  # nothing there can block, or work
+                        found[i][w] |= bit
+                        unusable += 1
+            if not fp.f_mode & FPATH:
+                wants.append((fp, want))
+                where.append((w, bit))
+    count = unusable
     ready = poll_scan(lwp, wants, 0 if unusable else deadline)
-    found = [bits & unusable for bits in asked]
-    count = sum(bits.bit_count() for bits in found)
-    for fd, got in zip(fds, ready, strict=True):
-        bit = 1 << fd
-        for i, events in enumerate((_SEL_IN, _SEL_OUT, _SEL_EX)):
-            if got & events and asked[i] & bit:
-                found[i] |= bit
-                count += 1
-    for at, bits in zip(sets, found, strict=True):
-        if at and size:
-            copyout(space, bits.to_bytes(size, "little"), at)
+    for (w, bit), got in zip(where, ready, strict=True):
+        if got:
+            for i, events in enumerate(_SEL):
+                if got & events and sets[i][w] & bit:
+                    found[i][w] |= bit
+                    count += 1
+    for at, bits in zip(users, found, strict=True):
+        if at and nfds:
+            copyout(space, array("Q", bits).tobytes(), at)
     return count
+
+
+def _get_fd_set(space: Vmspace, at: int, nfds: int) -> list[int]:
+    """The user's fd_set as 64-bit words, without what lies beyond `nfds`, which is not 0.
+
+    :raises OSError: EFAULT
+    """
+    words = memoryview(copyin(space, at, (nfds + 63) // 64 * 8)).cast("Q").tolist()
+    words[-1] &= (2 << (nfds - 1) % 64) - 1
+    return words
 
 
 def sys_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, utv: int) -> int:

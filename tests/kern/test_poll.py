@@ -195,3 +195,53 @@ int main() {
     T(read(b, &v, 8)); T(v);
     return 0;
 }""")  # fmt: skip
+
+
+def test_many_descriptors() -> None:
+    same(T + r"""
+#define N 3000
+static unsigned long in[64], out[64], ex[64];
+static struct pollfd pf[N];
+static struct epoll_event es[N];
+static unsigned sum(void *p, size_t n) {
+    unsigned s = 0;
+    for (size_t i = 0; i < n; i++) s = s * 31 + ((unsigned char *)p)[i];
+    return s;
+}
+static void fill(unsigned seed) {
+    srand(seed);
+    for (int i = 8; i < N; i++) {
+        unsigned long bit = 1ul << i % 64, r = rand();
+        in[i / 64] &= ~bit; out[i / 64] &= ~bit; ex[i / 64] &= ~bit;
+        if (r & 16) in[i / 64] |= bit;
+        if (r & 32) out[i / 64] |= bit;
+        if (r & 64) ex[i / 64] |= bit;
+        pf[i] = (struct pollfd){r & 128 ? i : -1, r >> 8 & 7, 99};
+    }
+    in[0] &= ~255ul; out[0] &= ~255ul; ex[0] &= ~255ul;
+}
+int main() {
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){4096, 4096});
+    int p[2], q[2], ep = epoll_create1(0); pipe(p); pipe(q); write(q[1], "x", 1);
+    for (int i = 8; i < N; i++) dup2(i % 3 ? i % 2 ? p[0] : q[0] : q[1], i);
+    for (int i = 0; i < 8; i++) pf[i].fd = -1;
+    for (int n = N - 70; n <= N; n += 7) {
+        struct timeval tv = {0, 0}; fill(n);
+        T(select(n, (fd_set *)in, (fd_set *)out, (fd_set *)ex, &tv));
+        printf("%x %x %x\n", sum(in, 512), sum(out, 512), sum(ex, 512));
+        T(poll(pf, n, 0)); printf("%x\n", sum(pf, sizeof pf));
+    }
+    for (int i = 8; i < N; i++) {
+        struct epoll_event e = {i % 5 ? EPOLLIN : EPOLLIN | EPOLLONESHOT, {.u32 = i}};
+        epoll_ctl(ep, EPOLL_CTL_ADD, i, &e);
+    }
+    for (int i = 0; i < 5; i++) {
+        int n = epoll_wait(ep, es, 700, 0); unsigned s = 0;
+        for (int k = 0; k < n; k++) s = s * 31 + es[k].data.u32;
+        printf("%d %x\n", n, s);
+    }
+    fill(1); close(2000); in[2000 / 64] |= 1ul << 2000 % 64;
+    T(select(N, (fd_set *)in, 0, 0, &(struct timeval){0, 0}));
+    T(select(2000, (fd_set *)in, 0, 0, &(struct timeval){0, 0}));
+    return 0;
+}""")  # fmt: skip

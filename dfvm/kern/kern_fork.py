@@ -268,6 +268,7 @@ def _inherit(lp: Lwp, child: Proc, clp: Lwp, flags: int) -> None:
     child.p_ucred = p.p_ucred
     child.p_limit = p.p_limit.copy()
     sched_fork(lp, clp)
+    child.p_ioprio = p.p_ioprio
     child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
     child.p_execpath = p.p_execpath
     if p.p_textvp is not None:

@@ -13,8 +13,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.kern_caps import CAP_SYS_NICE, CAP_SYS_RESOURCE
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE
 from dfvm.kern.kern_errno import EACCES, EINVAL, EPERM, ESRCH, err
+from dfvm.kern.kern_sched import SCHED_FIFO, SCHED_IDLE, SCHED_RESET_ON_FORK, SCHED_RR
 from dfvm.kern.kern_time import update_cpu_limit
 from dfvm.kern.proc import (
     P_SYSTEM,
@@ -41,6 +42,17 @@ RUSAGE_THREAD: Final = 1
 PRIO_PROCESS: Final = 0
 PRIO_PGRP: Final = 1
 PRIO_USER: Final = 2
+
+IOPRIO_WHO_PROCESS: Final = 1
+IOPRIO_CLASS_RT: Final = 1
+IOPRIO_CLASS_BE: Final = 2
+IOPRIO_CLASS_IDLE: Final = 3
+_IOPRIO_CLASS: Final = 13  # where the class is, above the level and hints
+_IOPRIO_OF_POLICY: Final = {
+    SCHED_FIFO: IOPRIO_CLASS_RT,
+    SCHED_RR: IOPRIO_CLASS_RT,
+    SCHED_IDLE: IOPRIO_CLASS_IDLE,
+}
 
 _RLIMIT: Final = Struct("<QQ")
 _RUSAGE: Final = Struct("<18q")
@@ -211,3 +223,49 @@ def set_nice(p: Proc, nice: int) -> None:
     p.p_nice = nice
     for lp in p.p_lwps.values():
         lp.lwp_thread.td_nice = nice
+
+
+# ---- priorities of I/O ---------------------------------------------------------------------------
+# Kept for those who ask: a page of a file is there, or is read from the host at once.
+
+
+def sys_ioprio_get(lp: Lwp, which: int, who: int) -> int:
+    """What ioprio_set has set for a process; for several of them, the best that results."""
+    which = s32(which)
+    targets = list(_prio_targets(lp, which - 1, s32(who)))
+    if not targets:
+        raise err(ESRCH)
+    if which == IOPRIO_WHO_PROCESS:
+        return targets[0].p_ioprio
+    return min(_ioprio(q) for q in targets)
+
+
+def _ioprio(q: Proc) -> int:
+    """The I/O priority of `q`, which its nice level and scheduling class decide unless it has been
+    given one."""
+    if q.p_ioprio >> _IOPRIO_CLASS:
+        return q.p_ioprio
+    ioclass = IOPRIO_CLASS_BE
+    for lp in q.p_lwps.values():
+        ioclass = _IOPRIO_OF_POLICY.get(lp.lwp_policy & ~SCHED_RESET_ON_FORK, IOPRIO_CLASS_BE)
+    return ioclass << _IOPRIO_CLASS | (q.p_nice + 20) // 5
+
+
+def sys_ioprio_set(lp: Lwp, which: int, who: int, ioprio: int) -> int:
+    """Give processes an I/O priority, the newest first, up to one that the caller may not touch."""
+    ioprio = u32(ioprio) & 0xFFFF
+    mine = lp.lwp_proc.p_ucred
+    ioclass = ioprio >> _IOPRIO_CLASS
+    if ioclass > IOPRIO_CLASS_IDLE or (not ioclass and ioprio & 7):
+        raise err(EINVAL)
+    if ioclass == IOPRIO_CLASS_RT and not mine.cr_cap_e & (CAP_SYS_ADMIN | CAP_SYS_NICE):
+        raise err(EPERM)
+    targets = list(_prio_targets(lp, s32(which) - 1, s32(who)))
+    if not targets:
+        raise err(ESRCH)
+    for q in reversed(targets):
+        if q.p_ucred.cr_ruid not in (mine.cr_uid, mine.cr_ruid):
+            if not mine.cr_cap_e & CAP_SYS_NICE:
+                raise err(EPERM)
+        q.p_ioprio = ioprio
+    return 0

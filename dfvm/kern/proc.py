@@ -262,11 +262,11 @@ class Proc:
 
     __slots__ = ("kernel", "p_args", "p_changed", "p_children", "p_comm", "p_contsig", "p_cru",
                  "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd", "p_flags",
-                 "p_fs", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_mcekill", "p_minflt",
-                 "p_nice", "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid",
-                 "p_pptr", "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat",
-                 "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_thpdisable", "p_timers",
-                 "p_timerslack", "p_timerslack0", "p_ucred", "p_vmspace", "p_xstat",
+                 "p_fs", "p_ioprio", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_mcekill",
+                 "p_minflt", "p_nice", "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp",
+                 "p_pid", "p_pptr", "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns",
+                 "p_stat", "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_thpdisable",
+                 "p_timers", "p_timerslack", "p_timerslack0", "p_ucred", "p_vmspace", "p_xstat",
                  "p_zombies")  # fmt: skip
 
     kernel: Kernel  # the machine it lives in; never changes
@@ -289,6 +289,7 @@ class Proc:
     p_ucred: Ucred  # replaced as a whole
     p_limit: list[tuple[int, int]]  # (soft, hard) by RLIMIT_*
     p_nice: int  # -20 … 19
+    p_ioprio: int  # ioprio_set(2): class << 13 | level; class 0: by the nice level
     p_comm: str  # the last component of what it runs, at most 15 bytes
     p_args: tuple[int, int]  # from where to where in user memory exec put the argument strings
     p_env: tuple[int, int]  # the environment's likewise
@@ -326,7 +327,7 @@ class Proc:
         self.p_zombies = {}
         self.p_changed = {}
         self.p_lwps = {}
-        self.p_nice = 0
+        self.p_nice = self.p_ioprio = 0
         self.p_comm = ""
         self.p_args = self.p_env = (0, 0)
         self.p_execpath = ""

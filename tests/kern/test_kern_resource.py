@@ -12,6 +12,7 @@ from dfvm.kern import kern_resource as kr
 from dfvm.kern import sys_mman
 from dfvm.kern.proc import RLIMIT_CORE, RLIMIT_NICE, RLIMIT_NOFILE
 from dfvm.vm.vm_proc import RLIMIT_DATA, RLIMIT_STACK, RLIMIT_VMEM
+from tests.kern.guest_util import same
 
 if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
@@ -132,3 +133,35 @@ def test_nice_rights(nobody: User, kernel: Kernel) -> None:
     nobody.p.p_limit[RLIMIT_NICE] = (20, 20)  # may go up to nice 0
     assert nobody.call(kr.sys_setpriority, 0, 0, 0) == 0
     assert nobody.call(kr.sys_setpriority, 0, 0, -1) == -EACCES
+
+
+def test_priorities_of_io() -> None:
+    same(r"""
+#define RT (1 << 13)
+#define BE (2 << 13)
+#define IDLE (3 << 13)
+static void get(int which, int who) {
+    long r = syscall(SYS_ioprio_get, which, who);
+    printf("get %d: %ld %d\n", which, r, r < 0 ? errno : 0);
+}
+static void set(int which, int who, int prio) {
+    long r = syscall(SYS_ioprio_set, which, who, prio);
+    printf("set %d %x: %ld %d\n", which, prio, r, r < 0 ? errno : 0); get(1, 0);
+}
+int main() {
+    setvbuf(stdout, 0, _IONBF, 0); setpgid(0, 0);
+    get(1, 0); get(2, 0); get(0, 0); get(4, 0); get(1, -1); get(1, 9999999); get(3, 12345);
+    for (int c = 0; c < 8; c++) {
+        set(1, 0, c << 13); set(1, 0, c << 13 | 3); set(1, 0, c << 13 | 8); get(2, 0);
+    }
+    set(1, 0, 0x10000); set(1, 0, -1); set(5, 0, BE); set(1, 9999999, BE); set(2, 0, BE | 5);
+    if (geteuid()) return 0;
+    if (!fork()) {
+        get(1, 0); get(2, 0); set(1, 0, IDLE); get(2, 0); set(1, 0, 0); setpriority(0, 0, 5);
+        get(2, 0); setresuid(77, 77, 77); set(1, 0, RT); set(1, 0, BE | 2); set(1, getppid(), BE);
+        set(2, 0, BE | 6); get(3, 77); set(3, 77, BE | 1); _exit(0);
+    }
+    wait(0); get(1, 0); set(1, 0, 0); setpriority(0, 0, -5); get(2, 0);
+    struct sched_param p = {1}; sched_setscheduler(0, SCHED_FIFO, &p); get(2, 0);
+    return 0;
+}""")  # fmt: skip

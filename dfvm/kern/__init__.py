@@ -11,6 +11,7 @@
     kern_prot.py     who one is: numbers, groups, sessions, users; kern_caps.py: root's rights
     kern_sched.py    what programs may say about the CPU
     kern_time.py     clocks, sleeping, timers
+    kern_ntptime.py  adjtimex: how well the clock is kept
     kern_resource.py limits, usage, nice values
     sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays
     sys_process.py   copying between two processes' memory

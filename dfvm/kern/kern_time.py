@@ -95,7 +95,7 @@ _SIGEVENT: Final = Struct("<Qiii44x")
 _UNNOTICED_NS: Final = 1_000_000  # least time to a timer's next expiry while nobody notices
 
 # Clocks that would wake a sleeping computer, on one that has no alarm clock to do so.
-_ALARMS: Final = (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)
+ALARMS: Final = (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)
 _COARSE: Final = (CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE)
 _REAL: Final = (CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI)
 _WALL: Final = (CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI)  # have timers
@@ -299,7 +299,7 @@ def sys_nanosleep(lp: Lwp, rqtp: int, rmtp: int) -> int:
 def sys_clock_nanosleep(lp: Lwp, clock: int, flags: int, rqtp: int, rmtp: int) -> int:
     """Sleep for a time, or until a time (TIMER_ABSTIME), on a clock."""
     clock = s32(clock)
-    if clock in _ALARMS:
+    if clock in ALARMS:
         raise err(EOPNOTSUPP)
     read = clock_reader(lp, clock)
     if clock == CLOCK_THREAD_CPUTIME_ID or (clock in _ANY_WALL and clock not in _WALL):
@@ -603,7 +603,7 @@ def sys_timer_create(lp: Lwp, clock: int, usevp: int, utimerid: int) -> int:
     value, signo, notify, tid = 0, SIGALRM, SIGEV_SIGNAL, 0
     if usevp:
         value, signo, notify, tid = _SIGEVENT.unpack(copyin(space, usevp, _SIGEVENT.size))
-    if clock in _ALARMS:
+    if clock in ALARMS:
         raise err(EOPNOTSUPP)
     read = clock_reader(lp, clock)
     if clock in _ANY_WALL and clock not in _WALL:

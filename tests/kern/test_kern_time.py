@@ -425,3 +425,34 @@ def test_which_clocks_can_be_set_and_slept_on() -> None:
         return 0;
     }
     """)
+
+
+def test_the_clocks_discipline_is_told_and_not_set() -> None:
+    same(r"""
+#include <sys/timex.h>
+static struct timex t;
+static void show(long r) {
+    printf("%ld %d: %x %ld %ld %x %ld %ld %ld %d %ld %d\n", r, r < 0 ? errno : 0, t.modes,
+           t.offset, t.freq, t.status, t.constant, t.precision, t.tolerance, t.time.tv_sec > 1e9,
+           t.tick, t.tai);
+    memset(&t, 0, sizeof t);
+}
+int main() {
+    show(syscall(SYS_adjtimex, &t));
+    t.modes = ADJ_OFFSET_SS_READ, show(syscall(SYS_adjtimex, &t));
+    for (int c = -9; c < 13; c++) show(syscall(SYS_clock_adjtime, c, &t));
+    show(syscall(SYS_adjtimex, 8)); show(syscall(SYS_clock_adjtime, 1, 8));
+    if (geteuid() == 0 && setresuid(77, 77, 77)) return 1;
+    for (int b = 0; b < 16; b++) t.modes = 1 << b, show(syscall(SYS_adjtimex, &t));
+    t.modes = ADJ_OFFSET_SS_READ, show(syscall(SYS_adjtimex, &t));
+    t.modes = ADJ_OFFSET_SINGLESHOT, show(syscall(SYS_clock_adjtime, 0, &t));
+    t.modes = ADJ_TICK, show(syscall(SYS_clock_adjtime, 1, &t));
+    return 0;
+}""")  # fmt: skip
+    program = build(r"""
+#include <sys/timex.h>
+int main() {
+    struct timex t = {.modes = ADJ_TICK, .tick = 10001};
+    return adjtimex(&t) != -1 || errno != EPERM;
+}""")  # fmt: skip
+    assert by_guest(program)[0] == 0

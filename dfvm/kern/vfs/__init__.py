@@ -20,5 +20,6 @@ hostfs.py    host directories written through (--rw)
 tmpfs.py     files in memory with a size limit
 devfs.py     /dev
 procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py: what its files say
+sysfs.py     /sys
 vfs_check.py the checker's part
 """

@@ -62,13 +62,13 @@ class ProcNode(Vnode):
 
     __slots__ = ("p_fileid", "p_proc", "p_time")
 
-    v_mount: ProcMount
+    v_mount: PseudoMount
     p_fileid: int  # inode number: the same for the same file each time
     p_proc: Proc | None  # the process it is about; None: the machine
     p_time: int  # ns: when this vnode was made; its times
 
     def __init__(
-        self, mount: ProcMount, vtype: int, mode: int, fileid: int, proc: Proc | None = None
+        self, mount: PseudoMount, vtype: int, mode: int, fileid: int, proc: Proc | None = None
     ) -> None:
         super().__init__(mount, vtype)
         self.v_flag = VKEEP | VNOCACHE
@@ -155,7 +155,7 @@ class ProcDir(ProcNode):
 
     def __init__(
         self,
-        mount: ProcMount,
+        mount: PseudoMount,
         fileid: int,
         entries: dict[bytes, Callable[[ProcDir, int], ProcNode]],
         mode: int = 0o555,
@@ -207,7 +207,7 @@ class ProcFile(ProcNode):
 
     def __init__(
         self,
-        mount: ProcMount,
+        mount: PseudoMount,
         fileid: int,
         show: Show | None,
         store: Store | None = None,
@@ -279,7 +279,7 @@ class ProcLink(ProcNode):
 
     p_target: Show  # makes the path
 
-    def __init__(self, mount: ProcMount, fileid: int, target: Show) -> None:
+    def __init__(self, mount: PseudoMount, fileid: int, target: Show) -> None:
         super().__init__(mount, VLNK, 0o777, fileid)
         self.p_target = target
 
@@ -297,7 +297,7 @@ class ProcMagicLink(ProcNode):
 
     def __init__(
         self,
-        mount: ProcMount,
+        mount: PseudoMount,
         fileid: int,
         proc: Proc,
         text: Show,
@@ -327,7 +327,7 @@ class FdescVnode(ProcNode):
 
     p_file: File
 
-    def __init__(self, mount: ProcMount, fp: File, va: Vattr) -> None:
+    def __init__(self, mount: PseudoMount, fp: File, va: Vattr) -> None:
         super().__init__(mount, va.va_type, va.va_mode, va.va_fileid)
         self.v_uid = va.va_uid
         self.v_gid = va.va_gid
@@ -362,6 +362,8 @@ class ProcRoot(ProcNode):
     """/proc itself: the machine's files, and a directory for each process."""
 
     __slots__ = ()
+
+    v_mount: ProcMount
 
     def __init__(self, mount: ProcMount) -> None:
         super().__init__(mount, VDIR, 0o555, ROOT_INO)
@@ -404,18 +406,27 @@ class ProcRoot(ProcNode):
         return va
 
 
-class ProcMount(Mount):
-    """The mounted /proc."""
+class PseudoMount(Mount):
+    """A mounted tree of such files."""
 
     __slots__ = ("p_fsid", "p_kernel")
 
     p_kernel: Kernel
     p_fsid: int  # st_dev of everything here
 
-    def __init__(self, vfs: Vfs, kernel: Kernel) -> None:
-        super().__init__(vfs, "proc", "proc", PROC_MAGIC, ST_NOSUID | ST_NODEV | ST_NOEXEC)
+    def __init__(self, vfs: Vfs, kernel: Kernel, fstype: str, magic: int, flags: int) -> None:
+        super().__init__(vfs, fstype, fstype, magic, flags)
         self.p_kernel = kernel
         self.p_fsid = vfs.anon_dev()
+
+
+class ProcMount(PseudoMount):
+    """The mounted /proc."""
+
+    __slots__ = ()
+
+    def __init__(self, vfs: Vfs, kernel: Kernel) -> None:
+        super().__init__(vfs, kernel, "proc", PROC_MAGIC, ST_NOSUID | ST_NODEV | ST_NOEXEC)
         self.set_root(ProcRoot(self))
 
     def self_name(self) -> bytes:

@@ -53,7 +53,7 @@ from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Proc
-    from dfvm.kern.vfs.procfs import ProcMount
+    from dfvm.kern.vfs.procfs import PseudoMount
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
@@ -391,7 +391,7 @@ class MemFile(_MemoryFile):
 
     __slots__ = ()
 
-    def __init__(self, mount: ProcMount, fileid: int, p: Proc) -> None:
+    def __init__(self, mount: PseudoMount, fileid: int, p: Proc) -> None:
         super().__init__(mount, VREG, 0o600, fileid, p)
 
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
@@ -476,7 +476,7 @@ class PagemapFile(_MemoryFile):
 
     p_frames: bool  # whoever opened it may know frame numbers
 
-    def __init__(self, mount: ProcMount, fileid: int, p: Proc) -> None:
+    def __init__(self, mount: PseudoMount, fileid: int, p: Proc) -> None:
         super().__init__(mount, VREG, 0o400, fileid, p)
         self.p_frames = False
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
-    from dfvm.kern.vfs.procfs import ProcMount
+    from dfvm.kern.vfs.procfs import PseudoMount
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
 
@@ -391,7 +391,7 @@ class FdDir(ProcNode):
 
     p_info: bool  # fdinfo: files instead of links
 
-    def __init__(self, mount: ProcMount, fileid: int, proc: Proc, info: bool) -> None:
+    def __init__(self, mount: PseudoMount, fileid: int, proc: Proc, info: bool) -> None:
         super().__init__(mount, VDIR, 0o555 if info else 0o500, fileid, proc)
         self.p_info = info
 
@@ -537,7 +537,7 @@ class ThreadDir(ProcDir):
     p_whole: bool  # the process rather than a thread
     p_tid: int  # which thread
 
-    def __init__(self, mount: ProcMount, fileid: int, p: Proc, tid: int, whole: bool) -> None:
+    def __init__(self, mount: PseudoMount, fileid: int, p: Proc, tid: int, whole: bool) -> None:
         super().__init__(mount, fileid, _PROCESS if whole else _THREAD, 0o555, p)
         self.p_whole = whole
         self.p_tid = tid
@@ -628,6 +628,6 @@ def _root_of(p: Proc) -> Vnode:
     return p.p_fs.fs_rdir if p.p_lwps else p.kernel.vfs.rootvnode
 
 
-def proc_dir(mount: ProcMount, p: Proc) -> ProcNode:
+def proc_dir(mount: PseudoMount, p: Proc) -> ProcNode:
     """/proc/PID."""
     return ThreadDir(mount, proc_fileid(p.p_pid), p, p.p_pid, True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dfvm.kern.kernel import Kernel
-    from dfvm.kern.vfs.procfs import ProcMount, ProcNode
+    from dfvm.kern.vfs.procfs import ProcNode, PseudoMount
 
 USER_HZ: Final = 100
 _TICK_NS: Final = 1_000_000_000 // USER_HZ
@@ -357,7 +357,7 @@ _FILES: Final[dict[bytes, Callable[[Kernel], bytes]]] = {
 SYSTEM: Final = (*_FILES, b"mounts", b"sys")
 
 
-def system_node(mount: ProcMount, name: bytes) -> ProcNode:
+def system_node(mount: PseudoMount, name: bytes) -> ProcNode:
     """The vnode for one of SYSTEM."""
     ino = SYSTEM_INO + 2 + SYSTEM.index(name)
     if name == b"mounts":

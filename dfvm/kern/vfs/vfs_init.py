@@ -2,7 +2,7 @@
 
     /           the host's tree (or --root), read-only, changes kept in memory
     /dev        our devices;  /dev/shm  memory
-    /proc       our processes
+    /proc       our processes;  /sys  our CPUs
     /tmp        memory, over the host's /tmp
     --rw DIR    the host's, written through
 
@@ -20,6 +20,7 @@ from dfvm.kern.vfs.devfs import DevMount
 from dfvm.kern.vfs.mount import Mount, Vfs
 from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
 from dfvm.kern.vfs.procfs import ProcMount
+from dfvm.kern.vfs.sysfs import SysMount
 from dfvm.kern.vfs.tmpfs import host_half, tmpfs
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     vfs.mount(b"/dev", dev)
     vfs.mount(b"/dev/shm", tmpfs(vfs))
     vfs.mount(b"/proc", ProcMount(vfs, kernel))
+    vfs.mount(b"/sys", SysMount(vfs, kernel))
     if b"/tmp" not in through:
         tmp = os.path.join(root, b"tmp")
         vfs.mount(b"/tmp", tmpfs(vfs, top=tmp if os.path.isdir(tmp) else None))

@@ -16,6 +16,7 @@ from dfvm.kern.vfs.namei import namei
 from dfvm.kern.vfs.procfs import ProcMount
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio
+from tests.kern.guest_util import build, by_guest
 
 BUSYBOX = "/usr/bin/busybox"
 BASH = "/usr/bin/bash-static"
@@ -250,3 +251,18 @@ def test_memory_is_private_to_owner_and_root() -> None:
             namei(root, root, here + b"exe", Ucred(7, 7))
         assert namei(root, root, here + b"exe", p.proc.p_ucred) is p.proc.p_textvp
         m.run()
+
+
+def test_sys_tells_of_cpus_and_memory() -> None:
+    out = run("""cd /sys/devices/system
+    cat cpu/online cpu/possible cpu/present cpu/offline node/online node/node0/cpulist
+    cat cpu/cpu0/node0/distance cpu/cpu0/topology/core_siblings_list; cat node/node0/meminfo
+    find /sys -type f | while read f; do cat $f > /dev/null || echo $f; done
+    ls -d /sys/class /sys/fs/cgroup; stat -c '%s %a %F' cpu/online; echo 1 > cpu/online || echo no
+    nproc""", quiet=False)  # fmt: skip
+    assert out.startswith(b"0\n0\n0\n\n0\n0\n10\n0\nNode 0 MemTotal:")
+    assert out.endswith(b"/sys/class\n/sys/fs/cgroup\n4096 444 regular file\nno\n1\n")
+    program = build(r"""
+#include <sys/sysinfo.h>
+int main() { printf("%d %d\n", get_nprocs(), get_nprocs_conf()); return 0; }""")  # fmt: skip
+    assert by_guest(program) == (0, b"1 1\n")

@@ -41,6 +41,7 @@ def test_the_usual_mounts(mounted) -> None:  # type: ignore[no-untyped-def]
         b"/dev": "devtmpfs",
         b"/dev/shm": "tmpfs",
         b"/proc": "proc",
+        b"/sys": "sysfs",
         b"/tmp": "tmpfs",
     }
     sys = Sys(vfs)
@@ -55,9 +56,9 @@ def test_the_usual_mounts(mounted) -> None:  # type: ignore[no-untyped-def]
 
 def test_an_empty_root_gets_mount_points_in_memory(mounted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     vfs = mounted(tmp_path)
-    assert Sys(vfs).names(b"/") == [b".", b"..", b"dev", b"proc", b"tmp"]
+    assert Sys(vfs).names(b"/") == [b".", b"..", b"dev", b"proc", b"sys", b"tmp"]
     assert list(tmp_path.iterdir()) == []
-    assert vfs.rootvnode.getattr().va_nlink == 5
+    assert vfs.rootvnode.getattr().va_nlink == 6
 
 
 def test_rw_directories(mounted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -79,7 +80,7 @@ def test_the_whole_root_written_through(mounted, tmp_path: Path) -> None:  # typ
     sys.write_file(b"/x", b"")
     sys.write_file(b"/tmp/y", b"")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["tmp", "x", "y"]
-    assert sys.names(b"/") == [b".", b"..", b"dev", b"proc", b"tmp", b"x"]
+    assert sys.names(b"/") == [b".", b"..", b"dev", b"proc", b"sys", b"tmp", b"x"]
 
 
 def test_what_cannot_be_written_through(mounted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -3,15 +3,20 @@
 Nothing a file says is believed before it is checked, and everything is checked before anything is
 mapped: a malformed file is ENOEXEC and leaves the caller as it was. What is demanded:
 
-    the header     64-bit, little endian, version 1, x86-64, EXEC or DYN, entries of 56 bytes
+    the header     x86-64, EXEC or DYN, entries of 56 bytes
     the table      within the file, at most 64 KiB
-    PT_LOAD        at least one; in ascending order, disjoint, within user space, filesz <= memsz,
-                   within the file, and offset and address agree about the place in a page
+    PT_LOAD        at least one; within user space, filesz <= memsz, and offset and address agree
+                   about the place in a page
     PT_INTERP      a path that ends in a NUL, within the file
     the entry      within user space
 
+That is little, as programs made by hand have code or other headers in the fields that Linux does
+not look at: class, byte order, version, padding. Their segments overlap, come in any order, and
+claim more of the file than there is.
+
 Segments become private mappings of the file's pages; nothing is copied. What is behind the end of
-the file's part is zeroed to the end of its page, and anonymous memory after that.
+the file's part is zeroed to the end of its page, and anonymous memory after that. Where segments
+overlap, the later one wins.
 
 Source: DragonFly sys/kern/imgact_elf.c; where they differ, Linux fs/binfmt_elf.c.
 """
@@ -57,17 +62,13 @@ from dfvm.vm.vm_param import (
 
 if TYPE_CHECKING:
     from dfvm.kern.kern_exec import ImageParams
+    from dfvm.vm.vm_object import VmObject
     from dfvm.vm.vmspace import Vmspace
-
-# Places in e_ident of what decides how all the rest is to be read, and what we can read.
-_EI_CLASS: Final = 4
-_EI_DATA: Final = 5
-_ELFCLASS64: Final = 2
-_ELFDATA2LSB: Final = 1
 
 _PHDRS_MAX: Final = 65536  # bytes, as Linux
 _INTERP_MAX: Final = 4096
 _ALIGN_MAX: Final = 1 << 30  # larger alignments are not honoured
+_OFFSET_MAX: Final = (1 << 63) - 1  # loff_t
 
 _PF_X: Final = 1
 _PF_W: Final = 2
@@ -84,6 +85,8 @@ def _elf64_structs() -> ELFStructs:
 
 
 _ELF64: Final = _elf64_structs()
+# What the parser wants to see in e_ident, where Linux looks at nothing but the magic.
+_IDENT: Final = b"\x7fELF\2\1\1".ljust(16, b"\0")
 _EHDR_BYTES: Final = _ELF64.Elf_Ehdr.sizeof()
 _PHDR_BYTES: Final = _ELF64.Elf_Phdr.sizeof()
 
@@ -120,14 +123,16 @@ class Segment:
 class ElfImage:
     """A validated ELF file."""
 
-    __slots__ = ("align", "entry", "interp", "phdr_vaddr", "phnum", "pic", "segments",
-                 "stack_exec")  # fmt: skip
+    __slots__ = ("align", "entry", "high", "interp", "low", "phdr_vaddr", "phnum", "pic",
+                 "segments", "stack_exec")  # fmt: skip
 
     pic: bool  # ET_DYN: may be put anywhere
     entry: int  # as in the file
     phnum: int
     phdr_vaddr: int  # where the program headers will be in memory; 0 when they are not loaded
-    segments: list[Segment]  # ascending, disjoint; at least one
+    segments: list[Segment]  # at least one, in the file's order
+    low: int  # the first page of the lowest
+    high: int  # the first address behind the highest
     align: int  # the largest alignment asked for, a power of two; at least a page
     interp: bytes | None  # PT_INTERP
     stack_exec: bool  # PT_GNU_STACK wants an executable stack
@@ -141,13 +146,7 @@ def elf_parse(image: ImageParams) -> ElfImage:
     head = image.read(0, _EHDR_BYTES)
     if len(head) < _EHDR_BYTES:
         raise image.malformed("the ELF header is truncated")
-    if head[_EI_CLASS] != _ELFCLASS64:
-        raise image.malformed("not a 64-bit ELF")
-    if head[_EI_DATA] != _ELFDATA2LSB:
-        raise image.malformed("not little-endian")
-    ehdr = _ELF64.Elf_Ehdr.parse(head)
-    if ehdr.e_ident.EI_VERSION != "EV_CURRENT" or ehdr.e_version != "EV_CURRENT":
-        raise image.malformed("unknown ELF version")
+    ehdr = _ELF64.Elf_Ehdr.parse(_IDENT + head[len(_IDENT) :])
     if ehdr.e_machine != "EM_X86_64":
         raise image.malformed(f"machine {ehdr.e_machine} is not x86-64")
     if ehdr.e_type not in ("ET_EXEC", "ET_DYN"):
@@ -187,9 +186,9 @@ def elf_parse(image: ImageParams) -> ElfImage:
             elf.stack_exec = bool(phdr.p_flags & _PF_X)
     if not elf.segments:
         raise image.malformed("no segment to load")
-    first, last = elf.segments[0], elf.segments[-1]
-    extent = last.vaddr + last.memsz - trunc_page(first.vaddr)
-    if extent > VM_MAX_USER_ADDRESS - ET_DYN_BASE and elf.pic:
+    elf.low = trunc_page(min(seg.vaddr for seg in elf.segments))
+    elf.high = max(seg.vaddr + seg.memsz for seg in elf.segments)
+    if elf.high - elf.low > VM_MAX_USER_ADDRESS - ET_DYN_BASE and elf.pic:
         raise image.malformed("the segments don't fit into user space")
     if not (elf.pic or elf.entry < VM_MAX_USER_ADDRESS) or elf.entry >= 1 << 47:
         raise image.malformed(f"entry point {elf.entry:#x} is not in user space")
@@ -197,7 +196,7 @@ def elf_parse(image: ImageParams) -> ElfImage:
 
 
 def _add_load(image: ImageParams, elf: ElfImage, seg: Segment, align: int) -> None:
-    """Check a PT_LOAD against the file and the ones before it, and take it."""
+    """Check a PT_LOAD, and take it."""
     vaddr, memsz, offset, filesz = seg.vaddr, seg.memsz, seg.offset, seg.filesz
     what = f"segment at {vaddr:#x}"
     if filesz > memsz:
@@ -207,14 +206,10 @@ def _add_load(image: ImageParams, elf: ElfImage, seg: Segment, align: int) -> No
     if vaddr + memsz > VM_MAX_USER_ADDRESS or (not elf.pic and vaddr < VM_MIN_USER_ADDRESS):
         raise image.malformed(f"{what}: not in user space")
     if filesz:
-        if offset + filesz > image.size:
-            raise image.malformed(f"{what}: lies beyond the end of the file")
+        if offset + filesz > _OFFSET_MAX:
+            raise image.malformed(f"{what}: lies beyond the end of any file")
         if (vaddr ^ offset) & PAGE_MASK:
             raise image.malformed(f"{what}: offset {offset:#x} does not suit the address")
-    if elf.segments:
-        before = elf.segments[-1]
-        if vaddr < before.vaddr + before.memsz:
-            raise image.malformed(f"{what}: overlaps the one before it or is out of order")
     if align & (align - 1) == 0 and elf.align < align <= _ALIGN_MAX:
         elf.align = align
     elf.segments.append(seg)
@@ -229,19 +224,17 @@ def _interp(image: ImageParams, offset: int, size: int) -> bytes:
     return path[: path.index(0)]
 
 
-def elf_load(image: ImageParams, space: Vmspace, elf: ElfImage, bias: int) -> int:
-    """Map the segments of `elf` into `space`, moved by `bias`. Returns the first address behind
-    the highest one. May block.
+def elf_load(image: ImageParams, space: Vmspace, elf: ElfImage, bias: int) -> None:
+    """Map the segments of `elf` into `space`, moved by `bias`. May block.
 
-    :raises OSError: ENOMEM, EIO; the space is then half filled, and to be thrown away.
+    :raises OSError: ENOMEM, EIO, ENOEXEC; the space is then half filled, and to be thrown away.
     """
     vm_map = space.vm_map
-    end = 0
     for seg in elf.segments:
         start = seg.vaddr + bias
         base = trunc_page(start)
         data_end = start + seg.filesz
-        end = start + seg.memsz
+        end = round_page(start + seg.memsz)
         anon = base
         if seg.filesz:
             anon = round_page(data_end)
@@ -249,28 +242,36 @@ def elf_load(image: ImageParams, space: Vmspace, elf: ElfImage, bias: int) -> in
             cow = MAP_COPY_ON_WRITE | MAP_PREFAULT_PARTIAL
             if not seg.prot & VM_PROT_WRITE:
                 cow |= MAP_DISABLE_COREDUMP
-            vm_map_lock(vm_map)
-            # The last page of a segment may also hold the first bytes of the next one, which
-            # then wins, as in Linux.
-            vm_map_delete(vm_map, base, anon)
-            rv = vm_map_insert(vm_map, obj, trunc_page(seg.offset), base, anon, VM_MAPTYPE_NORMAL,
-                               VM_SUBSYS_IMGACT, seg.prot, VM_PROT_ALL, cow)  # fmt: skip
-            vm_map_unlock(vm_map)
-            if rv != KERN_SUCCESS:
+            offset = trunc_page(seg.offset)
+            if not _map_over(space, obj, offset, base, anon, seg.prot, cow):
                 vm_object_deallocate(obj)
                 raise err(ENOMEM)
-        if round_page(end) > anon:
-            vm_map_lock(vm_map)
-            vm_map_delete(vm_map, anon, round_page(end))
-            rv = vm_map_insert(vm_map, None, 0, anon, round_page(end), VM_MAPTYPE_NORMAL,
-                               VM_SUBSYS_IMGACT, seg.prot, VM_PROT_ALL, 0)  # fmt: skip
-            vm_map_unlock(vm_map)
-            if rv != KERN_SUCCESS:
-                raise err(ENOMEM)
+        # Memory that no file is behind can always be written.
+        bss_prot = seg.prot | VM_PROT_READ | VM_PROT_WRITE
+        if end > anon and not _map_over(space, None, 0, anon, end, bss_prot, 0):
+            raise err(ENOMEM)
         if seg.memsz > seg.filesz > 0 and data_end & PAGE_MASK and seg.prot & VM_PROT_WRITE:
             # bss begins in the middle of a page, behind whatever the file has there.
-            copyout(space, bytes(anon - data_end), data_end)
-    return end
+            try:
+                copyout(space, bytes(anon - data_end), data_end)
+            except OSError:
+                if seg.offset + seg.filesz <= image.size:
+                    raise
+                raise image.malformed("bss begins in a page that the file hasn't") from None
+
+
+def _map_over(
+    space: Vmspace, obj: VmObject | None, offset: int, start: int, end: int, prot: int, cow: int
+) -> bool:
+    """Map `obj` in the place of whatever was there: the last page of a segment may also hold the
+    first bytes of the next one. False when there is no room."""
+    vm_map = space.vm_map
+    vm_map_lock(vm_map)
+    vm_map_delete(vm_map, start, end)
+    rv = vm_map_insert(vm_map, obj, offset, start, end, VM_MAPTYPE_NORMAL, VM_SUBSYS_IMGACT,
+                       prot, VM_PROT_ALL, cow)  # fmt: skip
+    vm_map_unlock(vm_map)
+    return rv == KERN_SUCCESS
 
 
 def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage) -> None:
@@ -278,8 +279,8 @@ def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage) -> None:
     where things are. May block."""
     bias = (ET_DYN_BASE + elf.align - 1) & ~(elf.align - 1) if elf.pic else 0
     if elf.pic:
-        bias -= trunc_page(elf.segments[0].vaddr) & ~(elf.align - 1)
-    end = elf_load(image, space, elf, bias)
+        bias -= elf.low & ~(elf.align - 1)
+    elf_load(image, space, elf, bias)
     image.phdr = elf.phdr_vaddr + bias if elf.phdr_vaddr else 0
     image.phnum = elf.phnum
     image.entry = image.start = elf.entry + bias
@@ -288,7 +289,7 @@ def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage) -> None:
     text = next((s for s in elf.segments if s.prot & VM_PROT_EXECUTE), elf.segments[0])
     space.vm_taddr = text.vaddr + bias
     space.vm_tsize = text.memsz
-    space.vm_daddr = round_page(end)
+    space.vm_daddr = round_page(elf.high + bias)
     space.vm_dsize = 0
     if image.interp is not None:
         _load_interp(image, space)
@@ -302,15 +303,13 @@ def _load_interp(image: ImageParams, space: Vmspace) -> None:
     assert elf is not None
     bias = 0
     if elf.pic:
-        first, last = elf.segments[0], elf.segments[-1]
-        low = trunc_page(first.vaddr)
-        size = round_page(last.vaddr + last.memsz) - low
+        size = round_page(elf.high) - elf.low
         vm_map_lock(space.vm_map)
         place = vm_map_findspace(space.vm_map, INTERP_BASE, size, elf.align)
         vm_map_unlock(space.vm_map)
         if place is None:
             raise err(ENOMEM)
-        bias = place - low
+        bias = place - elf.low
     elf_load(interp, space, elf, bias)
     image.base = bias
     image.start = elf.entry + bias

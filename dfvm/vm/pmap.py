@@ -252,6 +252,26 @@ def pmap_ptes(pmap: Pmap, sva: int, eva: int) -> Iterator[tuple[int, int]]:
                 yield base + (i << 12), pte
 
 
+def pmap_clear_young(pmap: Pmap, sva: int, eva: int) -> None:
+    """Clear the A bit of every PTE in [sva, eva), so that the next access shows, and that of the
+    pages there which had been seen used."""
+    vm = pmap.vm
+    for key in pmap_tables(pmap, sva >> 21, eva - 1 >> 21):
+        base = pmap.pm_pt[key]
+        lo = max(sva - (key << 21), 0) >> 12
+        hi = min(eva - (key << 21), 1 << 21) >> 12
+        for slot in range(base + lo, base + hi):
+            pte = pmap.q[slot]
+            if not pte & PG_V:
+                continue
+            m = PHYS_TO_VM_PAGE(vm, pte & PG_FRAME)
+            if m is not None:
+                m.flags &= ~PG_REFERENCED
+            if pte & PG_A:
+                pmap.q[slot] = pte & ~PG_A
+                vm.mmu.stale(pmap.pm_pml4)
+
+
 def _remove_run(pmap: Pmap, key: int, lo: int, hi: int) -> None:
     """Clear the PTEs lo … hi - 1 of the page table of `key`."""
     table, base, q = pmap.pm_pt_m[key], pmap.pm_pt[key], pmap.q

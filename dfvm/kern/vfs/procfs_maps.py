@@ -1,4 +1,4 @@
-"""The files of /proc/PID that are about memory: maps, smaps, mem, pagemap.
+"""The files of /proc/PID that are about memory: maps, smaps, mem, pagemap, clear_refs.
 
 They read the map as it stands, without its lock: nothing here blocks between looking at one entry
 and the next, except mem, which faults pages in and holds the space meanwhile.
@@ -13,7 +13,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
-from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, err
+from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, ERANGE, err
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_mman import (
     MARK_NOREAD,
@@ -27,8 +27,8 @@ from dfvm.kern.vfs.procfs import ProcNode
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import OFF_MAX, VREG
 from dfvm.machine.pte import PG_A, PG_FRAME, PG_M
-from dfvm.vm.copyio import uiomove, uiomove_pa
-from dfvm.vm.pmap import pmap_mapped, pmap_pte, pmap_ptes
+from dfvm.vm.copyio import uiomove, uiomove_pa, uioread
+from dfvm.vm.pmap import pmap_clear_young, pmap_mapped, pmap_pte, pmap_ptes
 from dfvm.vm.vm import (
     VM_INHERIT_NONE,
     VM_INHERIT_ZERO,
@@ -69,6 +69,15 @@ _NBPDR_SHIFT: Final = 21
 PM_PRESENT: Final = 1 << 63
 PM_FILE: Final = 1 << 61  # page of a file, or shared anonymous memory
 PM_MMAP_EXCLUSIVE: Final = 1 << 56  # nobody else maps it
+
+# What can be written to clear_refs.
+CLEAR_REFS_ALL: Final = 1
+CLEAR_REFS_ANON: Final = 2  # where no file is mapped
+CLEAR_REFS_MAPPED: Final = 3  # where one is
+CLEAR_REFS_SOFT_DIRTY: Final = 4
+CLEAR_REFS_MM_HIWATER_RSS: Final = 5
+_CLEAR_REFS_MAX: Final = 12  # characters that one write takes
+_INT_MAX: Final = (1 << 31) - 1
 
 
 def space_of(p: Proc) -> Vmspace | None:
@@ -521,3 +530,41 @@ class PagemapFile(_MemoryFile):
         if sum(1 for _ in pmap_mapped(m)) <= 1:
             word |= PM_MMAP_EXCLUSIVE
         return word
+
+
+class ClearRefsFile(_MemoryFile):
+    """/proc/PID/clear_refs: the process's pages have not been used, or its resident set has never
+    been larger. Soft-dirty bits can be cleared, as on a Linux that is built without them: there
+    are none, and pagemap never shows one."""
+
+    __slots__ = ()
+
+    def __init__(self, mount: ProcMount, fileid: int, p: Proc) -> None:
+        super().__init__(mount, VREG, 0o200, fileid, p)
+
+    def read(self, uio: Uio, off: int, ioflag: int) -> None:
+        raise err(EINVAL)
+
+    def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
+        data = uioread(uio, _CLEAR_REFS_MAX)
+        text = data.partition(b"\0")[0].strip().removeprefix(b"+")
+        what = int(text) if text.isdigit() else 0
+        if what > _INT_MAX:
+            raise err(ERANGE)
+        if not CLEAR_REFS_ALL <= what <= CLEAR_REFS_MM_HIWATER_RSS:
+            raise err(EINVAL)
+        p = self.alive()
+        space = space_of(p)
+        if space is None:
+            pass
+        elif what == CLEAR_REFS_MM_HIWATER_RSS:
+            p.p_ru.ru_maxrss = 0
+        elif what != CLEAR_REFS_SOFT_DIRTY:
+            for entry in space.vm_map:
+                if what == CLEAR_REFS_ALL or (what == CLEAR_REFS_MAPPED) == _maps_file(entry):
+                    pmap_clear_young(space.vm_pmap, entry.ba.start, entry.ba.end)
+        return off + len(data)
+
+
+def _maps_file(entry: VmMapEntry) -> bool:
+    return _backing_file(entry) is not None or is_shared(entry)

@@ -23,6 +23,7 @@ from dfvm.kern.vfs.procfs import (
     ProcNode,
 )
 from dfvm.kern.vfs.procfs_maps import (
+    ClearRefsFile,
     MemFile,
     PagemapFile,
     maps,
@@ -521,7 +522,9 @@ def _fd_dir(info: bool) -> Callable[[ProcDir, int], ProcNode]:
     return make
 
 
-def _memory_file(kind: type[MemFile] | type[PagemapFile]) -> Callable[[ProcDir, int], ProcNode]:
+def _memory_file(
+    kind: type[MemFile] | type[PagemapFile] | type[ClearRefsFile],
+) -> Callable[[ProcDir, int], ProcNode]:
     def make(dvp: ProcDir, ino: int) -> ProcNode:
         assert dvp.p_proc is not None
         return kind(dvp.v_mount, ino, dvp.p_proc)
@@ -606,6 +609,7 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"exe": _link(_text_vnode),
     b"mounts": _file(lambda p, lp, whole: mounts(p) if p.p_lwps else b"", splice=FREAD),
     b"mountinfo": _file(lambda p, lp, whole: mountinfo(p) if p.p_lwps else b"", splice=FREAD),
+    b"clear_refs": _memory_file(ClearRefsFile),
     b"smaps": _file(lambda p, lp, whole: smaps(p, _root_of(p)), 0o444, True),
     b"smaps_rollup": _file(lambda p, lp, whole: smaps_rollup(p), 0o444, True),
     b"pagemap": _memory_file(PagemapFile),

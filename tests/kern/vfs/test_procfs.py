@@ -16,7 +16,7 @@ from dfvm.kern.vfs.namei import namei
 from dfvm.kern.vfs.procfs import ProcMount
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio
-from tests.kern.guest_util import build, by_guest
+from tests.kern.guest_util import build, by_guest, same
 
 BUSYBOX = "/usr/bin/busybox"
 BASH = "/usr/bin/bash-static"
@@ -223,10 +223,81 @@ def test_every_file_can_be_read() -> None:
     """find, cat and ls over all of /proc, the tasks and descriptors included: no errors but those
     of files that are meant to refuse."""
     out = run(
-        "find /proc -type f ! -name mem ! -name pagemap ! -path '/proc/*/fdinfo/*'"
-        " ! -path '*/task/*' -exec cat {} + > /dev/null && find /proc -type d | wc -l"
+        "find /proc -type f ! -name mem ! -name pagemap ! -name clear_refs"
+        " ! -path '/proc/*/fdinfo/*' ! -path '*/task/*' -exec cat {} + > /dev/null"
+        " && find /proc -type d | wc -l"
     )
     assert int(out) > 10
+
+
+CLEAR_REFS = r"""
+    static char *anon, *file;
+    static void put(const char *text) {
+        int fd = open("/proc/self/clear_refs", O_WRONLY);
+        int n = write(fd, text, strlen(text));
+        printf("[%s] %d %d\n", text, n, n < 0 ? errno : 0);
+        close(fd);
+    }
+"""
+
+
+def test_clear_refs() -> None:
+    """Which pages smaps counts as referenced, after what is written to clear_refs."""
+    program = build(
+        CLEAR_REFS
+        + r"""
+    static void referenced(const char *after) {
+        static char line[300];
+        FILE *f = fopen("/proc/self/smaps", "r");
+        unsigned long start, at = 0, kb;
+        printf("%s:", after);
+        while (fgets(line, sizeof line, f)) {
+            if (sscanf(line, "%lx-%*x ", &start) == 1) at = start;
+            if (sscanf(line, "Referenced: %lu", &kb) == 1 && (at == 1 << 28 || at == 1 << 29))
+                printf(" %lu", kb);
+        }
+        puts("");
+        fclose(f);
+    }
+    static void use(void) {
+        for (int i = 0; i < 20; i++) (void)*(volatile char *)(anon + i * 4096);
+        (void)*(volatile char *)file;
+    }
+    int main(void) {
+        anon = mmap((void *)(1 << 28), 20 * 4096, 3, 0x100022, -1, 0);
+        file = mmap((void *)(1 << 29), 4096, 1, 0x100002, open("/proc/self/exe", O_RDONLY), 0);
+        memset(anon, 1, 20 * 4096);
+        use(), referenced("used");
+        put("1"), referenced("all");
+        use(), referenced("used");
+        put("2\n"), referenced("anonymous");
+        use(), put(" +3 "), referenced("of files");
+        use(), put("4"), put("5"), referenced("nothing");
+        return 0;
+    }
+    """
+    )
+    assert by_guest(program)[1].decode().splitlines() == [
+        "used: 80 4", "[1] 1 0", "all: 0 0", "used: 80 4", "[2", "] 2 0", "anonymous: 0 4",
+        "[ +3 ] 4 0", "of files: 80 0", "[4] 1 0", "[5] 1 0", "nothing: 80 4",
+    ]  # fmt: skip
+
+
+def test_what_clear_refs_takes() -> None:
+    same(
+        CLEAR_REFS
+        + r"""
+    int main(void) {
+        put("0"), put("6"), put("x"), put("1x"), put("-1"), put("1 2"), put("1_"), put("+5\n");
+        put("1234567890123456"), put("1           x");
+        char c;
+        int fd = open("/proc/self/clear_refs", O_RDWR);
+        printf("%zd", read(fd, &c, 1));
+        printf(" %d\n", errno);
+        return 0;
+    }
+    """
+    )
 
 
 def test_memory_is_private_to_owner_and_root() -> None:

@@ -55,10 +55,9 @@ class Mmu:
             self.need_flush_code = True
             self.need_flush = True
 
-    def code_reused(self, pfn: int) -> None:
-        """Frame `pfn`, mapped nowhere, is given out again. Until it is mapped executable once more
-        nothing can be translated from it."""
-        if pfn in self.code_frames:
-            self.code_frames.discard(pfn)
-            self.need_flush_code = True
-            self.need_flush = True
+    def code_reused(self, pfns: list[int]) -> None:
+        """Of the frames `pfns`, mapped nowhere, some are given out again. Until one is mapped
+        executable once more nothing can be translated from it."""
+        self.code_frames.difference_update(pfns)
+        self.need_flush_code = True
+        self.need_flush = True

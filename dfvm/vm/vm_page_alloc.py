@@ -124,7 +124,7 @@ def vm_page_alloc(
         m.pindex = pindex
         pa = m.phys_addr
         if pa >> PAGE_SHIFT in vm.mmu.code_frames:
-            vm.mmu.code_reused(pa >> PAGE_SHIFT)
+            _code_reused(vm)
         if page_req & _ZERO:
             vm.ram.mem[pa : pa + PAGE_SIZE] = _ZEROS
     else:
@@ -171,7 +171,8 @@ def _alloc_slow(
     m.busy_count = PBUSY_LOCKED
     m.object = object
     m.pindex = pindex
-    vm.mmu.code_reused(m.phys_addr >> PAGE_SHIFT)
+    if m.phys_addr >> PAGE_SHIFT in vm.mmu.code_frames:
+        _code_reused(vm)
     if page_req & _ZERO:
         vm.ram.zero(m.phys_addr)
     if object is not None:
@@ -179,6 +180,19 @@ def _alloc_slow(
         object.resident_page_count += 1
         object.generation += 1
     return m
+
+
+def _code_reused(vm: VmSystem) -> None:
+    """A frame is given out that may have translated code. All translated code goes then, and with
+    it that of the other frames that are mapped nowhere: a program that leaves many behind costs
+    one flush."""
+    array = vm.pages.vm_page_array
+    unmapped = []
+    for pfn in vm.mmu.code_frames:
+        m = array[pfn] if pfn < len(array) else None
+        if m is not None and not m.flags & PG_MAPPED:
+            unmapped.append(pfn)
+    vm.mmu.code_reused(unmapped)
 
 
 def _may_take_free(vm: VmSystem, page_req: int) -> bool:
@@ -267,7 +281,7 @@ def vm_page_alloc_run(
             q.lcnt -= 1
             pa = m.phys_addr
             if pa >> PAGE_SHIFT in code_frames:
-                vm.mmu.code_reused(pa >> PAGE_SHIFT)
+                _code_reused(vm)
             if zero:
                 mem[pa : pa + PAGE_SIZE] = _ZEROS
         else:

@@ -650,6 +650,32 @@ def test_translated_code_outlives_the_programs_that_ran_it() -> None:
         assert m.kernel.vm.mmu.code_flushes == 0
 
 
+def test_code_that_programs_leave_behind_is_forgotten_at_once() -> None:
+    """The frames of code that a program has made are given out again after it, one by one; all
+    translated code is dropped for the first."""
+    program = build(
+        """
+        int main(void) {
+            for (int i = 0; i < 4; i++) {
+                if (!fork()) {
+                    char *code = mmap(0, 50 * 4096, 7, 0x22, -1, 0);
+                    for (int j = 0; j < 50; j++) {
+                        code[j * 4096] = 0xc3;
+                        ((void (*)(void))(code + j * 4096))();
+                    }
+                    _exit(0);
+                }
+                wait(0);
+            }
+        }
+        """
+    )
+    with Machine(mem="64M", check=True) as m:
+        m.spawn([str(program)], stdin=b"")
+        m.run()
+        assert 0 < m.kernel.vm.mmu.code_flushes <= 8
+
+
 def test_arguments_must_fit_into_the_stack() -> None:
     """However much room for them there is: with a stack of 64 KiB, 100 000 bytes don't."""
     same(r"""

@@ -26,9 +26,10 @@ from dfvm.kern.sys_mman import (
     mapped_prefix,
     may_lock,
     page_range,
+    populate,
 )
 from dfvm.vm.pmap import pmap_ptes
-from dfvm.vm.vm import KERN_SUCCESS
+from dfvm.vm.vm import KERN_SUCCESS, VM_PROT_READ
 from dfvm.vm.vm_map import (
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
@@ -57,7 +58,8 @@ def lock_range(map: VmMap, entry: VmMapEntry, start: int, end: int, on_fault: bo
     if (entry.eflags ^ mark) & MARK_ONFAULT:
         vm_map_mark(map, start, end, MARK_ONFAULT, mark)
     if entry.eflags & MAP_ENTRY_USER_WIRED:
-        return True
+        # What was wired may have gone since with the end of its file, or be out of reach.
+        return on_fault or populate(map, start, end, VM_PROT_READ) == KERN_SUCCESS
     if on_fault:
         _wire_present(map, start, end)
         return True

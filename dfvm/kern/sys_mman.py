@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.kern_caps import CAP_IPC_LOCK, CAP_SYS_RAWIO
+from dfvm.kern.kern_caps import CAP_FOWNER, CAP_IPC_LOCK, CAP_SYS_RAWIO
 from dfvm.kern.kern_descrip import FREAD, FWRITE
 from dfvm.kern.kern_errno import (
     EACCES,
@@ -33,7 +33,8 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.seals import sealed_map
-from dfvm.kern.vfs.vnode_param import MMAP_ANON, OFF_MAX, VREG
+from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vfs.vnode_param import MMAP_ANON, OFF_MAX, VREG, VWRITE
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
@@ -140,6 +141,7 @@ MS_SYNC: Final = 4
 MARK_NORESERVE: Final = 0x0001_0000  # MAP_NORESERVE: does not count as memory to be had
 MARK_ONFAULT: Final = 0x0002_0000  # locked with MLOCK_ONFAULT
 MARK_NOREAD: Final = 0x0004_0000  # PROT_READ was not asked for, but the MMU has no way to refuse it
+MARK_WIPE: Final = 0x0008_0000  # MADV_WIPEONFORK: a child gets zeros, unless DONTFORK says nothing
 
 TASK_SIZE: Final = VM_MAX_USER_ADDRESS
 MMAP_MIN_ADDR: Final = 0x1_0000  # nobody but root maps below it
@@ -249,15 +251,18 @@ def mapped_prefix(map: VmMap, start: int, end: int) -> int:
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def data_size(map: VmMap) -> int:
-    """Bytes of private writable memory, stacks aside: what RLIMIT_DATA limits."""
-    return sum(
-        entry.ba.end - entry.ba.start
-        for entry in map
-        if entry.protection & VM_PROT_WRITE
+def is_data(entry: VmMapEntry) -> bool:
+    """Whether it is private and writable, and no stack: what RLIMIT_DATA limits."""
+    return bool(
+        entry.protection & VM_PROT_WRITE
         and not entry.eflags & MAP_ENTRY_STACK
         and not is_shared(entry)
     )
+
+
+def data_size(map: VmMap) -> int:
+    """Bytes of private writable memory, stacks aside."""
+    return sum(entry.ba.end - entry.ba.start for entry in map if is_data(entry))
 
 
 def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
@@ -265,16 +270,16 @@ def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
     return sum(last - first for entry, first, last in entries(map, start, end) if is_locked(entry))
 
 
-def check_expand(p: Proc, size: int, private_write: bool, reserve: bool) -> None:
-    """Whether `size` more bytes may be mapped, and with `reserve` whether there could be so much
-    memory.
+def check_expand(p: Proc, size: int, data: bool, reserve: bool) -> None:
+    """Whether `size` more bytes may be mapped, `data` or not (is_data), and with `reserve` whether
+    there could be so much memory.
 
     :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or without the memory.
     """
     map = p.p_vmspace.vm_map
     if map.size + size > p.p_rlimit(RLIMIT_VMEM):
         raise err(ENOMEM)
-    if private_write:
+    if data:
         check_data(p, size)
     if reserve:
         check_memory(map, size)
@@ -462,7 +467,7 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     private_write = bool(bits & VM_PROT_WRITE) and not shared
     # All that shared memory without a file could be is there from the beginning.
     reserve = (private_write or (shared and anonymous)) and not flags & MAP_NORESERVE
-    check_expand(p, size - overlap, private_write, False)
+    check_expand(p, size - overlap, private_write and not flags & MAP_GROWSDOWN, False)
     if reserve:
         check_memory(map, size)
     if flags & MAP_GROWSDOWN:
@@ -618,7 +623,10 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
             raise err(EACCES)
         gets_write = bits & VM_PROT_WRITE & ~entry.protection and not is_shared(entry)
         if gets_write:
-            check_data(p, last - start)
+            # (Linux asks what it would ask of new memory, and only what has changed in that.)
+            grown = map.size + last - start
+            if not entry.eflags & MAP_ENTRY_STACK and grown <= p.p_rlimit(RLIMIT_VMEM):
+                check_data(p, last - start)
             if not entry.eflags & MARK_NORESERVE:
                 check_memory(map, min(vma_end(entry, end), end) - start)
         if bits != entry.protection and vm_map_protect(map, start, last, bits, False):
@@ -660,6 +668,10 @@ def sys_brk(lp: Lwp, addr: int) -> int:
         if behind is not None and round_page(addr) + PAGE_SIZE > lowest(behind):
             return now  # a page is left free between data and what comes next
         if map.flags & MAP_WIREFUTURE and more > lock_room(p):
+            return now
+        try:
+            check_data(p, more)
+        except OSError:
             return now
     return addr if vm_brk(space, addr) == KERN_SUCCESS else now
 
@@ -711,11 +723,31 @@ def sys_mincore(lp: Lwp, start: int, length: int, vec: int) -> int:
             raise err(ENOMEM)
         # As much as the kernel looks at before it copies out: one page of answers.
         last = min(entry.ba.end, end, start + (PAGE_SIZE << PAGE_SHIFT))
-        answer = bytes(_resident(entry, va) for va in range(start, last, PAGE_SIZE))
+        if _may_know(lp.lwp_proc, entry):
+            answer = bytes(_resident(entry, va) for va in range(start, last, PAGE_SIZE))
+        else:
+            answer = b"\1" * (last - start >> PAGE_SHIFT)
         copyout(space, answer, vec)
         vec += len(answer)
         start = last
     return 0
+
+
+def _may_know(p: Proc, entry: VmMapEntry) -> bool:
+    """Whether `p` may learn which pages of what `entry` maps are in memory: who can only read a
+    file could watch by it what others do with it."""
+    obj = chain_end(entry).object
+    vp = None if obj is None else obj.handle
+    if not isinstance(vp, Vnode):
+        return True
+    cred = p.p_ucred
+    if cred.cr_fsuid == vp.v_uid or cred.cr_cap_e & CAP_FOWNER:
+        return True
+    try:
+        vp.access(VWRITE, cred)
+    except OSError:
+        return False
+    return True
 
 
 def _resident(entry: VmMapEntry, va: int) -> bool:

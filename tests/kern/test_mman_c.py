@@ -309,6 +309,14 @@ def test_wipe_on_fork() -> None:
         CHILD(R(p + P), R(p + 2 * P));
         SAY(madvise(q, P, 18)); SAY(madvise(map(1, RW, MAP_PRIVATE, file(1)), P, 18));
         SAY(madvise(q, P, 19));
+
+        /* Nothing of it is there with DONTFORK, whichever was said first. */
+        SAY(madvise(p, 4 * P, 10));
+        SAY(madvise(p, 2 * P, 18)); SAY(madvise(p + 2 * P, P, 19));
+        SMAPS(p, "VmFlags"); SMAPS(p + 2 * P, "VmFlags"); SMAPS(p + 3 * P, "VmFlags");
+        CHILD(for (int n = 0; n < 4; n++) R(p + n * P));
+        SAY(madvise(p, 4 * P, 11));
+        CHILD(for (int n = 0; n < 4; n++) R(p + n * P));
         return 0;
     }
     """
@@ -707,6 +715,79 @@ def test_code_next_to_what_is_written_elsewhere() -> None:
         memcpy(w + P - 11, "\x48\xb8", 2), memcpy(w + P - 9, &at, 8);
         memcpy(w + P - 1, "\xc6\0\x2a\xc3", 4);
         for (int n = 0; n < 3; n++) ((void (*)(void))(x + P - 11))(), printf("%d ", (*at)++);
+        return 0;
+    }
+    """
+    )
+
+
+def test_mremap_that_leaves_the_old_place_mapped() -> None:
+    """MREMAP_DONTUNMAP takes room for as much as it moves, besides what was at the new place; and
+    what is left may be one with what comes next."""
+    same(
+        HELP
+        + r"""
+    static long data(void) {
+        char text[4096], *p;
+        int fd = open("/proc/self/status", O_RDONLY);
+        text[read(fd, text, sizeof text - 1)] = 0;
+        close(fd);
+        return atol(strstr(text, "VmData:") + 7) << 10;
+    }
+    static void room(int pages) {
+        struct rlimit l = {data() + pages * P, RLIM_INFINITY};
+        setrlimit(RLIMIT_DATA, &l);
+    }
+
+    #define NEW(pages) mmap(0, (pages) * P, RW, PRIVATE, -1, 0)
+
+    int main(void) {
+        char *from = map(8, RW, PRIVATE, -1), *to = map(8, PROT_NONE, PRIVATE, -1);
+        memset(from, 'f', 8 * P);
+        SAY(mremap(from, 4 * P, 4 * P, 7, to) == to);
+        R(from), R(from + 4 * P), R(to + 3 * P), R(to + 4 * P);
+
+
+        memset(from, 'f', 8 * P);
+        for (int taken = 0; taken <= 4; taken += 2)
+            for (int left = 0; left <= 4; left += 2)
+                CHILD(
+                    munmap(to, 8 * P);
+                    if (taken) mmap(to, taken * P, RW, PRIVATE | MAP_FIXED, -1, 0);
+                    room(left);
+                    long before = data();
+                    OK(mremap(from, 4 * P, 4 * P, 7, to));
+                    printf("%ld\n", data() - before);
+                    R(from); R(to));
+
+        /* Data is what is private and may be written: heap, maps, but no stack. */
+        CHILD(room(4); OK(NEW(4)); OK(sbrk(P)));
+        CHILD(room(2); OK(sbrk(4 * P)); OK(sbrk(P)); OK(NEW(1)); OK(NEW(1)));
+        CHILD(room(1); OK(mmap(0, 4 * P, RW, PRIVATE | MAP_GROWSDOWN, -1, 0)));
+        CHILD(room(4); OK(NEW(4)); SAY(mprotect(to, 4 * P, RW)));
+        return 0;
+    }
+    """
+    )
+
+
+def test_what_is_locked_stays_so() -> None:
+    same(
+        HELP
+        + r"""
+    int main(void) {
+        /* A second mapping of what is locked is locked as well. */
+        char *p = map(2, RW, SHARED, -1);
+        SAY(mlock(p, 2 * P));
+        char *q = mremap(p, 0, 2 * P, MREMAP_MAYMOVE);
+        SMAPS(p, "Locked"); SMAPS(q, "Locked");
+
+        /* Locked once more, when a part of it has gone with the end of the file. */
+        int fd = file(4);
+        char *f = map(4, RW, MAP_SHARED, fd);
+        SAY(mlock(f, 4 * P)); SAY(ftruncate(fd, 2 * P));
+        SAY(mlock(f, 4 * P)); SAY(mlock(f, 2 * P)); SAY(mlock(f + 2 * P, P));
+        SAY(mprotect(p, P, PROT_NONE)); SAY(mlock(p, 2 * P)); SAY(mlock(p + P, P));
         return 0;
     }
     """

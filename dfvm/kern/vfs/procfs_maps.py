@@ -19,6 +19,7 @@ from dfvm.kern.sys_mman import (
     MARK_NOREAD,
     MARK_NORESERVE,
     MARK_ONFAULT,
+    MARK_WIPE,
     is_locked,
     is_shared,
     same_vma,
@@ -31,7 +32,6 @@ from dfvm.vm.copyio import uiomove, uiomove_pa, uioread
 from dfvm.vm.pmap import pmap_clear_young, pmap_mapped, pmap_pte, pmap_ptes
 from dfvm.vm.vm import (
     VM_INHERIT_NONE,
-    VM_INHERIT_ZERO,
     VM_PROT_EXECUTE,
     VM_PROT_OVERRIDE_WRITE,
     VM_PROT_READ,
@@ -321,7 +321,7 @@ def _vmflags(entry: VmMapEntry) -> str:
         ("lf", is_locked(entry) and entry.eflags & MARK_ONFAULT),
         ("ac", accounted),
         ("nr", entry.eflags & MARK_NORESERVE),
-        ("wf", entry.inheritance == VM_INHERIT_ZERO),
+        ("wf", entry.eflags & MARK_WIPE != 0),
         ("dd", entry.eflags & MAP_ENTRY_NOCOREDUMP),
     )
     return "".join(f"{name} " for name, on in flags if on)

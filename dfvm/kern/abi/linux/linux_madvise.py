@@ -21,6 +21,7 @@ from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import (
     MARK_NOREAD,
     MARK_ONFAULT,
+    MARK_WIPE,
     chain_end,
     entries,
     is_anonymous,
@@ -58,6 +59,7 @@ from dfvm.vm.vm_map import (
     vm_map_inherit,
     vm_map_lock,
     vm_map_madvise,
+    vm_map_mark,
     vm_map_simplify_entry,
     vm_map_transition_wait,
     vm_map_unlock,
@@ -168,15 +170,19 @@ def _advise(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int, behavi
         vm_map_inherit(map, start, end, VM_INHERIT_NONE)
     elif behavior == LINUX_MADV_DOFORK:
         if entry.inheritance == VM_INHERIT_NONE:
-            share = VM_INHERIT_SHARE if is_shared(entry) else VM_INHERIT_COPY
-            vm_map_inherit(map, start, end, share)
+            keep = VM_INHERIT_ZERO if entry.eflags & MARK_WIPE else VM_INHERIT_COPY
+            vm_map_inherit(map, start, end, VM_INHERIT_SHARE if is_shared(entry) else keep)
     elif behavior == LINUX_MADV_WIPEONFORK:
         if not is_anonymous(entry):
             raise err(EINVAL)
-        vm_map_inherit(map, start, end, VM_INHERIT_ZERO)
+        if entry.inheritance == VM_INHERIT_COPY:
+            vm_map_inherit(map, start, end, VM_INHERIT_ZERO)
+        vm_map_mark(map, start, end, 0, MARK_WIPE)
     elif behavior == LINUX_MADV_KEEPONFORK:
         if entry.inheritance == VM_INHERIT_ZERO:
             vm_map_inherit(map, start, end, VM_INHERIT_COPY)
+        if entry.eflags & MARK_WIPE:
+            vm_map_mark(map, start, end, MARK_WIPE, 0)
     elif behavior not in _NOTHING:
         if behavior == LINUX_MADV_FREE and not is_anonymous(entry):
             raise err(EINVAL)

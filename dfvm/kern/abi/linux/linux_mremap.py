@@ -27,6 +27,7 @@ from dfvm.kern.sys_mman import (
     entries,
     find_room,
     is_anonymous,
+    is_data,
     is_locked,
     is_shared,
     lock_room,
@@ -134,7 +135,10 @@ def _move_all(p: Proc, addr: int, size: int, flags: int, new_addr: int) -> int:
     if not vm_map_lookup_entry(map, addr)[0]:
         raise err(EFAULT)
     at, end = addr, addr + size
-    while (entry := vm_map_first_entry(map, at)) is not None and entry.ba.start < end:
+    while at < end:
+        entry = vm_map_first_entry(map, at)
+        if entry is None or entry.ba.start >= end:
+            break
         first = max(entry.ba.start, at)
         at = min(vma_end(entry, end), end)
         _remap_to(p, first, at - first, at - first, flags, new_addr + first - addr)
@@ -142,23 +146,25 @@ def _move_all(p: Proc, addr: int, size: int, flags: int, new_addr: int) -> int:
 
 
 def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_addr: int) -> int:
-    """MREMAP_FIXED and MREMAP_DONTUNMAP. What can be refused is refused before anything goes."""
+    """MREMAP_FIXED and MREMAP_DONTUNMAP. What can be refused is refused before anything goes, but
+    for the room that MREMAP_DONTUNMAP takes."""
     map = p.p_vmspace.vm_map
     _check_target(addr, old_len, new_addr, new_len)
     keep = min(old_len, new_len)
     entry = _check_grow(p, addr, keep, new_len)
+    data = is_data(entry)
     if flags & MREMAP_FIXED:
         check_place(p, new_addr, new_len)
     if addr + old_len > TASK_SIZE:
         raise err(EINVAL)
-    if flags & MREMAP_DONTUNMAP:
-        check_expand(p, keep, is_anonymous(entry), False)
     if flags & MREMAP_FIXED:
         vm_map_remove(map, new_addr, new_addr + new_len)
-    else:
-        new_addr = find_room(map, new_addr, new_len)
     if old_len > new_len:
         vm_map_remove(map, addr + new_len, addr + old_len)
+    if flags & MREMAP_DONTUNMAP:  # with what was at the new place gone already
+        check_expand(p, keep, data, False)
+    if not flags & MREMAP_FIXED:
+        new_addr = find_room(map, new_addr, new_len)
     return _move(p, addr, keep, new_addr, new_len, bool(flags & MREMAP_DONTUNMAP))
 
 
@@ -181,7 +187,7 @@ def _check_grow(p: Proc, addr: int, old_len: int, new_len: int) -> VmMapEntry:
         if is_locked(entry) and more > lock_room(p):
             raise err(EAGAIN)
         private = bool(entry.protection & VM_PROT_WRITE) and not is_shared(entry)
-        check_expand(p, more, private, private and not entry.eflags & MARK_NORESERVE)
+        check_expand(p, more, is_data(entry), private and not entry.eflags & MARK_NORESERVE)
     return entry
 
 
@@ -262,6 +268,7 @@ def _move(p: Proc, addr: int, old_len: int, new_addr: int, new_len: int, keep_ol
             if keep_old:
                 _refill(map, new_addr, old_len, addr - new_addr)
         else:
+            locked = is_locked(first)
             _show(map, first, new_addr, new_addr + new_len, addr - first.ba.start)
         for start in {new_addr, addr}:
             found, entry = vm_map_lookup_entry(map, start)

@@ -17,9 +17,11 @@ from dfvm.kern.kern_errno import EFAULT, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_prot import may_trace
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_generic import IOV_MAX, user_iov
+from dfvm.kern.sys_mman import MARK_NOREAD
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, uiomove_pa
 from dfvm.vm.vm import VM_PROT_READ, VM_PROT_WRITE
 from dfvm.vm.vm_fault import VM_FAULT_DIRTY, VM_FAULT_NORMAL, vm_fault_page
+from dfvm.vm.vm_map import vm_map_lookup_entry
 from dfvm.vm.vm_page import vm_page_unhold
 from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRESS
 from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
@@ -103,6 +105,9 @@ def _copy(space: Vmspace, va: int, length: int, uio: Uio, write: bool) -> None:
     end = va + length
     while va < end:
         if va >= VM_MAX_USER_ADDRESS:
+            raise err(EFAULT)
+        found, entry = vm_map_lookup_entry(space.vm_map, va)
+        if found and entry is not None and entry.eflags & MARK_NOREAD and not write:
             raise err(EFAULT)
         m, _ = vm_fault_page(space.vm_map, va, prot, VM_FAULT_DIRTY if write else VM_FAULT_NORMAL)
         if m is None:

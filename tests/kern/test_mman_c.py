@@ -792,3 +792,36 @@ def test_what_is_locked_stays_so() -> None:
     }
     """
     )
+
+
+def test_what_may_not_be_read_or_known_of() -> None:
+    """What another process has not asked to read is not read for others, though it could; and of a
+    file that one may only read, mincore does not tell what others have looked at."""
+    same(
+        HELP
+        + r"""
+    #include <sys/uio.h>
+    int main(void) {
+        char a[16] = "aaaaaaa", *p = map(4, RW, PRIVATE, -1);
+        memset(p, 'p', 4 * P);
+        mprotect(p, P, PROT_WRITE), mprotect(p + P, P, PROT_EXEC), mprotect(p + 2 * P, P, 0);
+        for (int n = 0; n < 4; n++)
+            for (int w = 0; w < 2; w++) {
+                struct iovec l = {a, 8}, r = {p + n * P, 8};
+                SAY(syscall(w ? SYS_process_vm_writev : SYS_process_vm_readv, getpid(), &l, 1, &r,
+                            1, 0));
+            }
+
+        int fd = file(2);
+        char *f = map(3, PROT_READ, MAP_SHARED, fd), *g = map(3, RW, MAP_PRIVATE, fd), v[3];
+        SAY(ftruncate(fd, P));
+        R(f); R(g);
+        for (int n = 0; n < 2; n++) {
+            SAY(mincore(f, 3 * P, v)); printf("%d %d %d\n", v[0], v[1], v[2]);
+            SAY(mincore(g, 3 * P, v)); printf("%d %d %d\n", v[0], v[1], v[2]);
+            SAY(setresuid(1234, 1234, 1234));
+        }
+        return 0;
+    }
+    """
+    )

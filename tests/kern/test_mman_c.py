@@ -825,3 +825,25 @@ def test_what_may_not_be_read_or_known_of() -> None:
     }
     """
     )
+
+
+def test_a_file_that_is_written_from_a_mapping_of_itself() -> None:
+    """It grows with what has been written, not before: what lies beyond its end is not there."""
+    same(
+        HELP
+        + r"""
+    int main(void) {
+      for (int n = 0; n < 2; n++) {
+        int fd = n ? file(2) : memfd_create("", 0);
+        ftruncate(fd, 2 * P);
+        char *p = map(8, RW, MAP_SHARED, fd), b[2] = "";
+        SAY(pwrite(fd, p + 3 * P + 100, 2 * P, 3 * P)); SAY(lseek(fd, 0, SEEK_END));
+        SAY(pwrite(fd, p + P, 2 * P, 3 * P)); SAY(lseek(fd, 0, SEEK_END));
+        SAY(pwrite(fd, p + 4 * P, P, 4 * P - 10)); SAY(lseek(fd, 0, SEEK_END));
+        SAY(pread(fd, b, 1, 3 * P)); puts(b);
+        R(p + 3 * P), R(p + 4 * P);
+      }
+      return 0;
+    }
+    """
+    )

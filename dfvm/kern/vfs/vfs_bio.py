@@ -122,7 +122,8 @@ def vn_write(vp: Vnode, uio: Uio, off: int, ioflag: int, limit: int) -> int:
             end = sealed_write(vp, off, end)
         end = vp.vop_reserve(off, end)
         if end > osize:
-            vnode_pager_setsize(vp, end)
+            mapped = vp.v_object is not None and vp.v_object.backing_list
+            vnode_pager_setsize(vp, max(off, osize) if mapped else end)
         try:
             _copy_in(vp, uio, off, end)
         except OSError:
@@ -145,12 +146,16 @@ def vn_write(vp: Vnode, uio: Uio, off: int, ioflag: int, limit: int) -> int:
 
 
 def _copy_in(vp: Vnode, uio: Uio, off: int, end: int) -> None:
-    # Bytes off … end, which the file reaches to, come from uio.
+    # Bytes off … end come from uio. The file reaches to `end`; or, if it is mapped, to `off`, and
+    # grows with what comes: that may be from such a mapping, and there is nothing beyond its end.
     vm = vp.v_mount.mnt_vfs.vm
     object = vnode_pager_object(vm, vp)
     while off < end:
         base = off & _MASK
         n = min(_PAGE - base, end - off)
+        if off + n > vp.v_filesize:
+            n = len(uio.piece(n))
+            vnode_pager_setsize(vp, off + n)
         m = vnode_pager_writepage(object, off >> _SHIFT, base, n)
         before = uio.uio_resid
         try:

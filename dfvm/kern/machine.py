@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
@@ -81,11 +82,13 @@ def _uninterrupted() -> Iterator[None]:
             raise KeyboardInterrupt
         caught = True
 
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            raise ValueError  # it does something else, or nothing
-        signal.signal(signal.SIGINT, handler)
-    except ValueError:  # or this is not Python's main thread, and SIGINT does not come here
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+    except ValueError:  # this is not Python's main thread, and SIGINT does not come here
+        ours = False
+    if not ours:
         yield
         return
     try:
@@ -169,6 +172,11 @@ def _stream(name: str, what: bytes | int | IO[Any] | None) -> bytes | int | None
     return what
 
 
+def _psignal(proc: Proc, sig: int) -> None:
+    if proc.p_stat != SZOMB:
+        ksignal(proc, sig)
+
+
 class Process:
     """A program that the machine was asked to run."""
 
@@ -193,7 +201,8 @@ class Process:
 
     @property
     def exit_status(self) -> int | None:
-        """Its exit code, or 128 + n when signal n killed it; None while it lives."""
+        """Its exit code, or 128 + n when signal n killed it; None while it lives, and if it did
+        when the machine was closed."""
         if self.proc.p_stat != SZOMB:
             return None
         status = self.proc.p_xstat
@@ -209,15 +218,21 @@ class Process:
         """Likewise."""
         return None if self._err is None else bytes(self._err)
 
+    def __repr__(self) -> str:
+        status = self.exit_status
+        state = "" if status is None else f", exit status {status}"
+        return f"<Process {self.pid} {self.proc.p_comm}{state}>"
+
     def kill(self, sig: int) -> None:
-        """Send it a signal. One that has ended does not mind.
+        """Send it a signal. One that has ended does not mind. Signal handlers and other threads of
+        the host's may do so too, while the machine runs.
 
         :raises ValueError: when there is no signal of that number.
         """
         if not 0 <= sig <= NSIG:
             raise ValueError(f"no signal {sig}")
-        if sig and self.proc.p_stat != SZOMB:
-            ksignal(self.proc, sig)
+        if sig:
+            self.proc.kernel.sched.post(_psignal, self.proc, sig)
 
 
 class Machine:
@@ -237,6 +252,7 @@ class Machine:
     kernel: Kernel
     root: str  # the host directory that programs see as /
     _env: Mapping[str, str]
+    _busy: bool  # a call of run() and the like is under way
     _host_root: bool  # the guest's file names are the host's
     _programs: list[Process]
 
@@ -258,6 +274,7 @@ class Machine:
             raise TypeError(f"rw is a list of directories, not {rw!r}")
         size = (size + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
         reserve_stdio()
+        self._busy = False
         self._env = os.environ if env is None else env
         self._host_root = root is None
         self.root = root or "/"
@@ -275,6 +292,24 @@ class Machine:
         if name == "kernel":
             raise RuntimeError("the machine is closed")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @contextmanager
+    def _entered(self) -> Iterator[Kernel]:
+        """The kernel, for one call from outside at a time, and where its thread0 is.
+
+        :raises RuntimeError: a call is under way, and this is a signal handler's or another
+            thread's; or the machine was made by another thread.
+        """
+        kernel = self.kernel
+        if self._busy:
+            raise RuntimeError("the machine is running")
+        if not kernel.sched.at_home():
+            raise RuntimeError("a machine can be used only by the thread that made it")
+        self._busy = True
+        try:
+            yield kernel
+        finally:
+            self._busy = False
 
     # ---- running ---------------------------------------------------------------------------------
 
@@ -308,7 +343,7 @@ class Machine:
         env = self._env if env is None else env
         envp = _environment(env)
         given = _stream("stdin", stdin), _stream("stdout", stdout), _stream("stderr", stderr)
-        with _uninterrupted():
+        with self._entered(), _uninterrupted():
             return self._spawn(args, envp, env.get("PATH"), given, cwd)
 
     def _spawn(
@@ -450,10 +485,17 @@ class Machine:
 
         :param timeout: seconds after which to give up.
         :raises TimeoutError: they are over; everything stays as it is and can be run on.
+        :raises KeyboardInterrupt: likewise.
         :raises Deadlock: nothing can run, and nothing can change that.
-        :raises Panic: the machine's state is broken.
+        :raises Panic: the machine's state is broken. That is so as well after any other exception
+            that came out of here, from a signal handler for example.
         """
-        kernel = self.kernel
+        if until is not None and until.proc.kernel is not self.kernel:
+            raise ValueError(f"{until!r} is another machine's")
+        with self._entered() as kernel:
+            self._run(kernel, None if timeout == inf else timeout, until)
+
+    def _run(self, kernel: Kernel, timeout: float | None, until: Process | None) -> None:
         sched = kernel.sched
         over = False
 
@@ -508,7 +550,8 @@ class Machine:
 
         :raises Panic: with what is wrong.
         """
-        self.kernel.check()
+        with self._entered() as kernel:
+            kernel.check()
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -516,9 +559,9 @@ class Machine:
         """End everything that still runs, write what is to be written to the host, and give the
         memory back. The machine can't be used afterwards; its programs' results can. Done at the
         end of `with`; a machine that is forgotten warns, and closes itself if it can."""
-        kernel: Kernel | None = self.__dict__.pop("kernel", None)
-        if kernel is not None:
-            with _uninterrupted():
+        if "kernel" in self.__dict__:
+            with self._entered() as kernel, _uninterrupted():
+                del self.kernel
                 kernel.shutdown()
 
     def __del__(self) -> None:

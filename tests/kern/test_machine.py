@@ -375,6 +375,95 @@ def test_no_such_signal() -> None:
         m.check()
 
 
+def test_calls_during_a_run_are_refused() -> None:
+    """A signal handler of the host's may send signals, and nothing else."""
+    refused = []
+
+    def handler(signo: int, frame: object) -> None:
+        for use in (m.run, m.check, m.close, lambda: m.spawn([BUSYBOX, "true"])):
+            try:
+                use()
+            except RuntimeError as e:
+                refused.append(str(e))
+        p.kill(signal.SIGTERM)
+
+    old = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with Machine(mem="16M", check=True) as m:
+            p = m.spawn([BUSYBOX, "sh", "-c", "while :; do :; done"], stdin=b"")
+            m.kernel.sched.callout(0, os.kill, os.getpid(), signal.SIGUSR1)
+            m.run()
+            assert p.exit_status == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+    assert refused == ["the machine is running"] * 4
+
+
+def test_kill_from_another_thread() -> None:
+    """Also while the machine waits for something else."""
+    with Machine(mem="16M") as m:
+        p = m.spawn([BUSYBOX, "sleep", "1000"])
+        killer = threading.Thread(target=p.kill, args=[signal.SIGKILL])
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.01)
+        killer.start()
+        m.run()
+        killer.join()
+        assert p.exit_status == 128 + signal.SIGKILL
+
+
+def test_another_thread_is_refused_and_harms_nothing() -> None:
+    said = []
+
+    def use() -> None:
+        try:
+            m.run()
+        except RuntimeError as e:
+            said.append(str(e))
+
+    with Machine(mem="16M", check=True) as m:
+        p = m.spawn([BUSYBOX, "echo", "here"], stdout=PIPE)
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        m.run()
+    assert said == ["a machine can be used only by the thread that made it"]
+    assert p.stdout == b"here\n"
+
+
+def test_until_another_machines_program() -> None:
+    with Machine(mem="16M") as m, Machine(mem="16M") as other:
+        p = other.spawn([BUSYBOX, "true"])
+        with pytest.raises(ValueError, match="another machine's"):
+            m.run(until=p)
+
+
+def test_for_ever_is_a_timeout_too() -> None:
+    with Machine(mem="16M") as m:
+        p = m.spawn([BUSYBOX, "true"])
+        assert repr(p) == f"<Process {p.pid} busybox>"
+        m.run(timeout=float("inf"))
+        assert repr(p) == f"<Process {p.pid} busybox, exit status 0>"
+
+
+def test_after_a_bug_nothing_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel thread ended by an exception leaves a machine that only can be closed."""
+
+    def fork(*args: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with Machine(mem="16M") as m:
+        p = m.spawn([BUSYBOX, "sh", "-c", "busybox true; true"], stdin=b"")
+        monkeypatch.setattr("dfvm.kern.kern_fork.newproc", fork)
+        with pytest.raises(ZeroDivisionError):
+            m.run()
+        monkeypatch.undo()
+        for _ in range(2):
+            with pytest.raises(Panic, match=r"ended in the middle: ZeroDivisionError\('a bug'\)"):
+                m.run()
+    assert p.exit_status is None
+
+
 def test_interrupt_while_a_program_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """^C in the middle of the kernel waits until that is in order."""
     find = Machine._find

@@ -245,7 +245,8 @@ class Machine:
     :param env: environment for programs that are given none; None is the host's.
     :param check: verify the machine's state along the way and at the end.
     :param ncpu: CPUs that programs are told of.
-    :raises ValueError: for a size or a number of CPUs that makes no sense.
+    :raises ValueError: for a size or a number of CPUs that makes no sense, or an `rw` that is not
+        below the root.
     :raises OSError: when the host has not that much memory, or a directory does not exist.
     """
 

@@ -82,7 +82,7 @@ def command(args: list[str]) -> int:
         from importlib.metadata import version
 
         return show(f"dfvm {version('dfvm')}\n")
-    said = f"no command {name!r}" if name else "a command is needed"
+    said = f"no command {quoted(name)}" if name else "a command is needed"
     complain("dfvm", f"{said}{suggestion(name, COMMANDS)}; try dfvm --help")
     return EXIT_USAGE
 
@@ -114,6 +114,16 @@ def say(text: str) -> None:
             sys.stderr.write(text)
     except OSError:
         pass
+
+
+def shown(text: str) -> str:
+    """A file name, or what else somebody typed, for a message, which is one line and printable."""
+    return text if text and text.isprintable() else quoted(text)
+
+
+def quoted(text: str) -> str:
+    """The same in quotes, with the bytes that are no text by their numbers."""
+    return repr(os.fsencode(text))[1:] if not text.isprintable() else repr(text)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

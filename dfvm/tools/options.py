@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from dfvm.tools.main import EXIT_USAGE, complain, show, suggestion
+from dfvm.tools.main import EXIT_USAGE, complain, quoted, show, shown, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +18,18 @@ class UsageError(Exception):
     """Something the user gave can't be used; the message is the whole line."""
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows a value that has to be in one word with its option in one word with it."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).replace(" [=", "[=")
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, as everywhere in dfvm."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
         complain(self.prog, f"{message}; try {self.prog} --help")
         self.exit(EXIT_USAGE)
 
@@ -46,7 +54,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def _option(self, name: str, options: dict[str, argparse.Action]) -> argparse.Action:
         if name not in options:
-            self.error(f"no option {name}{suggestion(name, options)}")
+            self.error(f"no option {shown(name)}{suggestion(name, options)}")
         return options[name]
 
 
@@ -65,7 +73,7 @@ def parse_mem(text: str) -> int:
     try:
         size = parse_size(text)
     except ValueError:
-        raise UsageError(f"--mem: {text!r} is not a size (for example 64M or 1G)") from None
+        raise UsageError(f"--mem: {quoted(text)} is not a size (for example 64M or 1G)") from None
     if size < MEM_MIN:
         raise UsageError(f"--mem: {text} is too little; the least is {MEM_MIN >> 20}M")
     if size > host_memory():
@@ -78,7 +86,7 @@ def run_parser(prog: str, description: str) -> OneLineParser:
     """A parser with the options of `dfvm run`"""
     parser = OneLineParser(
         prog=prog, usage=f"{prog} [options] PROGRAM [ARG...]", description=description,
-        allow_abbrev=False,
+        allow_abbrev=False, formatter_class=HelpFormatter,
     )  # fmt: skip
     parser.add_argument(
         "--mem",
@@ -124,8 +132,11 @@ def parse_run(parser: OneLineParser, argv: Sequence[str]) -> Any:
             value = next(words, None)
             if value is None:
                 parser.error(f"{word} needs a value")
-            # In one word, so that a value may begin with "-".
-            word += f"={value}" if word.startswith("--") else value
+            # In one word, for it may begin with "-"; behind a "=", for it may be empty.
+            if not word.startswith("--") and len(word) > 2:
+                own.append(word[:-1])
+                word = f"-{word[-1]}"
+            word += f"={value}"
         own.append(word)
     args = parser.parse_args(own)
     if program is None:
@@ -143,7 +154,7 @@ def guest_environment(settings: list[str]) -> dict[str, str]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
-            raise UsageError(f"--env: {setting!r} is not K=V")
+            raise UsageError(f"--env: {quoted(setting)} is not K=V")
         env[name] = value
     return env
 
@@ -174,6 +185,8 @@ def make_machine(args: Any) -> Machine:
     except OSError as e:
         what = f"--mem: {args.mem}" if e.filename is None else shown(os.fsdecode(e.filename))
         raise UsageError(f"{what}: {e.strerror}") from None
+    except ValueError as e:
+        raise UsageError(f"--rw: {e}") from None
 
 
 def open_output(what: str, path: str) -> TextIO:
@@ -188,8 +201,3 @@ def open_output(what: str, path: str) -> TextIO:
         return open(path, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     except OSError as e:
         raise UsageError(f"{what}: {shown(path)}: {e.strerror}") from None
-
-
-def shown(path: str) -> str:
-    """A file name for a message, which is one line and printable."""
-    return path if path and path.isprintable() else repr(os.fsencode(path))[1:]

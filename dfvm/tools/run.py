@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic
-from dfvm.tools.main import EXIT_PANIC, EXIT_USAGE, INTERRUPTED, complain, say
+from dfvm.tools.main import EXIT_PANIC, EXIT_USAGE, INTERRUPTED, complain, say, shown
 from dfvm.tools.options import (
     UsageError,
     make_machine,
     open_output,
     parse_run,
     run_parser,
-    shown,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -84,7 +83,9 @@ def run_program(prog: str, args: Any, machine: Machine) -> int:
     try:
         process = machine.spawn([args.program, *args.args])
     except OSError as e:
-        complain(prog, f"{shown(args.program)}: {e.strerror}")
+        # It looks as if --stats took its file as other options do.
+        meant = " (or --stats=FILE?)" if args.stats == "-" and e.errno == ENOENT else ""
+        complain(prog, f"{shown(args.program)}: {e.strerror}{meant}")
         return EXIT_NOT_FOUND if e.errno in (ENOENT, ENOTDIR) else EXIT_CANNOT_RUN
     machine.run(until=process)
     if process.proc.p_xstat & 0x7F == SIGINT and machine.kernel.files.host_ttys:

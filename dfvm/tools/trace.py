@@ -6,8 +6,8 @@ import sys
 from errno import EPIPE
 from typing import TYPE_CHECKING
 
-from dfvm.tools.main import EXIT_SIGPIPE, EXIT_USAGE, complain, say
-from dfvm.tools.options import UsageError, open_output, parse_run, run_parser, shown
+from dfvm.tools.main import EXIT_SIGPIPE, EXIT_USAGE, complain, say, shown
+from dfvm.tools.options import UsageError, open_output, parse_run, run_parser
 from dfvm.tools.run import run_machine
 
 if TYPE_CHECKING:
@@ -22,13 +22,17 @@ def trace_command(argv: Sequence[str]) -> int:
     parser = run_parser("dfvm trace", "Run PROGRAM and show each page fault, then a summary.")
     parser.add_argument("-o", dest="output", metavar="FILE", help="write the trace there")
     parser.add_argument(
-        "--format", choices=("text", "jsonl"), default="text", help="text (default) or jsonl"
+        "--format",
+        metavar="FORM",
+        choices=("text", "jsonl"),
+        default="text",
+        help="text (default), or jsonl: a JSON object for each fault",
     )
     parser.add_argument(
         "-v", dest="verbose", action="store_true", help="show the faulting instruction too"
     )
     parser.add_argument(
-        "--walk", action="store_true", help="show the page-table walk after each fault (text)"
+        "--walk", action="store_true", help="show the page-table walk after each fault"
     )
     args = parse_run(parser, argv)
     out = sys.stderr

@@ -63,6 +63,11 @@ def test_name_is_looked_up_in_path() -> None:
         (["run", "--env", "novalue", "/bin/true"], 2, "'novalue' is not K=V"),
         (["run", "--rw", "/no/such", "/bin/true"], 2, "/no/such: does not exist"),
         (["run", "--root", "/etc/passwd", "/bin/true"], 2, "is not a directory"),
+        (["run", "--root", "/usr", "--rw", "/etc", "/bin/true"], 2, "'/etc' is not below the"),
+        (["run", "--env", "\udcff", "/bin/true"], 2, r"--env: '\xff' is not K=V"),
+        (["run", "--mem", "1\udcff", "/bin/true"], 2, r"--mem: '1\xff' is not a size"),
+        (["run", "--\udcff"], 2, r"no option '--\xff'"),
+        (["\udcff"], 2, r"no command '\xff'"),
         (["run", "--stats=", "/bin/true"], 2, "--stats: '': No such file"),
         (["run", "--stats=/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
         (["run", "--stats=/dev/full", "busybox", "true"], 2, "/dev/full: No space left"),
@@ -72,7 +77,9 @@ def test_name_is_looked_up_in_path() -> None:
         (["run", "nosuchprogram"], 127, "nosuchprogram: No such file or directory"),
         (["run", "/etc/passwd"], 126, "/etc/passwd: Permission denied"),
         (["run", "/etc"], 126, "/etc: Permission denied"),
-        (["trace", "--format", "xml", "/bin/true"], 2, "xml"),
+        (["trace", "--format", "xml", "/bin/true"], 2, "trace: --format: invalid choice: 'xml'"),
+        (["trace", "-o", "", "/bin/true"], 2, "-o: '': No such file"),
+        (["trace", "-vo", "", "/bin/true"], 2, "-o: '': No such file"),
         (["trace", "-o", "/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
         (["trace", "-vo", "/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
         (["trace", "-vx", "/bin/true"], 2, "no option -x"),
@@ -108,7 +115,7 @@ def test_missing_interpreter_is_named(tmp_path: Path) -> None:
 def test_help() -> None:
     assert b"run a program" in dfvm("--help").stdout
     done = dfvm("run", "--help")
-    assert (done.returncode, done.stderr) == (0, b"") and b"--stats [=FILE]" in done.stdout
+    assert (done.returncode, done.stderr) == (0, b"") and b"--stats[=FILE]" in done.stdout
     assert dfvm("help", "run").stdout == done.stdout
     assert b"--walk" in dfvm("trace", "--help").stdout
     assert dfvm("--version").stdout.startswith(b"dfvm ")
@@ -181,6 +188,18 @@ def test_statistics_as_table_and_json(guest_bin: Path, tmp_path: Path) -> None:
     figures = json.loads(path.read_text())
     assert figures["vmmeter"]["v_cow_faults"] > 0
     assert figures["vmstats"]["v_page_count"] > 0
+
+
+def test_a_file_where_stats_takes_none() -> None:
+    done = dfvm("run", "--stats", "figures.json", "busybox", "true")
+    said = b"dfvm run: figures.json: No such file or directory (or --stats=FILE?)\n"
+    assert done.returncode == 127 and done.stderr.startswith(said)
+
+
+def test_a_value_may_look_like_an_option(tmp_path: Path) -> None:
+    assert dfvm("trace", "-vo", "-x", "busybox", "true", cwd=tmp_path).returncode == 0
+    assert dfvm("trace", "-v-y", "busybox", "true", cwd=tmp_path).returncode == 2
+    assert os.listdir(tmp_path) == ["-x"]
 
 
 def test_trace_shows_every_fault(guest_bin: Path, tmp_path: Path) -> None:

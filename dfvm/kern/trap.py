@@ -213,15 +213,13 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
     prot = _ACCESS[error & _PGEX_ACCESS]
     if prot == VM_PROT_WRITE:
         flags |= VM_FAULT_DIRTY
-    result = KERN_INVALID_ADDRESS
-    if va < VM_MAX_USER_ADDRESS:
-        result = vm_fault(p.p_vmspace.vm_map, va, prot, flags)
-        kernel = p.kernel
-        if kernel.checking and kernel.faults % CHECK_FAULTS == 0:
-            kernel.check()
-        if result == KERN_SUCCESS or p.p_lowmemkill:
-            return
-    else:
+    result = vm_fault(p.p_vmspace.vm_map, va, prot, flags)
+    kernel = p.kernel
+    if kernel.checking and kernel.faults % CHECK_FAULTS == 0:
+        kernel.check()
+    if result == KERN_SUCCESS or p.p_lowmemkill:
+        return
+    if va >= VM_MAX_USER_ADDRESS:
         error |= PGEX_P  # as Linux: what the kernel's half looks like is nobody's business
     sig, code = _FAULT_SIGNALS.get(result, (SIGBUS, BUS_ADRERR))
     lp.lwp_trapno, lp.lwp_err, lp.lwp_cr2 = X86_TRAP_PF, error, va

@@ -1,11 +1,11 @@
 """Every page fault as it was resolved: a line for people, or a JSON object for programs.
 
-A line tells process, RIP, the address, r/w/x, u(ser) or k(ernel), the map entry it fell in, how the
-fault was resolved and how many neighbours were mapped along, the frame and the PTE as installed,
-min(or) or maj(or), and the microseconds spent in vm_fault:
+A line tells process, RIP, the address, r/w/x, u(ser) or k(ernel), how the fault was resolved and
+how many neighbours were mapped along, the frame and the PTE as installed, min(or) or maj(or), the
+microseconds spent in vm_fault, and the map entry it fell in:
 
-  pid           rip        address       entry                        how     frame    pte   …   µs
-    2      0x401c2a     0x7ffe1008 w u   [stack] 7ffdf000-7ffff000 … zero +3  0x1f4000 P W U min 9.0
+  pid       rip      address      how      frame     pte        µs  entry
+    2  0x401c2a   0x7ffe1008 w u  zero +3  0x1f4000  P W U min 9.0  7ffdf000-7ffff000 rw- [stack]
 
 The summary at the end counts by the way of resolving. The trace subscribes to `vm.probe.fault`
 for one machine; nothing of it runs while nobody traces.
@@ -17,11 +17,10 @@ import os
 from errno import EBADF, EPIPE
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from dfvm.kern.vfs.vnode import Vnode
 from dfvm.machine.pte import PG_FRAME, PG_V, pte_flags
 from dfvm.machine.reg import RIP
 from dfvm.machine.walk import walk
-from dfvm.trace.symbols import Symbols
+from dfvm.trace.symbols import Symbols, mapped_file
 from dfvm.vm import probe
 from dfvm.vm.vm import (
     KERN_INVALID_ADDRESS,
@@ -33,9 +32,11 @@ from dfvm.vm.vm import (
     VM_SUBSYS_BRK,
     VM_SUBSYS_STACK,
 )
+from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 
 if TYPE_CHECKING:
     from dfvm.kern.machine import Machine
+    from dfvm.machine.walk import WalkLevel
     from dfvm.vm.probe import FaultRecord
     from dfvm.vm.vm_map_entry import VmMapEntry
 
@@ -57,8 +58,8 @@ _SIGNALS: Final = {
     KERN_RESOURCE_SHORTAGE: "SIGKILL (memory)",
 }
 _HEADING: Final = (
-    f"{'pid':>5} {'rip':>14} {'address':>14}      {'entry':<42} {'how':<19} {'frame':<10} "
-    f"{'pte':<16}         µs\n"
+    f"{'pid':>5} {'rip':>14} {'address':>18}      {'how':<20} {'frame':<10} {'pte':<20} "
+    f"{'µs':>12}  entry\n"
 )
 
 
@@ -136,7 +137,6 @@ class FaultTrace:
     def _text(self, r: FaultRecord, how: str) -> None:
         pid, rip = self._who()
         kind = next(name for bit, name in _TYPES if r.fault_type & bit)
-        side = "k" if r.how & probe.HOW_KERNEL else "u"
         more = f" +{r.prefault}" if r.prefault else ""
         if r.depth and how == "cow":
             how = f"cow from depth {r.depth}"
@@ -147,40 +147,44 @@ class FaultTrace:
             frame, flags = f"{r.pte & PG_FRAME:#x}", pte_flags(r.pte)
         heading = _HEADING if self.faults == 1 else ""
         self._write(
-            f"{heading}{pid:>5} {rip:#14x} {r.va:#14x} {kind} {side}  {describe_entry(r):<42} "
-            f"{how + more:<19} {frame:<10} {flags:<16} {'maj' if r.major else 'min'}"
-            f"{r.ns / 1000:8.1f}\n"
+            f"{heading}{pid:>5} {rip:#14x} {r.va:#18x} {kind} {by(r)[0]}  {how + more:<20} "
+            f"{frame:<10} {flags:<20} {'maj' if r.major else 'min'} {r.ns / 1000:8.1f}  "
+            f"{describe_entry(r)}\n"
         )
         if self.verbose:
             text = self._instruction(rip)
             if text:
                 self._write(f"    {text}\n")
         if self.walk:
-            self._walk(r.va)
+            self._walk(r)
 
-    def _walk(self, va: int) -> None:
-        """The levels of the page tables that the MMU will pass through for va."""
+    def _levels(self, r: FaultRecord) -> list[WalkLevel]:
+        """The levels of the page tables that the MMU will pass through."""
         kernel = self.machine.kernel
         lwp = kernel.sched.curthread.td_lwp
-        if lwp is None:
-            return
-        for level in walk(kernel.ram, lwp.lwp_cr3, va):
+        if r.map_entry is not None:  # the kernel may work for a space that nobody runs in yet
+            return walk(kernel.ram, r.map_entry.ba.pmap.pm_pml4, r.va)
+        return [] if lwp is None else walk(kernel.ram, lwp.lwp_cr3, r.va)
+
+    def _walk(self, r: FaultRecord) -> None:
+        for level in self._levels(r):
             flags = pte_flags(level.entry, level.name == "PD") if level.leaf else ""
             self._write(
                 f"    {level.name:4} {level.table_pa:#010x} [{level.index:3}] "
-                f"{level.entry:#018x} {flags}\n"
+                f"{level.entry:#018x} {flags}".rstrip()
+                + "\n"
             )
 
     def _json(self, r: FaultRecord, how: str) -> None:
         import json
 
         pid, rip = self._who()
-        record = {
+        record: dict[str, Any] = {
             "pid": pid,
             "rip": rip,
             "va": r.va,
             "type": next(name for bit, name in _TYPES if r.fault_type & bit),
-            "from": "kernel" if r.how & probe.HOW_KERNEL else "user",
+            "from": by(r),
             "entry": None
             if r.map_entry is None
             else {"start": r.entry_start, "end": r.entry_end, "name": entry_name(r.map_entry),
@@ -197,6 +201,11 @@ class FaultTrace:
         }  # fmt: skip
         if self.verbose:
             record["instruction"] = self._instruction(rip)
+        if self.walk:
+            record["walk"] = [
+                {"level": w.name, "table": w.table_pa, "index": w.index, "entry": w.entry}
+                for w in self._levels(r)
+            ]
         self._write(json.dumps(record) + "\n")
 
     def _instruction(self, rip: int) -> str:
@@ -232,6 +241,11 @@ class FaultTrace:
         return "\n".join(lines) + "\n"
 
 
+def by(r: FaultRecord) -> str:
+    """Who made the access: what is wired, the kernel touches."""
+    return "kernel" if r.how & (probe.HOW_KERNEL | probe.HOW_WIRE) else "user"
+
+
 def refusal(r: FaultRecord) -> str:
     """What comes of a fault that could not be resolved: the process's signal, or the error of the
     system call that it happened in."""
@@ -256,23 +270,22 @@ def entry_prot(entry: VmMapEntry) -> str:
 
 
 def entry_name(entry: VmMapEntry) -> str:
-    """What an entry is: the file it maps, [heap], [stack] or anon."""
-    ba: Any = entry.ba
-    while ba.backing_ba is not None:
-        ba = ba.backing_ba
-    vp = ba.object.handle if ba.object is not None else None
-    if isinstance(vp, Vnode):
+    """What an entry is: the file it maps, [heap], [stack], [kernel] or anon."""
+    vp = mapped_file(entry)
+    if vp is not None:
         return os.fsdecode(vp.v_name) or "file"
+    if entry.ba.start >= VM_MAX_USER_ADDRESS:
+        return "[kernel]"
     if entry.id == VM_SUBSYS_STACK:
         return "[stack]"
     return "[heap]" if entry.id == VM_SUBSYS_BRK else "anon"
 
 
 def describe_entry(r: FaultRecord) -> str:
-    """The map entry of a fault: name, range, protection."""
+    """The map entry of a fault: range, protection, name."""
     if r.map_entry is None:
-        return "no entry"
+        return "none"
     name = entry_name(r.map_entry)
     if not name.isprintable():  # a file's name may be anything
-        name = ascii(name)[1:-1]
-    return f"{name} {r.entry_start:x}-{r.entry_end:x} {entry_prot(r.map_entry)}"
+        name = repr(os.fsencode(name))[2:-1]
+    return f"{r.entry_start:x}-{r.entry_end:x} {entry_prot(r.map_entry)} {name}"

@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfvm.kern.machine import INHERIT, PIPE, STDOUT, Machine, Process
+    from dfvm.kern.machine import INHERIT, PIPE, STDOUT, Deadlock, Machine, Panic, Process
 
-__all__ = ["INHERIT", "PIPE", "STDOUT", "Machine", "Process"]
+__all__ = ["INHERIT", "PIPE", "STDOUT", "Deadlock", "Machine", "Panic", "Process"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,3 +26,7 @@ def __getattr__(name: str) -> Any:
     from dfvm.kern import machine
 
     return getattr(machine, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

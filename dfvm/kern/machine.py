@@ -25,11 +25,14 @@ from dfvm.kern.kernel import Kernel
 from dfvm.kern.proc import P_CONTROLT, SZOMB, Pgrp, Proc, joinpgrp, leavepgrp
 from dfvm.kern.tty import HostSignals
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei
+from dfvm.lwkt.lwkt_thread import Deadlock
+from dfvm.lwkt.panic import Panic
 from dfvm.vm.vm_page import vm_page_rollup
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
     from types import TracebackType
     from typing import IO
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
     from dfvm.kern.tty import Tty
     from dfvm.vm.vm_meter import VmMeter, VmStats
+
+__all__ = ["INHERIT", "PIPE", "STDOUT", "Deadlock", "Machine", "Panic", "Process"]
 
 PIPE: Final = -1  # collect the output
 INHERIT: Final = None  # the host's own descriptor
@@ -100,7 +105,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _about(path: str | bytes) -> Iterator[None]:
+def _about(path: str | bytes | PathLike[str]) -> Iterator[None]:
     """An error meanwhile is about this file."""
     try:
         yield
@@ -142,7 +147,7 @@ def _environment(env: Mapping[str, str]) -> list[bytes]:
     return strings
 
 
-def _string(text: str | bytes) -> bytes:
+def _string(text: str | bytes | PathLike[str]) -> bytes:
     """A string as programs get them.
 
     :raises ValueError: for one with a zero byte, where it would end.
@@ -197,6 +202,7 @@ class Process:
 
     @property
     def pid(self) -> int:
+        """Its process id in the machine."""
         return self.proc.p_pid
 
     @property
@@ -215,7 +221,7 @@ class Process:
 
     @property
     def stderr(self) -> bytes | None:
-        """Likewise."""
+        """The same for standard error."""
         return None if self._err is None else bytes(self._err)
 
     def __repr__(self) -> str:
@@ -260,8 +266,8 @@ class Machine:
     def __init__(
         self,
         mem: str | int = "64M",
-        root: str | None = None,
-        rw: Sequence[str] = (),
+        root: str | PathLike[str] | None = None,
+        rw: Sequence[str | PathLike[str]] = (),
         env: Mapping[str, str] | None = None,
         check: bool = False,
         ncpu: int = 1,
@@ -278,12 +284,12 @@ class Machine:
         self._busy = False
         self._env = os.environ if env is None else env
         self._host_root = root is None
-        self.root = root or "/"
+        self.root = "/" if root is None else os.fsdecode(root)
         self._programs = []
         shared = [os.path.abspath(os.fsencode(name)) for name in rw]
         try:
             with _uninterrupted():
-                self.kernel = Kernel(size, os.fsencode(root or "/"), shared, ncpu, check)
+                self.kernel = Kernel(size, os.fsencode(self.root), shared, ncpu, check)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -316,12 +322,12 @@ class Machine:
 
     def spawn(
         self,
-        argv: Sequence[str | bytes],
+        argv: Sequence[str | bytes | PathLike[str]],
         stdin: bytes | int | IO[Any] | None = INHERIT,
         stdout: int | IO[Any] | None = INHERIT,
         stderr: int | IO[Any] | None = INHERIT,
         env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
+        cwd: str | PathLike[str] | None = None,
     ) -> Process:
         """Start a program, as a job of its own. It runs when `run` is called.
 
@@ -353,7 +359,7 @@ class Machine:
         envp: list[bytes],
         path: str | None,
         given: tuple[bytes | int | None, ...],
-        cwd: str | None,
+        cwd: str | PathLike[str] | None,
     ) -> Process:
         kernel = self.kernel
         stdin, stdout, stderr = given
@@ -377,7 +383,7 @@ class Machine:
         self._programs.append(process)
         return process
 
-    def _new_program(self, cwd: str | None) -> tuple[Proc, Lwp]:
+    def _new_program(self, cwd: str | PathLike[str] | None) -> tuple[Proc, Lwp]:
         """A child of the launcher with everything but a program."""
         kernel = self.kernel
         parent = kernel.launcher
@@ -405,7 +411,7 @@ class Machine:
             raise
         return p, lp
 
-    def _chdir(self, p: Proc, cwd: str | None) -> None:
+    def _chdir(self, p: Proc, cwd: str | PathLike[str] | None) -> None:
         root = self.kernel.vfs.rootvnode
         if cwd is not None:
             with _about(cwd):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import dfvm
 from dfvm import PIPE, STDOUT, Machine
 from dfvm.kern.kernel import Kernel
 from dfvm.kern.machine import parse_size
@@ -350,6 +351,23 @@ def test_errors_name_the_file() -> None:
         with pytest.raises(OSError) as info:
             m.spawn([BUSYBOX, "true"], cwd="/no")
         assert info.value.filename == "/no"
+
+
+def test_paths_may_be_paths(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with Machine(mem="16M", root=Path("/"), rw=[tmp_path]) as m:
+        m.spawn([Path(BUSYBOX), "touch", "x"], cwd=tmp_path / "d")
+        m.run()
+    assert (tmp_path / "d" / "x").exists()
+    with pytest.raises(FileNotFoundError):
+        Machine(mem="16M", root="")  # not the host's
+
+
+def test_what_the_package_shows() -> None:
+    assert set(dfvm.__all__) <= set(dir(dfvm))
+    assert (dfvm.Deadlock, dfvm.Panic) == (Deadlock, Panic)
+    with pytest.raises(AttributeError):
+        _ = dfvm.machines  # type: ignore[attr-defined]
 
 
 def test_files_as_streams(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from errno import EACCES
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from dfvm.tools.main import EXIT_USAGE, complain, quoted, show, shown, suggestion
@@ -45,7 +46,10 @@ class OneLineParser(argparse.ArgumentParser):
         options = self._option_string_actions
         if word.startswith("--"):
             name, given, _ = word.partition("=")
-            return self._option(name, options).nargs is None and not given
+            takes = self._option(name, options).nargs
+            if given and takes == 0:
+                self.error(f"{name} takes no value")
+            return takes is None and not given
         # Letters, up to the first that takes a value: what follows it in the word is the value.
         for n, letter in enumerate(word[1:], 2):
             if self._option("-" + letter, options).nargs is None:
@@ -160,14 +164,16 @@ def guest_environment(settings: list[str]) -> dict[str, str]:
 
 
 def check_directories(args: Any) -> None:
-    """--root and --rw must be directories.
+    """--root and --rw must be directories, and what is in the root can be found.
 
-    :raises UsageError: when one is not.
+    :raises UsageError: when it is not so.
     """
     for option, path in [("--root", args.root), *(("--rw", path) for path in args.rw)]:
         if path is not None and not os.path.isdir(path):
             reason = "is not a directory" if os.path.exists(path) else "does not exist"
             raise UsageError(f"{option}: {shown(path)}: {reason}")
+    if args.root is not None and not os.access(args.root, os.X_OK):
+        raise UsageError(f"--root: {shown(args.root)}: {os.strerror(EACCES)}")
 
 
 def make_machine(args: Any) -> Machine:

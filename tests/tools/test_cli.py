@@ -55,7 +55,7 @@ def test_name_is_looked_up_in_path() -> None:
         (["run", "--meme", "1M", "x"], 2, "no option --meme (did you mean --mem?)"),
         (["run", "-x", "y"], 2, "no option -x"),
         (["run", "--mem"], 2, "--mem needs a value"),
-        (["run", "--check=yes", "/bin/true"], 2, "--check"),
+        (["run", "--check=yes", "/bin/true"], 2, "--check takes no value"),
         (["run", "--mem", "12Q", "/bin/true"], 2, "'12Q' is not a size"),
         (["run", "--mem", "-5M", "/bin/true"], 2, "--mem"),
         (["run", "--mem", "1M", "/bin/true"], 2, "too little"),

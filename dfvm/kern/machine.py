@@ -26,7 +26,7 @@ from dfvm.kern.proc import P_CONTROLT, SZOMB, Pgrp, Proc, joinpgrp, leavepgrp
 from dfvm.kern.tty import HostSignals
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei
 from dfvm.lwkt.lwkt_thread import Deadlock
-from dfvm.lwkt.panic import Panic
+from dfvm.lwkt.panic import Panic, panic
 from dfvm.vm.vm_page import vm_page_rollup
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_free
 
@@ -504,6 +504,8 @@ class Machine:
 
     def _run(self, kernel: Kernel, timeout: float | None, until: Process | None) -> None:
         sched = kernel.sched
+        if sched.broken:
+            panic(sched.broken)
         over = False
 
         def expire() -> None:

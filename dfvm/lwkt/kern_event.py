@@ -8,7 +8,7 @@ nothing is runnable this is where the whole machine waits.
 from __future__ import annotations
 
 from collections import deque
-from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write
+from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write, getpid
 from time import sleep
 from typing import TYPE_CHECKING, Final
 
@@ -35,18 +35,20 @@ _ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL  # reported whether asked for or n
 class HostEvents:
     """What the host may tell us."""
 
-    __slots__ = ("_eventfd", "_poller", "_posted", "_waiters")
+    __slots__ = ("_eventfd", "_pid", "_poller", "_posted", "_waiters")
 
     _waiters: dict[int, dict[Thread, int]]  # fd → who waits there, and for which events
     _posted: deque[tuple[Callable[..., object], tuple[object, ...]]]  # calls to make when safe
     _poller: poll | None  # knows _eventfd and every fd of _waiters; made when first needed
     _eventfd: int  # wakes the idle wait; -1 until the first one
+    _pid: int  # the host's process that _eventfd was made by
 
     def __init__(self) -> None:
         self._waiters = {}
         self._posted = deque()
         self._poller = None
         self._eventfd = -1
+        self._pid = 0
 
     def close(self) -> None:
         """Give the host its descriptor back. Nobody waits any more; post() is harmless."""
@@ -93,6 +95,15 @@ class HostEvents:
         """Whether a thread for which `which` is true waits for the host."""
         return any(which(td) for who in self._waiters.values() for td in who)
 
+    def adopt(self) -> None:
+        """A child that the host's process forked has our descriptor too: what is posted to the one
+        would wake the other. If this is a child, it takes one of its own."""
+        if self._eventfd >= 0 and self._pid != getpid():
+            self.close()
+            poller = self._get_poller()
+            for fd, who in self._waiters.items():
+                poller.register(fd, _wanted(who))
+
     def add(self, td: Thread, fd: int, events: int) -> None:
         """`td` goes to sleep until `fd` shows one of `events` or an error."""
         who = self._waiters.setdefault(fd, {})
@@ -112,10 +123,7 @@ class HostEvents:
                 self._poller.unregister(fd)
 
     def _watch(self, fd: int, who: dict[Thread, int]) -> None:
-        events = 0
-        for wanted in who.values():
-            events |= wanted
-        self._get_poller().register(fd, events)
+        self._get_poller().register(fd, _wanted(who))
 
     def _get_poller(self) -> poll:
         poller = self._poller
@@ -123,6 +131,7 @@ class HostEvents:
             from select import poll as make_poll  # most guests never wait for the host
 
             self._eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+            self._pid = getpid()
             poller = self._poller = make_poll()
             poller.register(self._eventfd, POLLIN)
         return poller
@@ -155,3 +164,11 @@ class HostEvents:
                 if got:
                     ready.append((td, fd, got))
         return ready
+
+
+def _wanted(who: dict[Thread, int]) -> int:
+    """The events that one of them waits for."""
+    events = 0
+    for wanted in who.values():
+        events |= wanted
+    return events

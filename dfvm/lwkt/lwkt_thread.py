@@ -209,7 +209,7 @@ class Scheduler(Synch):
     _load: LoadAverage  # of threads that are no daemons
     _abort: BaseException | None  # to be raised out of run()
     _running: bool  # thread0 is inside run()
-    _broken: str  # which thread ended in the middle, and why; "" while none has
+    broken: str  # which thread an exception ended that nobody caught; "" while there is none
     _dying: bool  # close() is unwinding the threads
 
     def __init__(self) -> None:
@@ -229,7 +229,7 @@ class Scheduler(Synch):
         self._idle_ran = 0
         self._abort = None
         self._running = False
-        self._broken = ""
+        self.broken = ""
         self._dying = False
         self.signals_can_come = False
         self.witness = None
@@ -296,7 +296,7 @@ class Scheduler(Synch):
         except GreenletExit:
             return None  # close(), or the garbage collector: nobody is there to go on
         except BaseException as e:
-            self._broken = f"{td.td_name} ended in the middle: {e!r}"
+            self.broken = f"{td.td_name} ended in the middle: {e!r}"
             raise
         finally:
             self._reap(td)
@@ -576,13 +576,11 @@ class Scheduler(Synch):
 
         :raises Deadlock: when every thread sleeps and nothing can wake one.
         :raises KeyboardInterrupt: on SIGINT.
-        :raises Panic: when a thread was ended before by an exception that nobody caught.
         """
         td = self.thread0
         if self.curthread is not td or self._running:
             panic(f"run: called by {self.curthread.td_name}")
-        if self._broken:
-            panic(self._broken)
+        self._events.adopt()
         self._running = True
         self._until = until
         restore = self._catch_sigint()

@@ -365,7 +365,9 @@ class Vcpu:
     def start_clock(self) -> None:
         """Start the thread that ticks while the engine runs, which is done by this thread. Without
         it a run ends only by itself."""
-        if self._clock is None:
+        if self._clock is None or not self._clock.is_alive():
+            # A process that the host forked off has the thread's locks, but not the thread.
+            self._clock_lock, self._wake = threading.Lock(), threading.Event()
             cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
             self._clock = threading.Thread(
                 target=self._tick, args=(cpu_clock,), name="dfvm clock", daemon=True

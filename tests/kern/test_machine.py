@@ -449,6 +449,48 @@ def test_another_thread_is_refused_and_harms_nothing() -> None:
     assert p.stdout == b"here\n"
 
 
+def test_fork_of_the_hosts_process() -> None:
+    """Both halves have the whole machine, with a clock and a wake-up call of their own."""
+    script = "while read x; do [ $x = go ] && break; done; echo $x; while :; do :; done"
+    gets, puts = os.pipe()
+    with Machine(mem="16M", check=True) as m:
+        p = m.spawn([BUSYBOX, "sh", "-c", script], stdin=gets, stdout=PIPE)
+        with pytest.raises(TimeoutError):
+            m.run(timeout=0.01)  # it waits for the host
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                m.run(timeout=0.01)
+            except TimeoutError:
+                p.kill(signal.SIGUSR1)
+                m.run()
+                m.close()
+                status = p.exit_status
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGUSR1
+        os.write(puts, b"go\n")
+        while p.stdout != b"go\n":
+            with pytest.raises(TimeoutError):
+                m.run(timeout=0.01)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                m.run(timeout=0.01)  # only a clock takes the CPU from what it does now
+            except TimeoutError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        p.kill(signal.SIGTERM)
+        m.run()
+        assert p.exit_status == 128 + signal.SIGTERM
+    os.close(gets)
+    os.close(puts)
+
+
 def test_until_another_machines_program() -> None:
     with Machine(mem="16M") as m, Machine(mem="16M") as other:
         p = other.spawn([BUSYBOX, "true"])

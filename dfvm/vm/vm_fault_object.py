@@ -44,6 +44,7 @@ from dfvm.vm.vm_object import (
     OBJ_MIGHTBEDIRTY,
     OBJ_WRITEABLE,
     OBJT_DEFAULT,
+    OBJT_PHYS,
     vm_object_drop,
     vm_object_hold,
     vm_object_hold_shared,
@@ -450,8 +451,11 @@ def _pagein(fs: FaultState, pindex: int) -> int:
         seqaccess = 1
     rv, m = vm_pager_get_page(object, pindex, m, seqaccess)
     if rv == VM_PAGER_OK:
-        fs.hardfault = True
-        fs.how |= HOW_FILE
+        if object.type == OBJT_PHYS:
+            fs.how |= HOW_ZFOD  # which takes no I/O
+        else:
+            fs.hardfault = True
+            fs.how |= HOW_FILE
         vm_page_activate(vm, m)
         vm_page_wakeup(vm, m)
         fs.m = None

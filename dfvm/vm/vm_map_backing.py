@@ -58,6 +58,8 @@ def vm_map_backing_attach(ba: VmMapBacking) -> None:
         obj.backing_list[ba] = None
     if obj.shown is not None:
         obj.shown.add(ba)
+    if obj.shm is not None:
+        obj.shm.shm_open()
 
 
 def vm_map_backing_detach(ba: VmMapBacking) -> None:
@@ -185,6 +187,8 @@ def vm_map_backing_dispose(ba: VmMapBacking | None, *, merged: bool = False) -> 
                 _remove_unshown(ba, obj)
             vm_map_backing_detach(ba)
             ba.object = None
+            if obj.shm is not None:
+                obj.shm.shm_close()
             vm_object_deallocate(obj)
         ba = ba.backing_ba
 

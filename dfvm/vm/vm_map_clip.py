@@ -165,7 +165,8 @@ def _same_chain(lower: VmMapBacking, upper: VmMapBacking) -> bool:
 
 
 def _mergeable(lower: VmMapEntry, upper: VmMapEntry) -> bool:
-    """Whether two neighbours differ in nothing but their range."""
+    """Whether two neighbours differ in nothing but their range. What shows a System V segment is
+    counted, and once cut stays so: programs see how often a segment is attached."""
     return (
         lower.ba.end == upper.ba.start
         and lower.eflags == upper.eflags
@@ -176,6 +177,7 @@ def _mergeable(lower: VmMapEntry, upper: VmMapEntry) -> bool:
         and lower.wired_count == upper.wired_count
         and lower.maptype == upper.maptype
         and upper.avail_ssize == 0
+        and (lower.ba.object is None or lower.ba.object.shm is None)
         and _same_chain(lower.ba, upper.ba)
     )
 

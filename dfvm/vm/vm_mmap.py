@@ -49,28 +49,45 @@ def vm_mmap(
     be there yet. Locks the map; may block."""
     obj: VmObject | None = None
     cow = 0
-    subsys = VM_SUBSYS_MMAP
     if handle is not None:
         obj = vnode_pager_alloc(map.vm, handle, handle.v_filesize)
         cow = MAP_PREFAULT_PARTIAL
         if not flags & MAP_SHARED:
             cow |= MAP_COPY_ON_WRITE
+    elif flags & MAP_SHARED:
+        # What is shared must have its object before anybody can share it.
+        obj = vm_object_allocate(map.vm, OBJT_DEFAULT, size >> PAGE_SHIFT)
+        obj.flags |= OBJ_NOSPLIT  # what is not shown now may be shown again (mremap)
+        return vm_mmap_shmem(map, addr, size, prot, maxprot, flags, obj)
     else:
         foff = 0
-        if flags & MAP_SHARED:
-            # What is shared must have its object before anybody can share it; and it must never
-            # become one entry with memory that is not.
-            obj = vm_object_allocate(map.vm, OBJT_DEFAULT, size >> PAGE_SHIFT)
-            obj.flags |= OBJ_NOSPLIT  # what is not shown now may be shown again (mremap)
-            subsys = VM_SUBSYS_SHMEM
     if flags & MAP_FIXED:
         vm_map_remove(map, addr, addr + size)
     rv, _ = vm_map_find(
         map, obj, foff, addr, size, PAGE_SIZE, False,
-        VM_MAPTYPE_NORMAL, subsys, prot, maxprot, cow,
+        VM_MAPTYPE_NORMAL, VM_SUBSYS_MMAP, prot, maxprot, cow,
     )  # fmt: skip
     if rv != KERN_SUCCESS:
         vm_object_deallocate(obj)
     elif flags & MAP_SHARED:
         vm_map_inherit(map, addr, addr + size, VM_INHERIT_SHARE)
+    return rv
+
+
+def vm_mmap_shmem(
+    map: VmMap, addr: int, size: int, prot: int, maxprot: int, flags: int, obj: VmObject
+) -> int:
+    """vm_mmap of shared memory without a file, `obj`, from its beginning. The caller's reference on
+    it becomes the map's, or is given back on failure."""
+    if flags & MAP_FIXED:
+        vm_map_remove(map, addr, addr + size)
+    # The subsystem keeps it from ever becoming one entry with memory that is not shared.
+    rv, _ = vm_map_find(
+        map, obj, 0, addr, size, PAGE_SIZE, False,
+        VM_MAPTYPE_NORMAL, VM_SUBSYS_SHMEM, prot, maxprot, 0,
+    )  # fmt: skip
+    if rv == KERN_SUCCESS:
+        vm_map_inherit(map, addr, addr + size, VM_INHERIT_SHARE)
+    else:
+        vm_object_deallocate(obj)
     return rv

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_map_entry import VmMapBacking
     from dfvm.vm.vm_object_shown import ShownIndex
     from dfvm.vm.vm_page_queue import VmPage
+    from dfvm.vm.vm_shm import VmShm
     from dfvm.vm.vm_vnode import VmVnode
 
 # VmObject.type
@@ -111,12 +112,12 @@ class VmObject:
 
     __slots__ = ("_backing_lk", "_token", "backing_list", "flags", "generation", "handle",
                  "hold_count", "id", "memattr", "paging_in_progress", "pg_color", "rb_memq",
-                 "ref_count", "resident_page_count", "shown", "size", "type",
+                 "ref_count", "resident_page_count", "shm", "shown", "size", "type",
                  "vm")  # fmt: skip
 
     vm: VmSystem  # the machine; never changes
     id: int  # which object this is, counted from boot: its name for people, and its hash
-    type: int  # OBJT_*: which pager; DEFAULT may become SWAP, anything DEAD
+    type: int  # OBJT_*: which pager; DEFAULT may become SWAP, a segment's PHYS, anything DEAD
     flags: int  # OBJ_*
     size: int  # pages; no page lies at or beyond it, unless it is wired
     ref_count: int
@@ -138,6 +139,9 @@ class VmObject:
     backing_list: dict[VmMapBacking, None]
     # Every vm_map_backing that shows this object, in the order in which they came: how a page
     # finds the PTEs that map it. Changed with backing_lk held, or without blocking.
+    shm: VmShm | None
+    # The System V segment whose memory it is, which holds a reference and is told who comes to
+    # show it and who leaves; set by whoever made it, never changes
     shown: ShownIndex | None
     # backing_list by the pages shown, once it is long and somebody has asked; protected like it
     _token: Token | None  # made when first wanted: see `token`
@@ -159,6 +163,7 @@ class VmObject:
         self.resident_page_count = 0
         self.generation = 1
         self.backing_list = {}
+        self.shm = None
         self.shown = None
         self._token = None
         self._backing_lk = None

@@ -55,10 +55,10 @@ def vm_object_check(vm: VmSystem) -> list[str]:
 
 
 def _check_counts(object: VmObject) -> Iterator[str]:
-    """ref_count is explained by backing elements, and the kernel's hold on its own object; nothing
-    else is counted while the machine rests."""
+    """ref_count is explained by backing elements, and the hold of the kernel on its own object and
+    of a System V segment on its memory; nothing else is counted while the machine rests."""
     owners = len(object.backing_list)
-    if object is object.vm.kernel_object:
+    if object is object.vm.kernel_object or object.shm is not None:
         owners += 1
     if object.ref_count != owners:
         yield f"{owners} owners"

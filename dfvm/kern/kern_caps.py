@@ -30,6 +30,7 @@ CAP_SETGID: Final = 1 << 6
 CAP_SETUID: Final = 1 << 7
 CAP_SETPCAP: Final = 1 << 8
 CAP_IPC_LOCK: Final = 1 << 14
+CAP_IPC_OWNER: Final = 1 << 15
 CAP_SYS_RAWIO: Final = 1 << 17
 CAP_SYS_CHROOT: Final = 1 << 18
 CAP_SYS_PTRACE: Final = 1 << 19

@@ -61,6 +61,14 @@ def _complaints(kernel: Kernel) -> Iterator[str]:
     for pgrp in kernel.pgrps.values():
         yield from (f"group {pgrp.pg_id}: {bad}" for bad in _check_pgrp(kernel, pgrp))
     yield from _check_files(kernel)
+    if kernel.ipc is not None:
+        from dfvm.kern.sysv_msg import msg_check
+        from dfvm.kern.sysv_sem import sem_check
+        from dfvm.kern.sysv_shm import shm_check
+
+        yield from shm_check(kernel.ipc)
+        yield from sem_check(kernel.ipc)
+        yield from msg_check(kernel.ipc)
 
 
 def _spaces(kernel: Kernel) -> dict[Vmspace, int]:

@@ -95,12 +95,20 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
         timers_exit(p)
     space = p.p_vmspace
     lwp_release_user(lp, space)
+    if p.p_semundo is not None:
+        from dfvm.kern.sysv_sem import sem_exit
+
+        sem_exit(p)
     p.p_fd.fdfree()
     p.p_fs.fsfree()
     _leave_session(p)
     p.p_ru.ru_maxrss = maxrss(p)
     lp.ctx.discard()
     vmspace_relexit(space)
+    if kernel.ipc is not None:
+        from dfvm.kern.sysv_shm import shm_exit
+
+        shm_exit(p)
     vfork_done(p)
     if p.p_textvp is not None:
         p.p_textvp.cleartext()

@@ -265,6 +265,10 @@ def _inherit(lp: Lwp, child: Proc, clp: Lwp, flags: int) -> None:
         child.p_sigacts = p.p_sigacts.copy()
         if flags & _CLONE_CLEAR_SIGHAND:
             _clear_handlers(child.p_sigacts)
+    if flags & CLONE_SYSVSEM:
+        from dfvm.kern.sysv_sem import sem_fork
+
+        sem_fork(p, child)
     child.p_ucred = p.p_ucred
     child.p_limit = p.p_limit.copy()
     sched_fork(lp, clp)
@@ -407,6 +411,10 @@ def sys_unshare(lp: Lwp, flags: int) -> int:
     if flags & CLONE_VM:
         vmspace_unshare(p)
         lp.lwp_cr3 = p.p_vmspace.vm_pmap.pm_pml4
+    if flags & CLONE_SYSVSEM and p.p_semundo is not None:
+        from dfvm.kern.sysv_sem import sem_exit
+
+        sem_exit(p)
     if flags & CLONE_FS:
         p.p_fs = p.p_fs.fsunshare()
     if flags & CLONE_FILES:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from dfvm.kern.proc import Lwp
+    from dfvm.kern.sysv_ipc import IpcNs
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.vm_map import VmMap
     from dfvm.vm.vm_proc import VmProc
@@ -99,6 +100,7 @@ class Kernel:
     checking: bool  # verify the machine along the way (--check)
     faults: int  # the guests' page faults so far, counted while checking
     kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
+    ipc: IpcNs | None  # System V IPC; None until somebody uses it
 
     def __init__(
         self,
@@ -123,6 +125,7 @@ class Kernel:
         self.checking = check
         self.faults = 0
         self.kstacks = []
+        self.ipc = None
         self.exec_map = kmem_suballoc(self.vm.kernel_map, EXEC_MAP_BYTES)
         self.files = FileTable(self.vm, self.sched)
         self.sysent = SysentTable()

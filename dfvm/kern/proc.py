@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_sig import SigActs, SigQueue
     from dfvm.kern.kern_time import ProcTimers
     from dfvm.kern.kernel import Kernel, KernelStack
+    from dfvm.kern.sysv_sem import SemUndoList
     from dfvm.kern.tty import Tty
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.lwkt.lwkt_thread import Thread
@@ -264,10 +265,10 @@ class Proc:
                  "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd", "p_flags",
                  "p_fs", "p_ioprio", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_mcekill",
                  "p_minflt", "p_nice", "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp",
-                 "p_pid", "p_pptr", "p_ru", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns",
-                 "p_stat", "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_thpdisable",
-                 "p_timers", "p_timerslack", "p_timerslack0", "p_ucred", "p_vmspace", "p_xstat",
-                 "p_zombies")  # fmt: skip
+                 "p_pid", "p_pptr", "p_ru", "p_semundo", "p_sigacts", "p_sigkq", "p_sigqueue",
+                 "p_start_ns", "p_stat", "p_stopsig", "p_subreaper", "p_sysent", "p_textvp",
+                 "p_thpdisable", "p_timers", "p_timerslack", "p_timerslack0", "p_ucred",
+                 "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
 
     kernel: Kernel  # the machine it lives in; never changes
     p_pid: int  # never changes
@@ -306,6 +307,7 @@ class Proc:
     p_stopsig: int  # the signal that stopped it
     p_contsig: bool  # it was continued and nobody has waited for that yet
     p_exitsig: int  # what the parent is sent at exit; SIGCHLD, or what clone said, 0 nothing
+    p_semundo: SemUndoList | None  # semaphores that its end puts right; None until it has any
     p_timers: ProcTimers | None  # interval and POSIX timers; None until it has one
     p_pdeathsig: int  # prctl(PR_SET_PDEATHSIG): sent when the parent dies
     p_dumpable: int  # prctl(PR_SET_DUMPABLE)
@@ -341,6 +343,7 @@ class Proc:
         self.p_contsig = False
         self.p_exitsig = 0
         self.p_timers = None
+        self.p_semundo = None
         self.p_pdeathsig = 0
         self.p_dumpable = 1
         self.p_nonewprivs = self.p_subreaper = False

@@ -201,6 +201,8 @@ def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
     ):
         return False
     a, b = chain_end(lower), chain_end(upper)
+    if a.object is not None and a.object.shm is not None:
+        return False  # each is counted as an attachment of its segment
     if is_anonymous(lower):
         return is_anonymous(upper)
     return (
@@ -483,7 +485,7 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     marks = prot_mark(prot, bits) | (MARK_NORESERVE if flags & MAP_NORESERVE else 0)
     if marks:
         vm_map_mark(map, addr, addr + size, 0, marks)
-    _mapped(map, addr, size, locked, bits, shared, flags)
+    mapped(map, addr, size, locked, bits, shared, flags)
     return addr
 
 
@@ -542,7 +544,7 @@ def _map_stack(p: Proc, addr: int, size: int, prot: int, flags: int) -> int:
     return addr
 
 
-def _mapped(
+def mapped(
     map: VmMap, addr: int, size: int, locked: bool, prot: int, shared: bool, flags: int
 ) -> None:
     """What follows a successful mapping: MAP_LOCKED, mlockall(MCL_FUTURE), MAP_POPULATE. That

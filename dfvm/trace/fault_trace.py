@@ -270,10 +270,14 @@ def entry_prot(entry: VmMapEntry) -> str:
 
 
 def entry_name(entry: VmMapEntry) -> str:
-    """What an entry is: the file it maps, [heap], [stack], [kernel] or anon."""
+    """What an entry is: the file it maps, a System V segment, [heap], [stack],
+    [kernel] or anon."""
     vp = mapped_file(entry)
     if vp is not None:
         return os.fsdecode(vp.v_name) or "file"
+    shm: Any = entry.ba.object.shm if entry.ba.object is not None else None
+    if shm is not None:
+        return f"[shm {shm.perm.id}]"
     if entry.ba.start >= VM_MAX_USER_ADDRESS:
         return "[kernel]"
     if entry.id == VM_SUBSYS_STACK:

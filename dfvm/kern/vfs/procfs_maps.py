@@ -46,13 +46,14 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_STACK,
 )
-from dfvm.vm.vm_object import OBJT_SWAP, OBJT_VNODE
+from dfvm.vm.vm_object import OBJT_VNODE
 from dfvm.vm.vm_page import PG_REFERENCED, PHYS_TO_VM_PAGE, vm_page_unhold
 from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRESS
 from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Proc
+    from dfvm.kern.sysv_shm import ShmSegment
     from dfvm.kern.vfs.procfs import PseudoMount
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 _NAME_COLUMN: Final = 73  # where the name begins in a line of maps
 _CHUNK: Final = 65536
+SHMEM_DEV: Final = 1  # where shared memory without a file is
 _NBPDR_SHIFT: Final = 21
 
 # An entry of pagemap.
@@ -98,13 +100,20 @@ def _backing_file(entry: VmMapEntry) -> VmMapBacking | None:
     return None
 
 
+def _segment(entry: VmMapEntry) -> ShmSegment | None:
+    # The System V segment that an entry shows.
+    object = entry.ba.object
+    return None if object is None else object.shm  # type: ignore[return-value]  # kern's own
+
+
 def _name(space: Vmspace, entry: VmMapEntry, end: int, vp: Vnode | None, root: Vnode) -> bytes:
     if vp is not None:
         path = vn_fullpath(vp, root)
         return path.replace(b"\n", b"\\012")
     start = entry.ba.start
     if is_shared(entry):
-        return b"/dev/zero (deleted)"
+        segment = _segment(entry)
+        return b"/dev/zero (deleted)" if segment is None else segment.name()
     if entry.eflags & MAP_ENTRY_STACK and start < space.vm_minsaddr <= end:
         return b"[stack]"
     if start < space.vm_daddr + space.vm_dsize and end > space.vm_daddr:
@@ -127,6 +136,9 @@ def _line(space: Vmspace, vma: list[VmMapEntry], root: Vnode) -> bytes:
         if vp is not None:
             va = vp.getattr()  # type: ignore[attr-defined]  # kern's own Vnode
             dev, ino, offset = va.va_fsid, va.va_fileid, ba.offset
+    segment = _segment(entry)
+    if segment is not None:
+        dev, ino, offset = SHMEM_DEV, segment.perm.id, entry.ba.offset
     head = b"%08x-%08x %s %08x %02x:%02x %d " % (
         entry.ba.start, end, perms, offset, os.major(dev), os.minor(dev), ino,
     )  # fmt: skip
@@ -246,7 +258,7 @@ class Usage:
                 self.pc += PAGE_SIZE
             if pte & PG_A or m.flags & PG_REFERENCED:
                 self.referenced += PAGE_SIZE
-            if m.object is not None and m.object.type > OBJT_SWAP:
+            if m.object is not None and m.object.type == OBJT_VNODE:
                 vp = m.object.handle
                 if vp is not None and vp.v_mount.mnt_fstype == "tmpfs":  # type: ignore[attr-defined]
                     self.pss_shmem += share
@@ -539,7 +551,7 @@ class ClearRefsFile(_MemoryFile):
 
     __slots__ = ()
 
-    def __init__(self, mount: ProcMount, fileid: int, p: Proc) -> None:
+    def __init__(self, mount: PseudoMount, fileid: int, p: Proc) -> None:
         super().__init__(mount, VREG, 0o200, fileid, p)
 
     def read(self, uio: Uio, off: int, ioflag: int) -> None:

@@ -15,6 +15,7 @@ from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
+from dfvm.kern.vfs.procfs_sysctl import IPC_SYSCTLS, SYSVIPC, Sysctl
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
@@ -66,7 +67,8 @@ power management:
 
 
 def _resident(kernel: Kernel) -> tuple[int, int, int]:
-    # Pages in memory of files, of anonymous objects, and of files in memory.
+    # Pages in memory of files, of anonymous objects, and of files in memory and System V segments,
+    # which Linux counts among the files, too.
     files = anon = shmem = 0
     for bucket in kernel.vm.object_hash:
         for obj in bucket:
@@ -75,6 +77,9 @@ def _resident(kernel: Kernel) -> tuple[int, int, int]:
                 vp = obj.handle
                 if vp is not None and vp.v_mount.mnt_fstype == "tmpfs":  # type: ignore[attr-defined]
                     shmem += obj.resident_page_count
+            elif obj.shm is not None:
+                files += obj.resident_page_count
+                shmem += obj.resident_page_count
             elif obj.type in (OBJT_DEFAULT, OBJT_SWAP):
                 anon += obj.resident_page_count
     return files, anon, shmem
@@ -240,8 +245,8 @@ def cmdline(kernel: Kernel) -> bytes:
     return b"BOOT_IMAGE=dfvm mem=%dK\n" % (kernel.vm.ram.size >> 10)
 
 
-# Files and subdirectories of /proc/sys: text as it stands, or what makes it.
-_Tree = dict[bytes, "_Tree | str | Callable[[Kernel], str]"]
+# Files and subdirectories of /proc/sys: text as it stands, what makes it, or a setting.
+_Tree = dict[bytes, "_Tree | str | Callable[[Kernel], str] | Sysctl"]
 
 
 def _uuid() -> str:
@@ -281,9 +286,6 @@ _SYS: Final[_Tree] = {
         b"core_uses_pid": "0",
         b"domainname": lambda k: k.domainname.decode("utf-8", "replace"),
         b"hostname": lambda k: k.hostname.decode("utf-8", "replace"),
-        b"msgmax": "8192",
-        b"msgmnb": "16384",
-        b"msgmni": "32000",
         b"ngroups_max": "65536",
         b"ns_last_pid": lambda k: str(k.lastpid),
         b"osrelease": UTS_RELEASE.decode(),
@@ -301,10 +303,7 @@ _SYS: Final[_Tree] = {
         },
         b"randomize_va_space": "0",
         b"rtsig-max": str(NSIG),
-        b"sem": "32000\t1024000000\t500\t32000",
-        b"shmall": "18446744073692774399",
-        b"shmmax": "18446744073692774399",
-        b"shmmni": "4096",
+        **IPC_SYSCTLS,
         b"tainted": "0",
         b"threads-max": str(default_limits()[6][0]),
         b"version": UTS_VERSION.decode(),
@@ -321,11 +320,15 @@ _SYS: Final[_Tree] = {
 }  # fmt: skip
 
 
-def _sys_entry(value: _Tree | str | Callable[[Kernel], str]) -> Callable[[ProcDir, int], ProcNode]:
+def _sys_entry(
+    value: _Tree | str | Callable[[Kernel], str] | Sysctl,
+) -> Callable[[ProcDir, int], ProcNode]:
     # What makes the vnode for one entry of _SYS.
     if isinstance(value, dict):
         entries = {name: _sys_entry(v) for name, v in value.items()}
         return lambda dvp, ino: ProcDir(dvp.v_mount, ino, entries)
+    if isinstance(value, Sysctl):
+        return value.node
     text = value
 
     def make(dvp: ProcDir, ino: int) -> ProcNode:
@@ -354,7 +357,7 @@ _FILES: Final[dict[bytes, Callable[[Kernel], bytes]]] = {
 }
 
 # Everything in /proc but self, thread-self and the processes, in order.
-SYSTEM: Final = (*_FILES, b"mounts", b"sys")
+SYSTEM: Final = (*_FILES, b"mounts", b"sys", b"sysvipc")
 
 
 def system_node(mount: PseudoMount, name: bytes) -> ProcNode:
@@ -364,5 +367,7 @@ def system_node(mount: PseudoMount, name: bytes) -> ProcNode:
         return ProcLink(mount, ino, lambda: b"self/mounts")
     if name == b"sys":
         return ProcDir(mount, ino, {n: _sys_entry(v) for n, v in _SYS.items()})
+    if name == b"sysvipc":
+        return ProcDir(mount, ino, SYSVIPC)
     kernel, show = mount.p_kernel, _FILES[name]
     return ProcFile(mount, ino, lambda: show(kernel), splice=0 if name == b"swaps" else FREAD)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.procfs import ProcDir, ProcFile, ProcLink, PseudoMount
-from dfvm.kern.vfs.vnode import FREAD, Vattr
+from dfvm.kern.vfs.vnode_param import FREAD, Vattr
 
 if TYPE_CHECKING:
     from collections.abc import Callable

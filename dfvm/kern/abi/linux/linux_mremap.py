@@ -59,6 +59,7 @@ from dfvm.vm.vm_map import (
     vm_map_transition_wait,
     vm_map_unlock,
 )
+from dfvm.vm.vm_map_backing import vm_map_backing_adjust
 from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_entry_unlink
 from dfvm.vm.vm_map_entry import VmMapBacking, VmMapEntry
 from dfvm.vm.vm_map_insert import vm_map_entry_unwire
@@ -226,6 +227,11 @@ def _show(map: VmMap, like: VmMapEntry, start: int, end: int, distance: int) -> 
     else:
         assert obj is not None  # files and shared memory have theirs from the beginning
         offset = ba.offset + distance
+        if obj.shm is not None and start == ba.end == ba.start + distance:
+            # One attachment of a segment stays one, though it shows more.
+            vm_map_backing_adjust(like, like.ba.start, end)
+            map.size += end - start
+            return
         vm_object_reference_quick(obj)
         if obj.type == OBJT_VNODE and like.eflags & MAP_ENTRY_COW:
             cow = MAP_COPY_ON_WRITE
@@ -350,6 +356,9 @@ def _shift(front: VmMapBacking, delta: int) -> None:
         ba.end += delta
         if obj is not None:
             lockmgr_release(obj.backing_lk)
+            if obj.shm is not None:  # which has been attached there and detached here
+                obj.shm.shm_open()
+                obj.shm.shm_close()
         ba = ba.backing_ba
 
 

@@ -23,6 +23,7 @@
 Open files:
 
     kern_descrip.py  descriptors, and File, which all kinds of open files derive from
+    kern_fcntl.py    fcntl
     sys_generic.py   transfers, ioctl, poll, select
     vnode_file.py    files of the file systems; host_file.py: the host's, as standard streams
     sys_pipe.py      pipes and fifos; sys_splice.py: moving data through them

@@ -24,11 +24,9 @@ Linux fs/file.c and fs/fcntl.c.
 
 from __future__ import annotations
 
-from struct import pack, unpack
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.abi.linux.args import s32, s64, u32
-from dfvm.kern.kern_caps import CAP_FOWNER
+from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import (
     EBADF,
     EBUSY,
@@ -39,9 +37,7 @@ from dfvm.kern.kern_errno import (
     ENOTTY,
     ENXIO,
     EOPNOTSUPP,
-    EPERM,
     ESPIPE,
-    ESRCH,
     err,
 )  # fmt: skip
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
@@ -91,47 +87,7 @@ FREAD: Final = 1
 FWRITE: Final = 2
 FPATH: Final = 4  # opened with O_PATH: names a file, and nothing else
 
-# fcntl(2) commands.
-F_DUPFD: Final = 0
-F_GETFD: Final = 1
-F_SETFD: Final = 2
-F_GETFL: Final = 3
-F_SETFL: Final = 4
-F_GETLK: Final = 5
-F_SETLK: Final = 6
-F_SETLKW: Final = 7
-F_SETOWN: Final = 8
-F_GETOWN: Final = 9
-F_SETSIG: Final = 10
-F_GETSIG: Final = 11
-F_SETOWN_EX: Final = 15
-F_GETOWN_EX: Final = 16
-F_OFD_GETLK: Final = 36
-F_OFD_SETLK: Final = 37
-F_OFD_SETLKW: Final = 38
-F_GETLEASE: Final = 1025
-F_DUPFD_QUERY: Final = 1027
-F_DUPFD_CLOEXEC: Final = 1030
-F_SETPIPE_SZ: Final = 1031
-F_GETPIPE_SZ: Final = 1032
-F_ADD_SEALS: Final = 1033
-F_GET_SEALS: Final = 1034
-
-FD_CLOEXEC: Final = 1
-
-_F_UNLCK: Final = 2
-_F_OWNER_TID: Final = 0
-_F_OWNER_PID: Final = 1
-_F_OWNER_PGRP: Final = 2
-_INT_MIN: Final = -1 << 31
-_SETFL_MASK: Final = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME
-_PATH_COMMANDS: Final = frozenset(
-    (F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GETFD, F_SETFD, F_GETFL)
-)
-
 ANON_INODE_FS_MAGIC: Final = 0x09041934
-
-NSIG: Final = 64  # signals; no number is higher
 
 RLIMIT_NOFILE: Final = 7
 NR_OPEN: Final = 1 << 20  # no descriptor is this high or higher, whatever the limit
@@ -627,104 +583,3 @@ def sys_dup3(lwp: Lwp, old: int, new: int, flags: int) -> int:
         raise err(EBADF)
     p.p_fd.dup2(p.p_fd.fget_path(old), new, bool(flags & O_CLOEXEC))
     return new
-
-
-def sys_fcntl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
-    """fcntl(2)"""
-    p = lwp.lwp_proc
-    fdp = p.p_fd
-    fd, cmd = u32(fd), u32(cmd)
-    fp = fdp.fget_path(fd)
-    if fp.f_mode & FPATH and cmd not in _PATH_COMMANDS:
-        raise err(EBADF)
-    if cmd == F_GETFD:
-        return int(fd in fdp.fd_cloexec)
-    if cmd == F_SETFD:
-        if arg & FD_CLOEXEC:
-            fdp.fd_cloexec.add(fd)
-        else:
-            fdp.fd_cloexec.discard(fd)
-        return 0
-    if cmd in (F_DUPFD, F_DUPFD_CLOEXEC):
-        want = u32(arg)
-        limit = nofile(p)
-        if want >= limit or want >= NR_OPEN:
-            raise err(EINVAL)
-        new = fdp.fdinstall(fp, want, limit, cmd == F_DUPFD_CLOEXEC)
-        fp.f_count += 1
-        return new
-    if cmd == F_GETFL:
-        return fp.f_flag
-    if cmd == F_SETFL:
-        flag = fp.f_flag & ~_SETFL_MASK | arg & _SETFL_MASK
-        vp = fp.f_vnode
-        if flag & ~fp.f_flag & O_NOATIME and vp is not None:
-            cred = p.p_ucred
-            if cred.cr_fsuid != vp.v_uid and not cred.cr_cap_e & CAP_FOWNER:
-                raise err(EPERM)
-        fp.fo_setfl(flag)
-        fp.f_flag = flag
-        if fp.f_fasync and (flag ^ arg) & FASYNC:
-            from dfvm.kern.sys_sigio import set_async
-
-            set_async(lwp, fp, fd, bool(arg & FASYNC))
-        return 0
-    if cmd in (F_GETLK, F_SETLK, F_SETLKW, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW):
-        from dfvm.kern.kern_lockf import fcntl_lock
-
-        return fcntl_lock(lwp, fp, cmd, arg)
-    if cmd in (F_GETPIPE_SZ, F_SETPIPE_SZ):
-        from dfvm.kern.sys_pipe import pipe_fcntl
-
-        return pipe_fcntl(fp, cmd, arg)
-    if cmd in (F_SETOWN, F_GETOWN, F_SETOWN_EX, F_GETOWN_EX):
-        return _owner(lwp, fp, cmd, arg)
-    if cmd == F_GETSIG:
-        return fp.f_sig
-    if cmd == F_SETSIG:
-        if not 0 <= s64(arg) <= NSIG:
-            raise err(EINVAL)
-        fp.f_sig = arg
-        return 0
-    if cmd in (F_GET_SEALS, F_ADD_SEALS):
-        from dfvm.kern.vfs.seals import add_seals, get_seals
-
-        if cmd == F_GET_SEALS:
-            return get_seals(fp.f_vnode)
-        add_seals(fp.f_vnode, u32(arg), bool(fp.f_mode & FWRITE))
-        return 0
-    if cmd == F_DUPFD_QUERY:
-        return int(fdp.fget_path(arg) is fp)
-    if cmd == F_GETLEASE:
-        return _F_UNLCK  # nobody ever gets one
-    raise err(EINVAL)
-
-
-def _owner(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
-    """Who gets the signals of O_ASYNC."""
-    from dfvm.vm.copyio import copyin, copyout
-
-    p = lwp.lwp_proc
-    if cmd == F_GETOWN:
-        return fp.f_owner
-    if cmd == F_GETOWN_EX:
-        kind = _F_OWNER_PGRP if fp.f_owner < 0 else _F_OWNER_PID
-        copyout(p.p_vmspace, pack("<ii", kind, abs(fp.f_owner)), arg)
-        return 0
-    if cmd == F_SETOWN:
-        owner = s32(arg)
-        if owner == _INT_MIN:
-            raise err(EINVAL)
-    else:
-        kind, owner = unpack("<ii", copyin(p.p_vmspace, arg, 8))
-        if kind not in (_F_OWNER_TID, _F_OWNER_PID, _F_OWNER_PGRP):
-            raise err(EINVAL)
-        if owner < 0:
-            raise err(ESRCH)
-        if kind == _F_OWNER_PGRP:
-            owner = -owner
-    if owner and -owner not in p.kernel.pgrps and owner not in p.kernel.procs:
-        raise err(ESRCH)
-    fp.f_owner = owner
-    fp.f_ownercred = p.p_ucred
-    return 0

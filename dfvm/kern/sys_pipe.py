@@ -25,7 +25,6 @@ from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
 from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_descrip import (
-    F_GETPIPE_SZ,
     FREAD,
     FWRITE,
     O_ACCMODE,
@@ -39,7 +38,7 @@ from dfvm.kern.kern_descrip import (
     FileTable,
     nofile,
     signal_self,
-)  # fmt: skip
+)
 from dfvm.kern.kern_errno import (
     EACCES,
     EAGAIN,
@@ -62,6 +61,7 @@ from dfvm.kern.kern_event import (
     POLLOUT,
     Kqinfo,
 )  # fmt: skip
+from dfvm.kern.kern_fcntl import F_GETPIPE_SZ
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.vfs.vfs_helper import may_chown
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE

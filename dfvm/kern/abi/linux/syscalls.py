@@ -96,7 +96,7 @@ SYSCALLS: Final[tuple[tuple[int, str, str, str], ...]] = (
     (69, "msgsnd", "int msqid, ptr msg, size size, int flags", "sysv_msg"),
     (70, "msgrcv", "int msqid, ptr msg, size size, long type, int flags", "sysv_msg"),
     (71, "msgctl", "int msqid, int cmd, ptr buf", "sysv_msg"),
-    (72, "fcntl", "fd, int cmd, ptr arg", "kern_descrip"),
+    (72, "fcntl", "fd, int cmd, ptr arg", "kern_fcntl"),
     (73, "flock", "fd, int operation", "kern_lockf"),
     (74, "fsync", "fd", "vfs_storage"),
     (75, "fdatasync", "fd", "vfs_storage"),

@@ -420,7 +420,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         # The stack may have to grow for the arguments, and it grows only for its own process.
         p.p_ru.ru_maxrss = maxrss(p)
         p.p_vmspace = space
-        sp, strings_at = _build_stack(p, space, image, args, path, cred, secure)
+        sp, strings_at, auxv = _build_stack(p, space, image, args, path, cred, secure)
     except BaseException:
         p.p_vmspace = old
         vmspace_free(space)
@@ -430,6 +430,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         raise
     middle = strings_at + args.argv_bytes
     p.p_args, p.p_env = (strings_at, middle), (middle, strings_at + args.used)
+    p.p_auxv = auxv
     p.p_execpath = kernel.vn_name(image.vp)
     name = fsencode(p.p_execpath) if nameless else path
     p.p_comm = name.rpartition(b"/")[2][:15].decode("utf-8", "surrogateescape")
@@ -497,7 +498,7 @@ def _build_stack(
     execfn: bytes,
     cred: Ucred,
     secure: bool,
-) -> tuple[int, int]:
+) -> tuple[int, int, bytes]:
     """Make the stack and put what a program finds there at its start:
 
         STACK_TOP - 8   0
@@ -511,7 +512,7 @@ def _build_stack(
                         argument pointers, 0
         RSP % 16 == 0   argc
 
-    Returns the stack pointer and the address of the argument strings."""
+    Returns the stack pointer, the address of the argument strings, and the auxiliary vector."""
     strings = args.strings()
     platform = b"x86_64\0"
     block = platform + strings + execfn + b"\0" + bytes(8)
@@ -557,7 +558,7 @@ def _build_stack(
     except OSError as e:
         # The room for arguments goes by the limit of the stack, so only memory can be missing.
         raise err(E2BIG if e.errno == EFAULT else ENOMEM) from None
-    return sp, strings_at
+    return sp, strings_at, head[8 * (1 + len(pointers)) : 8 * len(words)]
 
 
 def sys_execve(lp: Lwp, upath: int, uargv: int, uenvp: int) -> int:

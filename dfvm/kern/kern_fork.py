@@ -274,7 +274,8 @@ def _inherit(lp: Lwp, child: Proc, clp: Lwp, flags: int) -> None:
     sched_fork(lp, clp)
     child.p_ioprio = p.p_ioprio
     child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
-    child.p_execpath = p.p_execpath
+    child.p_auxv, child.p_execpath = p.p_auxv, p.p_execpath
+    child.p_oom_score_adj, child.p_oom_score_min = p.p_oom_score_adj, p.p_oom_score_min
     if p.p_textvp is not None:
         p.p_textvp.vref()
         p.p_textvp.settext()

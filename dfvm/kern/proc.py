@@ -261,14 +261,15 @@ class Lwp:
 class Proc:
     """A process. Fulfils `vm.vm_proc.VmProc`."""
 
-    __slots__ = ("kernel", "p_args", "p_changed", "p_children", "p_comm", "p_contsig", "p_cru",
-                 "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd", "p_flags",
-                 "p_fs", "p_ioprio", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt", "p_mcekill",
-                 "p_minflt", "p_nice", "p_nonewprivs", "p_pdeathsig", "p_personality", "p_pgrp",
-                 "p_pid", "p_pptr", "p_ru", "p_semundo", "p_sigacts", "p_sigkq", "p_sigqueue",
-                 "p_start_ns", "p_stat", "p_stopsig", "p_subreaper", "p_sysent", "p_textvp",
-                 "p_thpdisable", "p_timers", "p_timerslack", "p_timerslack0", "p_ucred",
-                 "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
+    __slots__ = ("kernel", "p_args", "p_auxv", "p_changed", "p_children", "p_comm", "p_contsig",
+                 "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd",
+                 "p_flags", "p_fs", "p_ioprio", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt",
+                 "p_mcekill", "p_minflt", "p_nice", "p_nonewprivs", "p_oom_score_adj",
+                 "p_oom_score_min", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid", "p_pptr",
+                 "p_ru", "p_semundo", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat",
+                 "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_thpdisable", "p_timers",
+                 "p_timerslack", "p_timerslack0", "p_ucred", "p_vmspace", "p_xstat",
+                 "p_zombies")  # fmt: skip
 
     kernel: Kernel  # the machine it lives in; never changes
     p_pid: int  # never changes
@@ -294,6 +295,7 @@ class Proc:
     p_comm: str  # the last component of what it runs, at most 15 bytes
     p_args: tuple[int, int]  # from where to where in user memory exec put the argument strings
     p_env: tuple[int, int]  # the environment's likewise
+    p_auxv: bytes  # the auxiliary vector it was given
     p_execpath: str  # absolute path of what it runs
     p_textvp: Vnode | None  # the file it runs, referenced
     p_sysent: dict[int, Callable[[Lwp, memoryview], int]]  # system calls of its ABI, by number
@@ -301,6 +303,8 @@ class Proc:
     p_minflt: int
     p_majflt: int
     p_lowmemkill: bool  # it is being killed because memory is exhausted
+    p_oom_score_adj: int  # see VmProc; set by way of /proc
+    p_oom_score_min: int  # how low it may go without privileges
     p_ru: Rusage  # what its dead threads have used
     p_cru: Rusage  # what its dead and waited-for children have used
     p_xstat: int  # wait status, valid once it stopped or died
@@ -332,6 +336,8 @@ class Proc:
         self.p_nice = self.p_ioprio = 0
         self.p_comm = ""
         self.p_args = self.p_env = (0, 0)
+        self.p_auxv = b""
+        self.p_oom_score_adj = self.p_oom_score_min = 0
         self.p_execpath = ""
         self.p_textvp = None
         self.p_minflt = self.p_majflt = 0

@@ -10,7 +10,7 @@ Source: DragonFly sys/vm/vm_pageout.c.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.panic import panic
 from dfvm.vm.vm import VM_PROT_NONE
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_object import VmObject
     from dfvm.vm.vm_page import VmPage
     from dfvm.vm.vm_proc import VmProc
+
+OOM_SCORE_ADJ_MIN: Final = -1000
 
 
 def vm_pageout_reclaim(vm: VmSystem, want: int) -> int:
@@ -135,21 +137,21 @@ def _reclaim_busied(vm: VmSystem, object: VmObject, m: VmPage) -> bool:
 
 def vm_pageout_oom(vm: VmSystem) -> None:
     """Memory is short and nothing more can be reclaimed: kill the process with most anonymous
-    memory, at most one in a second, and not while the last victim is still on its way out. Does
-    not block."""
+    memory, as far as p_oom_score_adj does not say otherwise, at most one in a second, and not while
+    the last victim is still on its way out. Does not block."""
     hooks = vm.hooks
     if hooks is None:
         panic("out of memory with no process to kill")
     victim: VmProc | None = None
-    most = -1
+    most = (False, 0)
     for proc in hooks.allproc():
         if proc.p_lowmemkill:
             if vm.sched.ticks - vm.pages.oom_time < vm.sched.hz:
                 return
         elif not proc.p_system:
-            size = vmspace_anonymous_count(proc)
-            if size > most:
-                most = size
+            score = (proc.p_oom_score_adj != OOM_SCORE_ADJ_MIN, vm_oom_badness(vm, proc))
+            if victim is None or score > most:
+                most = score
                 victim = proc
     if victim is None:
         if any(proc.p_lowmemkill for proc in hooks.allproc()):
@@ -158,6 +160,13 @@ def vm_pageout_oom(vm: VmSystem) -> None:
     vm.pages.oom_time = vm.sched.ticks
     hooks.kill_for_memory(victim)
     vm.sched.wakeup(vm.pages)  # the victim may be one of those who wait for memory
+
+
+def vm_oom_badness(vm: VmSystem, proc: VmProc) -> int:
+    """How much would be gained by killing `proc`, pages, with what p_oom_score_adj adds."""
+    return (
+        vmspace_anonymous_count(proc) + proc.p_oom_score_adj * vm.gd.gd_vmstats.v_page_count // 1000
+    )
 
 
 def vmspace_anonymous_count(proc: VmProc) -> int:

@@ -30,6 +30,8 @@ class VmProc(Protocol):
     p_nice: int  # -20 … 19; a nicer process waits earlier when memory is short
     p_lowmemkill: bool  # it is being killed to free memory: let it through, it must exit
     p_system: bool  # never killed for memory (init, daemons)
+    p_oom_score_adj: int  # -1000 … 1000: by which thousandths of memory it counts as larger than
+    #                       it is when one is killed; with -1000 only if there is nobody else
     p_minflt: int  # faults that needed no I/O, for getrusage
     p_majflt: int  # faults that read from a pager
 

@@ -203,6 +203,35 @@ def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> N
     assert "out of memory" in capfd.readouterr().err
 
 
+def test_who_is_killed_for_memory_can_be_said(capfd: pytest.CaptureFixture[str]) -> None:
+    """The larger one asks to be spared. When it is alone, it can't be."""
+    program = build(r"""
+    static void eat(int mib) {
+        for (int n = 0; n < mib; n++) {
+            char *m = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            for (int i = 0; i < 1 << 20; i += 4096) m[i] = 1;
+        }
+    }
+    int main(void) {
+        int fd, p[2];
+        char c;
+        pipe(p);
+        if (!fork()) eat(2), write(p[1], "x", 1), pause();
+        read(p[0], &c, 1);
+        fd = open("/proc/self/oom_score_adj", O_WRONLY);
+        if (write(fd, "-1000", 5) != 5) return 1;
+        eat(30);
+        return 2;
+    }
+    """)  # fmt: skip
+    with Machine(mem="16M", check=True) as m:
+        p = m.spawn([str(program)])
+        m.run(timeout=60)
+        assert p.exit_status == 137
+        m.check()
+    assert capfd.readouterr().err.count("out of memory") == 2
+
+
 def test_a_file_mapped_shared_may_be_larger_than_memory() -> None:
     program = str(
         build(r"""

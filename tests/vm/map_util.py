@@ -38,6 +38,7 @@ class Proc:
         self.p_nice = 0
         self.p_lowmemkill = False
         self.p_system = False
+        self.p_oom_score_adj = 0
         self.p_minflt = 0
         self.p_majflt = 0
         self.limits: dict[int, int] = {}

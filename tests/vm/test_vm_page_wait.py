@@ -66,6 +66,7 @@ class Proc:
         self.p_nice = nice
         self.p_lowmemkill = False
         self.p_system = False
+        self.p_oom_score_adj = 0
         self.p_minflt = 0
         self.p_majflt = 0
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_caps import CAP_SYS_RESOURCE
 from dfvm.kern.kern_descrip import FPATH, FREAD, FWRITE
-from dfvm.kern.kern_errno import EINVAL, ENOENT, err
+from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, err
 from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
 from dfvm.kern.proc import P_CONTROLT, SSTOP, SZOMB, calcru
 from dfvm.kern.tty import HostTty
@@ -34,10 +35,11 @@ from dfvm.kern.vfs.procfs_maps import (
     space_of,
     vm_kinds,
 )
-from dfvm.kern.vfs.procfs_system import USER_HZ
+from dfvm.kern.vfs.procfs_system import USER_HZ, parse_int
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import VDIR, VTTODT, VWRITE
 from dfvm.machine.reg import RIP, RSP
+from dfvm.vm.vm_pageout import OOM_SCORE_ADJ_MIN, vm_oom_badness
 from dfvm.vm.vm_param import PAGE_SIZE
 from dfvm.vm.vm_proc import RLIM_INFINITY
 
@@ -355,14 +357,27 @@ def _set_comm(p: Proc, data: bytes) -> None:
     p.p_comm = data.rstrip(b"\n")[:15].decode("utf-8", "surrogateescape")
 
 
-def _set_oom(data: bytes) -> None:
-    # Accepted, since programs insist; the largest process goes first whatever it says here.
-    try:
-        n = int(data)
-    except ValueError:
-        raise err(EINVAL) from None
-    if not -1000 <= n <= 1000:
+def _set_oom(p: Proc, data: bytes) -> None:
+    n = parse_int(data)
+    if not OOM_SCORE_ADJ_MIN <= n <= -OOM_SCORE_ADJ_MIN:
         raise err(EINVAL)
+    me: Proc | None = p.kernel.sched.curthread.td_proc
+    privileged = me is None or bool(me.p_ucred.cr_cap_e & CAP_SYS_RESOURCE)
+    if n < p.p_oom_score_min and not privileged:
+        raise err(EACCES)
+    p.p_oom_score_adj = n
+    if privileged:
+        p.p_oom_score_min = n
+
+
+def _oom_score(p: Proc) -> bytes:
+    # In thousandths of memory, moved and scaled so that it is never negative.
+    score = 0
+    if p.p_lwps and p.p_oom_score_adj != OOM_SCORE_ADJ_MIN:
+        vm = p.kernel.vm
+        total = vm.gd.gd_vmstats.v_page_count
+        score = max((1000 + vm_oom_badness(vm, p) * 1000 // total) * 2 // 3, 0)
+    return b"%d\n" % score
 
 
 def _wchan(lp: Lwp | None) -> bytes:
@@ -594,6 +609,7 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"fd": _fd_dir(False),
     b"fdinfo": _fd_dir(True),
     b"environ": _file(lambda p, lp, whole: _environ(p), 0o400, True),
+    b"auxv": _file(lambda p, lp, whole: p.p_auxv if p.p_lwps else b"", 0o400, True),
     b"status": _file(status),
     b"personality": _file(lambda p, lp, whole: b"%08x\n" % p.p_personality, 0o400, True),
     b"limits": _file(lambda p, lp, whole: limits(p)),
@@ -615,9 +631,9 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"pagemap": _memory_file(PagemapFile),
     b"wchan": _file(lambda p, lp, whole: _wchan(lp)),
     b"cgroup": _file(lambda p, lp, whole: b"0::/\n"),
-    b"oom_score": _file(lambda p, lp, whole: b"0\n"),
+    b"oom_score": _file(lambda p, lp, whole: _oom_score(p)),
     b"oom_score_adj": _file(
-        lambda p, lp, whole: b"0\n", 0o644, False, lambda p, data: _set_oom(data)
+        lambda p, lp, whole: b"%d\n" % p.p_oom_score_adj, 0o644, False, _set_oom
     ),
     b"loginuid": _file(lambda p, lp, whole: b"4294967295"),
     b"sessionid": _file(lambda p, lp, whole: b"4294967295"),

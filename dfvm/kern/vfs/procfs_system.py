@@ -10,6 +10,7 @@ import os
 from time import time_ns
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_errno import EINVAL, err
 from dfvm.kern.kern_sig import NSIG
 from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
@@ -243,6 +244,17 @@ def swaps(kernel: Kernel) -> bytes:
 
 def cmdline(kernel: Kernel) -> bytes:
     return b"BOOT_IMAGE=dfvm mem=%dK\n" % (kernel.vm.ram.size >> 10)
+
+
+def parse_int(data: bytes) -> int:
+    """The number that was written to a file.
+
+    :raises OSError: EINVAL.
+    """
+    try:
+        return int(data.replace(b"_", b"x"))  # which Python takes in numbers
+    except ValueError:
+        raise err(EINVAL) from None
 
 
 # Files and subdirectories of /proc/sys: text as it stands, what makes it, or a setting.

@@ -351,3 +351,25 @@ def test_sys_tells_of_cpus_and_memory() -> None:
 #include <sys/sysinfo.h>
 int main() { printf("%d %d\n", get_nprocs(), get_nprocs_conf()); return 0; }""")  # fmt: skip
     assert by_guest(program) == (0, b"1 1\n")
+
+
+def test_a_process_is_told_what_it_was_given_and_what_it_is_worth() -> None:
+    same(r"""
+#include <elf.h>
+static int adj(const char *s) {
+    char b[20] = ""; int fd = open("/proc/self/oom_score_adj", O_RDWR);
+    int r = write(fd, s, strlen(s)); lseek(fd, 0, SEEK_SET); int e = errno; read(fd, b, 19);
+    printf("%s: %d %d, %s", s, r, r < 0 ? e : 0, b); close(fd);
+}
+int main(void) {
+    static Elf64_auxv_t a[100]; int fd = open("/proc/self/auxv", O_RDONLY), n, same = 1;
+    n = read(fd, a, sizeof a) / sizeof *a;
+    for (int i = 0; i < n - 1; i++) same &= getauxval(a[i].a_type) == a[i].a_un.a_val;
+    printf("%d %d\n", same, a[n - 1].a_type == AT_NULL);
+    setvbuf(stdout, 0, _IONBF, 0); if (!geteuid()) setresuid(77, 77, 77), prctl(PR_SET_DUMPABLE, 1);
+    adj("0"); adj("1001"); adj("x"); adj("500\n"); adj("-1001");
+    if (!fork()) { adj("600"); adj("599"); adj("-1"); adj("1000"); _exit(0); }
+    wait(0); adj("300"); return 0;
+}""")  # fmt: skip
+    out = run("cat /proc/self/oom_score; echo -500 > /proc/$$/oom_score_adj; cat /proc/self/oom_*")
+    assert [int(n) // 10 for n in out.split()] == [66, 33, -50]

@@ -24,6 +24,8 @@ from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from dfvm.kern.kern_descrip import File, FileDesc, FileTable
     from dfvm.kern.proc import Lwp
 
@@ -57,7 +59,7 @@ class Lockf:
     lf_start: int  # first byte
     lf_end: int  # last byte; OFF_MAX: to the end of the file, however long it gets
     lf_owner: object  # FileDesc of a POSIX lock, File of the others; compared by identity
-    lf_pid: int  # whom F_GETLK names; -1 for OFD locks
+    lf_pid: int  # who took it: whom F_GETLK names; -1 for OFD locks
 
     def __init__(self, kind: int, start: int, end: int, owner: object, pid: int) -> None:
         self.lf_type = kind
@@ -74,6 +76,36 @@ class Lockf:
             and self.lf_start <= other.lf_end
             and other.lf_start <= self.lf_end
         )
+
+
+def lf_show(files: Iterable[File], inode: Callable[[File], str]) -> str:
+    """Lines for /proc/locks: who has locked what, and below who waits for it, of all open `files`.
+    inode(file) names the inode."""
+    heads = {id(head): (head, fp) for fp in files if (head := fp.fo_lockf()) is not None}
+    lines = []
+    n = 0
+    for head, fp in heads.values():
+        where = inode(fp)
+        for lock in (*head.lh_records, *head.lh_flocks.values()):
+            n += 1
+            lines.append(f"{n}: {_show(lock, where)}")
+            for want in head.lh_waiters:
+                if want.clashes(lock) and _is_flock(want) == _is_flock(lock):
+                    lines.append(f"{n}: -> {_show(want, where)}")
+    return "".join(lines)
+
+
+def _is_flock(lock: Lockf) -> bool:
+    from dfvm.kern.kern_descrip import File  # which needs us
+
+    return isinstance(lock.lf_owner, File) and lock.lf_pid >= 0
+
+
+def _show(lock: Lockf, where: str) -> str:
+    kind = "OFDLCK" if lock.lf_pid < 0 else "FLOCK " if _is_flock(lock) else "POSIX "
+    way = "WRITE" if lock.lf_type == F_WRLCK else "READ "
+    end = "EOF" if lock.lf_end == OFF_MAX else lock.lf_end
+    return f"{kind} ADVISORY  {way} {lock.lf_pid} {where} {lock.lf_start} {end}\n"
 
 
 def _start(lock: Lockf) -> int:
@@ -348,7 +380,8 @@ def sys_flock(lwp: Lwp, fd: int, op: int) -> int:
         if head is not None:
             _funlock(table, fp, head)
         return 0
-    want = Lockf(F_RDLCK if kind == LOCK_SH else F_WRLCK, 0, OFF_MAX, fp, -1)
+    pid = lwp.lwp_proc.p_pid
+    want = Lockf(F_RDLCK if kind == LOCK_SH else F_WRLCK, 0, OFF_MAX, fp, pid)
     head = _head(fp)
     held = head.lh_flocks.get(fp)
     if held is not None:

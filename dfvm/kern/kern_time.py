@@ -396,9 +396,10 @@ class Ktimer:
 class PosixTimer:
     """A timer of timer_create."""
 
-    __slots__ = ("info", "ktimer", "notify", "signo", "target", "timerid", "value")
+    __slots__ = ("clock", "info", "ktimer", "notify", "signo", "target", "timerid", "value")
 
     timerid: int
+    clock: int  # CLOCK_*
     ktimer: Ktimer
     notify: int  # SIGEV_*
     signo: int  # the signal it sends
@@ -407,8 +408,11 @@ class PosixTimer:
     info: Siginfo | None  # the last signal sent; its si_overrun counts until it is taken
     #                       A timer has one signal in the queue at most: see fire
 
-    def __init__(self, timerid: int, notify: int, signo: int, value: int, target: Lwp | None):
+    def __init__(
+        self, timerid: int, clock: int, notify: int, signo: int, value: int, target: Lwp | None
+    ) -> None:
         self.timerid = timerid
+        self.clock = clock
         self.notify = notify
         self.signo = signo
         self.value = value
@@ -626,7 +630,7 @@ def sys_timer_create(lp: Lwp, clock: int, usevp: int, utimerid: int) -> int:
     if not usevp:
         value = timerid
     copyout(space, timerid.to_bytes(4, "little"), utimerid)
-    timer = PosixTimer(timerid, notify, signo, value, target)
+    timer = PosixTimer(timerid, clock, notify, signo, value, target)
     on_cpu = clock < 0 or clock in (CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID)
     timer.ktimer = Ktimer(p, read, on_cpu, timer.fire)
     timers.posix[timerid] = timer

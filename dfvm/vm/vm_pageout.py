@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.panic import panic
+from dfvm.vm.pmap_page import pmap_mapped
 from dfvm.vm.vm import VM_PROT_NONE
 from dfvm.vm.vm_object import (
     OBJ_DEAD,
@@ -133,6 +134,32 @@ def _reclaim_busied(vm: VmSystem, object: VmObject, m: VmPage) -> bool:
         return m.queue - m.pc == PQ_CACHE
     vm_page_wakeup(vm, m)
     return False
+
+
+def vm_pageout_drop_clean(vm: VmSystem) -> int:
+    """Free every clean page of a file that nobody has mapped, wired or busy. Returns how many.
+    Does not block."""
+    count = 0
+    for base in (PQ_CACHE, PQ_INACTIVE, PQ_ACTIVE):
+        for q in vm.pages.queues(base):
+            for m in list(q.pages()):
+                object = m.object
+                if (
+                    object is None
+                    or object.type != OBJT_VNODE
+                    or object.flags & OBJ_DEAD
+                    or object.paging_in_progress
+                    or m.dirty
+                    or m.hold_count
+                    or m.wire_count
+                    or m.flags & (PG_UNQUEUED | PG_NEED_COMMIT)
+                    or any(True for _ in pmap_mapped(m))
+                    or vm_page_busy_try(vm, m, True)
+                ):
+                    continue
+                vm_page_free(vm, m)
+                count += 1
+    return count
 
 
 def vm_pageout_oom(vm: VmSystem) -> None:

@@ -199,11 +199,13 @@ class Vfs:
             return  # set_parent brings it here when the last child has left
         self.inactive[vp] = None
         if len(self.inactive) > self.maxinactive:
-            self._recycle()
+            self.recycle(_BATCH)
 
-    def _recycle(self) -> None:
+    def recycle(self, count: int) -> None:
+        """Let go of vnodes that nobody uses, of the `count` that have been idle for longest those
+        that nobody has looked for since the last time. May block."""
         inactive = self.inactive
-        for vp in [vp for vp, _ in zip(inactive, range(_BATCH), strict=False)]:
+        for vp in [vp for vp, _ in zip(inactive, range(count), strict=False)]:
             if vp not in inactive:
                 continue  # found a user, or went, while we slept
             del inactive[vp]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_caps import CAP_SYS_RESOURCE
+from dfvm.kern.kern_caps import CAP_SYS_NICE, CAP_SYS_RESOURCE
 from dfvm.kern.kern_descrip import FPATH, FREAD, FWRITE
-from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, err
+from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, EPERM, err
 from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
+from dfvm.kern.kern_time import SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID
 from dfvm.kern.proc import P_CONTROLT, SSTOP, SZOMB, calcru
 from dfvm.kern.tty import HostTty
 from dfvm.kern.vfs.procfs import (
@@ -81,6 +82,8 @@ _LIMITS: Final = (
     ("Max realtime priority", ""),
     ("Max realtime timeout", "us"),
 )
+_SIGEV: Final = {SIGEV_SIGNAL: "signal", SIGEV_NONE: "none", SIGEV_THREAD: "thread"}
+_ID_MAP: Final = b"%10d %10d %10d\n" % (0, 0, (1 << 32) - 1)  # users are who they are
 _RLIMIT_SIGPENDING: Final = 11
 _RLIMIT_RSS: Final = 5
 
@@ -380,6 +383,42 @@ def _oom_score(p: Proc) -> bytes:
     return b"%d\n" % score
 
 
+def mountstats(p: Proc) -> bytes:
+    lines = []
+    root = p.p_fs.fs_rdir
+    for m in p.kernel.vfs.mounts:
+        at = vn_fullpath(m.mnt_root, root)
+        if at.startswith(b"/"):
+            lines.append(b"device %s mounted on %s with fstype %s\n" % (
+                _escape(m.mnt_from.encode("utf-8", "surrogateescape")), _escape(at),
+                m.mnt_fstype.encode(),
+            ))  # fmt: skip
+    return b"".join(lines)
+
+
+def _timers(p: Proc) -> bytes:
+    lines = []
+    timers = p.p_timers
+    for timer in reversed(timers.posix.values()) if timers is not None else ():
+        kind = _SIGEV[timer.notify & ~SIGEV_THREAD_ID]
+        whom = f"pid.{p.p_pid}" if timer.target is None else f"tid.{timer.target.lwp_tid}"
+        lines.append(
+            f"ID: {timer.timerid}\nsignal: {timer.signo}/{timer.value:016x}\n"
+            f"notify: {kind}/{whom}\nClockID: {timer.clock}\n"
+        )
+    return "".join(lines).encode()
+
+
+def _set_timerslack(p: Proc, data: bytes) -> None:
+    n = parse_int(data)
+    if not 0 <= n < 1 << 64:
+        raise err(EINVAL)
+    me: Proc | None = p.kernel.sched.curthread.td_proc
+    if me is not None and me is not p and not me.p_ucred.cr_cap_e & CAP_SYS_NICE:
+        raise err(EPERM)
+    p.p_timerslack = n or p.p_timerslack0
+
+
 def _wchan(lp: Lwp | None) -> bytes:
     if lp is None or lp.lwp_thread.td_wchan is None:
         return b"0"
@@ -490,7 +529,7 @@ def _reader_root(vp: ProcNode) -> Vnode:
 
 
 def _file(
-    show: Callable[[Proc, Lwp | None, bool], bytes],
+    show: Callable[[Proc, Lwp | None, bool], bytes] | None,
     mode: int = 0o444,
     private: bool = False,
     store: Callable[[Proc, bytes], None] | None = None,
@@ -501,10 +540,9 @@ def _file(
     def make(dvp: ProcDir, ino: int) -> ProcNode:
         p = dvp.p_proc
         assert p is not None and isinstance(dvp, ThreadDir)
+        get = None if show is None else lambda: show(p, dvp.lwp(), dvp.p_whole)
         put = None if store is None else lambda data: store(p, data)
-        return ProcFile(
-            dvp.v_mount, ino, lambda: show(p, dvp.lwp(), dvp.p_whole), put, mode, p, private, splice
-        )
+        return ProcFile(dvp.v_mount, ino, get, put, mode, p, private, splice)
 
     return make
 
@@ -628,6 +666,7 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"clear_refs": _memory_file(ClearRefsFile),
     b"smaps": _file(lambda p, lp, whole: smaps(p, _root_of(p)), 0o444, True),
     b"smaps_rollup": _file(lambda p, lp, whole: smaps_rollup(p), 0o444, True),
+    b"mountstats": _file(lambda p, lp, whole: mountstats(p) if p.p_lwps else b"", 0o400),
     b"pagemap": _memory_file(PagemapFile),
     b"wchan": _file(lambda p, lp, whole: _wchan(lp)),
     b"cgroup": _file(lambda p, lp, whole: b"0::/\n"),
@@ -637,9 +676,20 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     ),
     b"loginuid": _file(lambda p, lp, whole: b"4294967295"),
     b"sessionid": _file(lambda p, lp, whole: b"4294967295"),
+    b"uid_map": _file(lambda p, lp, whole: _ID_MAP),
+    b"gid_map": _file(lambda p, lp, whole: _ID_MAP),
+    b"projid_map": _file(lambda p, lp, whole: _ID_MAP),
+    b"setgroups": _file(lambda p, lp, whole: b"allow\n"),
 }  # fmt: skip
 
-_PROCESS: Final = {b"task": _task_dir, **_COMMON}
+_PROCESS: Final = {
+    b"task": _task_dir,
+    **_COMMON,
+    b"timers": _file(lambda p, lp, whole: _timers(p)),
+    b"timerslack_ns": _file(
+        lambda p, lp, whole: b"%d\n" % p.p_timerslack, 0o666, False, _set_timerslack
+    ),
+}
 _THREAD: Final = {**_COMMON, b"children": _file(lambda p, lp, whole: _children(p))}
 
 

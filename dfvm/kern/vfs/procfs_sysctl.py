@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_errno import EINVAL, err
 from dfvm.kern.sysv_ipc import IPCMNI, ipc_ns
 from dfvm.kern.vfs.procfs import ProcFile
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ class Sysctl:
         kernel = dvp.kernel
         return ProcFile(
             dvp.v_mount, ino, lambda: self.show(kernel), lambda data: self.store(kernel, data),
-            mode=self.mode,
+            mode=self.mode, splice=FREAD | FWRITE,
         )  # fmt: skip
 
 

@@ -7,23 +7,27 @@ mm/vmstat.c, kernel/sysctl.c.
 from __future__ import annotations
 
 import os
+import re
 from time import time_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dfvm.kern.kern_errno import EINVAL, err
 from dfvm.kern.kern_sig import NSIG
 from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
-from dfvm.kern.sys_misc import UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
+from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
 from dfvm.kern.vfs.procfs_sysctl import IPC_SYSCTLS, SYSVIPC, Sysctl
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
+from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
+from dfvm.vm.vm_pageout import vm_pageout_drop_clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfvm.kern.kern_descrip import File
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.vfs.procfs import ProcNode, PseudoMount
 
@@ -233,13 +237,42 @@ def filesystems(kernel: Kernel) -> bytes:
 
 
 def devices(kernel: Kernel) -> bytes:
-    majors = {1: "mem", 5: "/dev/tty"}
-    lines = [f"{n:3} {name}" for n, name in majors.items()]
+    majors = ((1, "mem"), (5, "/dev/tty"), (5, "/dev/console"), (5, "/dev/ptmx"), (136, "pts"))
+    lines = [f"{n:3} {name}" for n, name in majors]
     return ("Character devices:\n" + "\n".join(lines) + "\n\nBlock devices:\n").encode()
 
 
 def swaps(kernel: Kernel) -> bytes:
     return b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+
+
+def locks(kernel: Kernel) -> bytes:
+    from dfvm.kern.kern_lockf import lf_show
+
+    if not kernel.files.nlockf:
+        return b""
+    files = {id(fp): fp for p in kernel.procs.values() if p.p_lwps
+             for fp in p.p_fd.fd_files.values()}  # fmt: skip
+    lwp = kernel.sched.curthread.td_lwp
+
+    def inode(fp: File) -> str:
+        va = fp.fo_stat(lwp)
+        return f"{os.major(va.va_fsid):02x}:{os.minor(va.va_fsid):02x}:{va.va_fileid}"
+
+    return lf_show(files.values(), inode).encode()
+
+
+def partitions(kernel: Kernel) -> bytes:
+    return b"major minor  #blocks  name\n\n"
+
+
+def nothing(kernel: Kernel) -> bytes:
+    """There is none of it: disks, modules."""
+    return b""
+
+
+def execdomains(kernel: Kernel) -> bytes:
+    return b"0-0\tLinux           \t[kernel]\n"
 
 
 def cmdline(kernel: Kernel) -> bytes:
@@ -257,8 +290,46 @@ def parse_int(data: bytes) -> int:
         raise err(EINVAL) from None
 
 
+class Setting(NamedTuple):
+    """A file of /proc/sys that can be written and is no number."""
+
+    show: Callable[[Kernel], str] | None  # None: it can't be read
+    store: Callable[[Kernel, bytes], None]
+
+
 # Files and subdirectories of /proc/sys: text as it stands, what makes it, or a setting.
-_Tree = dict[bytes, "_Tree | str | Callable[[Kernel], str] | Sysctl"]
+_Tree = dict[bytes, "_Tree | str | Callable[[Kernel], str] | Sysctl | Setting"]
+
+
+def _name(data: bytes) -> bytes:
+    """A name that is written: its first line, as far as it fits."""
+    return re.split(rb"[\n\0]", data)[0][:UTS_LEN]
+
+
+def _set_hostname(kernel: Kernel, data: bytes) -> None:
+    kernel.hostname = _name(data)
+
+
+def _set_domainname(kernel: Kernel, data: bytes) -> None:
+    kernel.domainname = _name(data)
+
+
+def _set_max_map_count(kernel: Kernel, data: bytes) -> None:
+    n = parse_int(data)
+    if not 0 <= n < 1 << 31:
+        raise err(EINVAL)
+    kernel.vm.sysctl.max_proc_mmap = n
+
+
+def _drop_caches(kernel: Kernel, data: bytes) -> None:
+    """1: clean pages of files that are not mapped; 2: vnodes that nobody uses."""
+    n = parse_int(data)
+    if not 1 <= n <= 4:
+        raise err(EINVAL)
+    if n & 2:
+        kernel.vfs.recycle(len(kernel.vfs.inactive))
+    if n & 1:
+        vm_pageout_drop_clean(kernel.vm)
 
 
 def _uuid() -> str:
@@ -278,26 +349,36 @@ def _boot_id(kernel: Kernel) -> str:
 
 _SYS: Final[_Tree] = {
     b"fs": {
+        b"dir-notify-enable": "0",
         b"file-max": "4194304",
         b"file-nr": lambda k: f"{k.files.nfiles}\t0\t4194304",
         b"inotify": {
             b"max_queued_events": str(MAX_QUEUED_EVENTS),
             b"max_user_watches": str(MAX_USER_WATCHES),
         },
+        b"leases-enable": "0",
         b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
         b"nr_open": "1048576",
         b"pipe-max-size": "1048576",
         b"pipe-user-pages-hard": "0",
         b"pipe-user-pages-soft": "16384",
+        b"overflowgid": "65534",
+        b"overflowuid": "65534",
+        b"protected_fifos": "0",
         b"protected_hardlinks": "1",
+        b"protected_regular": "0",
         b"protected_symlinks": "0",
+        b"suid_dumpable": "0",
     },
     b"kernel": {
+        b"arch": "x86_64",
         b"cap_last_cap": "40",
         b"core_pattern": "core",
+        b"core_pipe_limit": "0",
         b"core_uses_pid": "0",
-        b"domainname": lambda k: k.domainname.decode("utf-8", "replace"),
-        b"hostname": lambda k: k.hostname.decode("utf-8", "replace"),
+        b"domainname": Setting(lambda k: k.domainname.decode("utf-8", "replace"), _set_domainname),
+        b"hostname": Setting(lambda k: k.hostname.decode("utf-8", "replace"), _set_hostname),
+        b"io_uring_disabled": "2",
         b"ngroups_max": "65536",
         b"ns_last_pid": lambda k: str(k.lastpid),
         b"osrelease": UTS_RELEASE.decode(),
@@ -315,25 +396,33 @@ _SYS: Final[_Tree] = {
         },
         b"randomize_va_space": "0",
         b"rtsig-max": str(NSIG),
+        b"sched_rr_timeslice_ms": str(RR_SLICE_NS // 1_000_000),
+        b"sched_rt_period_us": "1000000",
+        b"sched_rt_runtime_us": "-1",
         **IPC_SYSCTLS,
         b"tainted": "0",
         b"threads-max": str(default_limits()[6][0]),
         b"version": UTS_VERSION.decode(),
     },
     b"vm": {
-        b"max_map_count": lambda k: str(k.vm.sysctl.max_proc_mmap),
+        b"drop_caches": Setting(None, _drop_caches),
+        b"legacy_va_layout": "0",
+        b"max_map_count": Setting(lambda k: str(k.vm.sysctl.max_proc_mmap), _set_max_map_count),
         b"mmap_min_addr": "4096",
         b"nr_hugepages": "0",
+        b"oom_kill_allocating_task": "0",
+        b"overcommit_kbytes": "0",
         b"overcommit_memory": "1",
         b"overcommit_ratio": "50",
         b"page-cluster": "3",
+        b"panic_on_oom": "0",
         b"swappiness": "60",
     },
 }  # fmt: skip
 
 
 def _sys_entry(
-    value: _Tree | str | Callable[[Kernel], str] | Sysctl,
+    value: _Tree | str | Callable[[Kernel], str] | Sysctl | Setting,
 ) -> Callable[[ProcDir, int], ProcNode]:
     # What makes the vnode for one entry of _SYS.
     if isinstance(value, dict):
@@ -341,6 +430,8 @@ def _sys_entry(
         return lambda dvp, ino: ProcDir(dvp.v_mount, ino, entries)
     if isinstance(value, Sysctl):
         return value.node
+    if isinstance(value, Setting):
+        return lambda dvp, ino: _setting(dvp, ino, value)
     text = value
 
     def make(dvp: ProcDir, ino: int) -> ProcNode:
@@ -354,13 +445,33 @@ def _sys_entry(
     return make
 
 
+def _setting(dvp: ProcDir, ino: int, ctl: Setting) -> ProcNode:
+    kernel, text = dvp.kernel, ctl.show
+
+    def store(data: bytes) -> None:
+        ctl.store(kernel, data)
+
+    if text is None:
+        return ProcFile(dvp.v_mount, ino, None, store, 0o200, splice=FREAD | FWRITE)
+
+    def show() -> bytes:
+        return (text(kernel) + "\n").encode()
+
+    return ProcFile(dvp.v_mount, ino, show, store, 0o644, splice=FREAD | FWRITE)
+
+
 _FILES: Final[dict[bytes, Callable[[Kernel], bytes]]] = {
     b"cmdline": cmdline,
     b"cpuinfo": cpuinfo,
     b"devices": devices,
+    b"diskstats": nothing,
+    b"execdomains": execdomains,
     b"filesystems": filesystems,
     b"loadavg": loadavg,
+    b"locks": locks,
     b"meminfo": meminfo,
+    b"modules": nothing,
+    b"partitions": partitions,
     b"stat": stat,
     b"swaps": swaps,
     b"uptime": uptime,

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.linux_struct import anon_attr
 from dfvm.kern.kern_descrip import (
-    FREAD,
-    FWRITE,
+    FIONREAD,
     O_ACCMODE,
     O_APPEND,
     O_NONBLOCK,
@@ -30,11 +29,11 @@ from dfvm.kern.kern_descrip import (
     File,
     FileTable,
     signal_self,
-)  # fmt: skip
+)
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, ENOTTY, EPIPE, ESPIPE, err
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, POLLHUP, POLLIN, POLLOUT
 from dfvm.kern.kern_sig import SIGPIPE
-from dfvm.kern.vfs.vnode_param import IFTOVT, OFF_MAX, S_IFMT, VFIFO, Vattr
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, IFTOVT, OFF_MAX, S_IFMT, VFIFO, Vattr
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove, uioread
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
     from dfvm.vm.copyio import Uio
 
-FIONREAD: Final = 0x541B
 
 _CHUNK: Final = 1 << 20  # most bytes moved to or from a host file at a time
 _STREAM_CHUNK: Final = 1 << 16  # most bytes read from a stream at a time

@@ -88,7 +88,7 @@ _ELF64: Final = _elf64_structs()
 # What the parser wants to see in e_ident, where Linux looks at nothing but the magic.
 _IDENT: Final = b"\x7fELF\2\1\1".ljust(16, b"\0")
 _EHDR_BYTES: Final = _ELF64.Elf_Ehdr.sizeof()
-_PHDR_BYTES: Final = _ELF64.Elf_Phdr.sizeof()
+PHDR_BYTES: Final = _ELF64.Elf_Phdr.sizeof()
 
 # Where a position-independent program is put, and where its interpreter's search begins.
 ET_DYN_BASE: Final = 0x5555_5555_4000
@@ -151,10 +151,10 @@ def elf_parse(image: ImageParams) -> ElfImage:
         raise image.malformed(f"machine {ehdr.e_machine} is not x86-64")
     if ehdr.e_type not in ("ET_EXEC", "ET_DYN"):
         raise image.malformed(f"type {ehdr.e_type} is not executable")
-    if ehdr.e_phentsize != _PHDR_BYTES:
+    if ehdr.e_phentsize != PHDR_BYTES:
         raise image.malformed(f"program headers of {ehdr.e_phentsize} bytes")
     e_phoff, e_phnum = ehdr.e_phoff, ehdr.e_phnum
-    size = e_phnum * _PHDR_BYTES
+    size = e_phnum * PHDR_BYTES
     if not 0 < size <= _PHDRS_MAX:
         raise image.malformed(f"{e_phnum} program headers")
     if e_phoff + size > image.size:
@@ -172,8 +172,8 @@ def elf_parse(image: ImageParams) -> ElfImage:
     elf.interp = None
     elf.stack_exec = False
     elf.phdr_vaddr = 0
-    for at in range(0, size, _PHDR_BYTES):
-        phdr = _ELF64.Elf_Phdr.parse(table[at : at + _PHDR_BYTES])
+    for at in range(0, size, PHDR_BYTES):
+        phdr = _ELF64.Elf_Phdr.parse(table[at : at + PHDR_BYTES])
         p_offset, p_filesz = phdr.p_offset, phdr.p_filesz
         if phdr.p_type == "PT_LOAD":
             seg = Segment(phdr.p_vaddr, phdr.p_memsz, p_offset, p_filesz, phdr.p_flags)

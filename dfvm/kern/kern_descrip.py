@@ -82,10 +82,10 @@ O_SYNC: Final = 0o4010000
 O_PATH: Final = 0o10000000
 O_TMPFILE: Final = 0o20200000
 
-# f_mode: what the descriptor may be used for.
-FREAD: Final = 1
-FWRITE: Final = 2
+# f_mode: what the descriptor may be used for: FREAD, FWRITE, or
 FPATH: Final = 4  # opened with O_PATH: names a file, and nothing else
+
+FIONREAD: Final = 0x541B  # ioctl: how many bytes can be read
 
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 

@@ -16,7 +16,7 @@ from os import fsdecode, fsencode, urandom
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.imgact_elf import elf_activate, elf_parse
+from dfvm.kern.imgact_elf import PHDR_BYTES, elf_activate, elf_parse
 from dfvm.kern.imgact_shell import shell_parse
 from dfvm.kern.kern_caps import cap_exec
 from dfvm.kern.kern_errno import (
@@ -35,10 +35,11 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.kern_exit import lwp_release_user
 from dfvm.kern.kern_fork import vfork_done
+from dfvm.kern.kern_path import AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW
 from dfvm.kern.kern_sig import exec_signals
 from dfvm.kern.proc import P_EXEC, maxrss
 from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
-from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
+from dfvm.kern.vfs.namei import NAMEI_FOLLOW, PATH_MAX, namei
 from dfvm.kern.vfs.vnode_param import FREAD, S_ISGID, S_ISUID, VEXEC, VLNK, VREG
 from dfvm.machine.reg import RIP, RSP
 from dfvm.vm.copyio import copyin, copyinstr, copyout
@@ -76,15 +77,11 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.vmspace import Vmspace
 
-PATH_MAX: Final = 4096
 MAX_ARG_STRLEN: Final = 131072  # one string, with its NUL
 ARG_MIN: Final = 131072  # room for arguments, however small the stack's limit
 ARG_MAX: Final = 6 << 20  # and however large
 MAX_INTERP: Final = 5  # scripts that are interpreted by scripts
 
-AT_EMPTY_PATH: Final = 0x1000
-AT_SYMLINK_NOFOLLOW: Final = 0x100
-AT_FDCWD: Final = -100
 
 # The auxiliary vector.
 AT_NULL: Final = 0
@@ -111,7 +108,6 @@ AT_MINSIGSTKSZ: Final = 51
 _HWCAP: Final = 0x178B_FBFF  # CPUID 1, EDX of the engine's CPU
 _HWCAP2: Final = 2  # RDFSBASE and its like may be used
 _MINSIGSTKSZ: Final = 1040  # the signal frame with its FXSAVE image, aligned as badly as can be
-_PHDR_BYTES: Final = 56
 
 STACK_TOP: Final = VM_MAX_USER_ADDRESS
 
@@ -531,7 +527,7 @@ def _build_stack(
         pointers.append(0)
     words = [args.argc, *pointers,
              AT_MINSIGSTKSZ, _MINSIGSTKSZ, AT_HWCAP, _HWCAP, AT_PAGESZ, PAGE_SIZE, AT_CLKTCK, 100,
-             AT_PHDR, image.phdr, AT_PHENT, _PHDR_BYTES, AT_PHNUM, image.phnum,
+             AT_PHDR, image.phdr, AT_PHENT, PHDR_BYTES, AT_PHNUM, image.phnum,
              AT_BASE, image.base, AT_FLAGS, 0, AT_ENTRY, image.entry,
              AT_UID, cred.cr_ruid, AT_EUID, cred.cr_uid, AT_GID, cred.cr_rgid,
              AT_EGID, cred.cr_gid, AT_SECURE, int(secure), AT_RANDOM, random_at,

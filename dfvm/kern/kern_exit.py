@@ -73,8 +73,8 @@ P_PIDFD: Final = 3
 _W_STOPPED: Final = 0x7F
 _W_CONTINUED: Final = 0xFFFF
 
-_RUSAGE: Final = Struct("<18q")
 _THREE_INTS: Final = Struct("<iIi")
+_RUSAGE: Final = Struct("<18q")
 _SI_PID: Final = 16  # where pid, uid and status are in a siginfo; signo, errno, code begin it
 
 

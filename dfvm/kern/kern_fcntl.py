@@ -16,7 +16,6 @@ from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_descrip import (
     FASYNC,
     FPATH,
-    FWRITE,
     NR_OPEN,
     O_APPEND,
     O_DIRECT,
@@ -26,6 +25,7 @@ from dfvm.kern.kern_descrip import (
 )
 from dfvm.kern.kern_errno import EBADF, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_sig import NSIG
+from dfvm.kern.vfs.vnode_param import FWRITE
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
@@ -61,7 +61,11 @@ F_GET_SEALS: Final = 1034
 
 FD_CLOEXEC: Final = 1
 
-_F_UNLCK: Final = 2
+# l_type of a struct flock, and what F_GETLEASE answers.
+F_RDLCK: Final = 0
+F_WRLCK: Final = 1
+F_UNLCK: Final = 2
+
 _F_OWNER_TID: Final = 0
 _F_OWNER_PID: Final = 1
 _F_OWNER_PGRP: Final = 2
@@ -144,7 +148,7 @@ def _lock(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
 
 
 def _getlease(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
-    return _F_UNLCK  # nobody ever gets one
+    return F_UNLCK  # nobody ever gets one
 
 
 def _pipe_size(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import EAGAIN, EBADF, EDEADLK, EINVAL, EOVERFLOW, err
-from dfvm.kern.vfs.vnode_param import OFF_MAX
+from dfvm.kern.kern_fcntl import (
+    F_GETLK,
+    F_OFD_GETLK,
+    F_OFD_SETLKW,
+    F_RDLCK,
+    F_SETLKW,
+    F_UNLCK,
+    F_WRLCK,
+)
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, OFF_MAX
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout
 
@@ -29,22 +38,12 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File, FileDesc, FileTable
     from dfvm.kern.proc import Lwp
 
-F_RDLCK: Final = 0
-F_WRLCK: Final = 1
-F_UNLCK: Final = 2
 
 LOCK_SH: Final = 1
 LOCK_EX: Final = 2
 LOCK_NB: Final = 4
 LOCK_UN: Final = 8
 
-_F_GETLK: Final = 5
-_F_SETLKW: Final = 7
-_F_OFD_GETLK: Final = 36
-_F_OFD_SETLKW: Final = 38
-
-_FREAD: Final = 1
-_FWRITE: Final = 2
 
 _FLOCK: Final = Struct("<hh4xqqi4x")  # struct flock: type, whence, start, len, pid
 
@@ -258,11 +257,11 @@ def fcntl_lock(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
     p = lwp.lwp_proc
     space = p.p_vmspace
     kind, whence, start, length, pid = _FLOCK.unpack(copyin(space, arg, _FLOCK.size))
-    ofd = cmd >= _F_OFD_GETLK
+    ofd = cmd >= F_OFD_GETLK
     if ofd and pid:
         raise err(EINVAL)
     owner: FileDesc | File = fp if ofd else p.p_fd
-    get = cmd in (_F_GETLK, _F_OFD_GETLK)
+    get = cmd in (F_GETLK, F_OFD_GETLK)
     if kind not in (F_RDLCK, F_WRLCK) and (get or kind != F_UNLCK):
         raise err(EINVAL)
     first, last = _range(fp, whence, start, length)
@@ -277,12 +276,12 @@ def fcntl_lock(lwp: Lwp, fp: File, cmd: int, arg: int) -> int:
             answer = _FLOCK.pack(lock.lf_type, 0, lock.lf_start, length, lock.lf_pid)
         copyout(space, answer, arg)
         return 0
-    if kind != F_UNLCK and not fp.f_mode & (_FREAD if kind == F_RDLCK else _FWRITE):
+    if kind != F_UNLCK and not fp.f_mode & (FREAD if kind == F_RDLCK else FWRITE):
         raise err(EBADF)
     if kind == F_UNLCK:
         lf_unlock(fp.f_table, fp, want)
     else:
-        _setlock(fp.f_table, fp, want, cmd in (_F_SETLKW, _F_OFD_SETLKW), not ofd)
+        _setlock(fp.f_table, fp, want, cmd in (F_SETLKW, F_OFD_SETLKW), not ofd)
     return 0
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE
+from dfvm.kern.kern_descrip import NR_OPEN
 from dfvm.kern.kern_errno import EACCES, EINVAL, EPERM, ESRCH, err
+from dfvm.kern.kern_exit import rusage_pack
 from dfvm.kern.kern_sched import SCHED_FIFO, SCHED_IDLE, SCHED_RESET_ON_FORK, SCHED_RR
 from dfvm.kern.kern_time import update_cpu_limit
 from dfvm.kern.proc import (
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from dfvm.kern.proc import Lwp, Proc, Rusage
 
-NR_OPEN: Final = 1 << 20  # RLIMIT_NOFILE is never higher
 
 RUSAGE_SELF: Final = 0
 RUSAGE_CHILDREN: Final = -1
@@ -55,7 +56,6 @@ _IOPRIO_OF_POLICY: Final = {
 }
 
 _RLIMIT: Final = Struct("<QQ")
-_RUSAGE: Final = Struct("<18q")
 
 
 # ---- limits --------------------------------------------------------------------------------------
@@ -127,16 +127,6 @@ def _find(lp: Lwp, pid: int) -> Proc:
 
 
 # ---- usage ---------------------------------------------------------------------------------------
-
-
-def rusage_pack(ru: Rusage) -> bytes:
-    """struct rusage. What Linux does not count is zero here, too."""
-    user, system = ru.ru_utime_ns // 1000, ru.ru_stime_ns // 1000
-    return _RUSAGE.pack(
-        *divmod(user, 1_000_000), *divmod(system, 1_000_000), ru.ru_maxrss, 0, 0, 0,
-        ru.ru_minflt, ru.ru_majflt, 0, ru.ru_inblock, ru.ru_oublock, 0, 0, 0,
-        ru.ru_nvcsw, ru.ru_nivcsw,
-    )  # fmt: skip
 
 
 def getrusage(lp: Lwp, who: int) -> Rusage:

@@ -88,7 +88,7 @@ TIME_MAX: Final = (1 << 63) - 1  # ns; later times saturate, as the kernel's kti
 LONGEST_NS: Final = 1 << 61  # what a sleep is cut into, when it is longer
 
 _TIMESPEC: Final = Struct("<qq")
-_ITIMERSPEC: Final = Struct("<qqqq")
+ITIMERSPEC: Final = Struct("<qqqq")  # interval, value: seconds and ns each
 _TMS: Final = Struct("<qqqq")
 _SIGEVENT: Final = Struct("<Qiii44x")
 
@@ -545,7 +545,7 @@ def _itimer_pack(p: Proc, which: int) -> bytes:
         return bytes(32)
     timer = p.p_timers.itimers[which]
     interval, left = timer.interval // 1000, -(-timer.left() // 1000)
-    return _ITIMERSPEC.pack(*divmod(interval, 1_000_000), *divmod(left, 1_000_000))
+    return ITIMERSPEC.pack(*divmod(interval, 1_000_000), *divmod(left, 1_000_000))
 
 
 def _itimer_set(p: Proc, which: int, value: int, interval: int) -> None:
@@ -571,7 +571,7 @@ def sys_setitimer(lp: Lwp, which: int, uvalue: int, uold: int) -> int:
     p = lp.lwp_proc
     interval = value = 0
     if uvalue:
-        i_sec, i_us, v_sec, v_us = _ITIMERSPEC.unpack(copyin(p.p_vmspace, uvalue, 32))
+        i_sec, i_us, v_sec, v_us = ITIMERSPEC.unpack(copyin(p.p_vmspace, uvalue, 32))
         interval, value = timespec_ns(i_sec, i_us * 1000), timespec_ns(v_sec, v_us * 1000)
     if which not in (ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF):
         raise err(EINVAL)
@@ -648,7 +648,7 @@ def _find_timer(lp: Lwp, timerid: int) -> PosixTimer:
 
 def _timer_pack(timer: PosixTimer) -> bytes:
     ktimer = timer.ktimer
-    return _ITIMERSPEC.pack(*divmod(ktimer.interval, NS), *divmod(ktimer.left(), NS))
+    return ITIMERSPEC.pack(*divmod(ktimer.interval, NS), *divmod(ktimer.left(), NS))
 
 
 def sys_timer_settime(lp: Lwp, timerid: int, flags: int, unew: int, uold: int) -> int:
@@ -656,7 +656,7 @@ def sys_timer_settime(lp: Lwp, timerid: int, flags: int, unew: int, uold: int) -
     space = lp.lwp_proc.p_vmspace
     if not unew:
         raise err(EINVAL)
-    i_sec, i_ns, v_sec, v_ns = _ITIMERSPEC.unpack(copyin(space, unew, 32))
+    i_sec, i_ns, v_sec, v_ns = ITIMERSPEC.unpack(copyin(space, unew, 32))
     interval, value = timespec_ns(i_sec, i_ns), timespec_ns(v_sec, v_ns)
     timer = _find_timer(lp, timerid)
     old = _timer_pack(timer)

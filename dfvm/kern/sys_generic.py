@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
-from dfvm.kern.kern_descrip import FASYNC, FPATH, FREAD, FWRITE, O_NONBLOCK, nofile
+from dfvm.kern.kern_descrip import FASYNC, FPATH, O_NONBLOCK, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EBADF,
@@ -46,7 +46,9 @@ from dfvm.kern.kern_sig import (
     set_user_sigmask,
     signal_pending,
 )  # fmt: skip
+from dfvm.kern.kern_time import NS
 from dfvm.kern.sys_sigio import set_async
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.kern.vnode_file import SEEK_HOLE, VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
@@ -75,8 +77,6 @@ FIONBIO: Final = 0x5421
 FIONCLEX: Final = 0x5450
 FIOASYNC: Final = 0x5452
 FIOCLEX: Final = 0x5451
-
-_NS: Final = 1_000_000_000
 
 
 # -- transfers ----------------------------------------------------------------------------------
@@ -371,9 +371,9 @@ def _user_timeout(lwp: Lwp, uts: int) -> int | None:
     if not uts:
         return None
     sec, nsec = unpack_from("<qq", copyin(lwp.lwp_proc.p_vmspace, uts, 16))
-    if sec < 0 or not 0 <= nsec < _NS:
+    if sec < 0 or not 0 <= nsec < NS:
         raise err(EINVAL)
-    return monotonic_ns() + int(sec) * _NS + int(nsec)
+    return monotonic_ns() + int(sec) * NS + int(nsec)
 
 
 def _give_left(lwp: Lwp, utime: int, deadline: int | None, unit: int) -> None:
@@ -381,7 +381,7 @@ def _give_left(lwp: Lwp, utime: int, deadline: int | None, unit: int) -> None:
     Linux does, and forgives when it can't."""
     if deadline is None:
         return
-    sec, nsec = divmod(max(deadline - monotonic_ns(), 0), _NS)
+    sec, nsec = divmod(max(deadline - monotonic_ns(), 0), NS)
     try:
         copyout(lwp.lwp_proc.p_vmspace, sec.to_bytes(8, "little")
                 + (nsec // unit).to_bytes(8, "little"), utime)  # fmt: skip
@@ -530,7 +530,7 @@ def sys_select(lwp: Lwp, nfds: int, uin: int, uout: int, uex: int, utv: int) -> 
         sec, usec = unpack_from("<qq", copyin(lwp.lwp_proc.p_vmspace, utv, 16))
         if sec < 0 or usec < 0:
             raise err(EINVAL)
-        deadline = monotonic_ns() + int(sec) * _NS + int(usec) * 1000
+        deadline = monotonic_ns() + int(sec) * NS + int(usec) * 1000
     try:
         return _kern_select(lwp, s32(nfds), uin, uout, uex, deadline)
     except OSError as exc:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
-from dfvm.kern.kern_descrip import O_CLOEXEC, O_NONBLOCK, O_RDONLY, File, FileTable, nofile
+from dfvm.kern.kern_descrip import (
+    FIONREAD,
+    O_CLOEXEC,
+    O_NONBLOCK,
+    O_RDONLY,
+    File,
+    FileTable,
+    nofile,
+)
 from dfvm.kern.kern_errno import EAGAIN, EEXIST, EINVAL, ENOSPC, ENOTTY, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, PATH_MAX, namei
@@ -43,7 +51,6 @@ _ALL_BITS: Final = (
 MAX_QUEUED_EVENTS: Final = 16384
 MAX_USER_WATCHES: Final = 65536  # all users together
 
-FIONREAD: Final = 0x541B
 
 _EVENT: Final = Struct("<iIII")  # wd, mask, cookie, length of what follows: the name and NULs
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_FOWNER, CAP_IPC_LOCK, CAP_SYS_RAWIO
-from dfvm.kern.kern_descrip import FREAD, FWRITE
 from dfvm.kern.kern_errno import (
     EACCES,
     EAGAIN,
@@ -34,7 +33,7 @@ from dfvm.kern.kern_errno import (
 from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.seals import sealed_map
 from dfvm.kern.vfs.vnode import Vnode
-from dfvm.kern.vfs.vnode_param import MMAP_ANON, OFF_MAX, VREG, VWRITE
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, MMAP_ANON, OFF_MAX, VREG, VWRITE
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout

@@ -25,8 +25,7 @@ from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
 from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_descrip import (
-    FREAD,
-    FWRITE,
+    FIONREAD,
     O_ACCMODE,
     O_CLOEXEC,
     O_DIRECT,
@@ -65,9 +64,10 @@ from dfvm.kern.kern_fcntl import F_GETPIPE_SZ
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.vfs.vfs_helper import may_chown
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE
-from dfvm.kern.vfs.vnode_param import VFIFO, Vattr
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VFIFO, Vattr
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyout, uiomove_pa
+from dfvm.vm.vm_param import PAGE_SIZE
 
 if TYPE_CHECKING:
     from dfvm.kern.kern_lockf import LockfHead
@@ -79,14 +79,12 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map import VmMap
 
-PAGE_SIZE: Final = 4096
 PIPE_BUF: Final = 4096  # writes up to this are atomic
 PIPE_SLOTS: Final = 16  # capacity of a new pipe, pages
 PIPE_MAX_SIZE: Final = 1 << 20  # the most F_SETPIPE_SZ gives, bytes
 
 PIPEFS_MAGIC: Final = 0x50495045
 
-FIONREAD: Final = 0x541B
 
 _PIPE_MAP_SIZE: Final = 256 << 20  # kernel address space for the buffers of all pipes
 _CHUNK: Final = 16  # pages taken from the kernel's map at a time

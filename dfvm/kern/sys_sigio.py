@@ -9,9 +9,10 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_KILL
-from dfvm.kern.kern_descrip import FASYNC, FREAD, FWRITE
+from dfvm.kern.kern_descrip import FASYNC
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, POLLIN, POLLOUT, Knote
 from dfvm.kern.kern_sig import SIGIO, Siginfo, ksignal
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 
 if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File

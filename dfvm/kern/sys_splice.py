@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s64, u32
 from dfvm.kern.host_file import HostFile
-from dfvm.kern.kern_descrip import FREAD, FWRITE, O_APPEND, O_NOATIME, O_NONBLOCK, signal_self
+from dfvm.kern.kern_descrip import O_APPEND, O_NOATIME, O_NONBLOCK, signal_self
 from dfvm.kern.kern_errno import EAGAIN, EBADF, EINVAL, EPIPE, ESPIPE, err
 from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.sys_generic import MAX_RW_COUNT, user_iov
-from dfvm.kern.sys_pipe import PAGE_SIZE, PipeBuf, PipeFile
-from dfvm.kern.vfs.vnode_param import IN_ACCESS, VREG
+from dfvm.kern.sys_pipe import PipeBuf, PipeFile
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, IN_ACCESS, VREG
 from dfvm.kern.vfs_storage import copy_file, user_off
 from dfvm.kern.vnode_file import SEEK_CUR, SEEK_SET, VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyout, suword64, uiomove
+from dfvm.vm.vm_param import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,6 @@ Source: behaviour of Linux fs/timerfd.c.
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
@@ -19,11 +18,13 @@ from dfvm.kern.kern_descrip import O_CLOEXEC, O_NONBLOCK, O_RDWR, File, FileTabl
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, EPERM, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
 from dfvm.kern.kern_time import (
+    ALARMS,
     CLOCK_BOOTTIME,
     CLOCK_BOOTTIME_ALARM,
     CLOCK_MONOTONIC,
     CLOCK_REALTIME,
     CLOCK_REALTIME_ALARM,
+    ITIMERSPEC,
     LONGEST_NS,
     TIME_MAX,
     clock_reader,
@@ -51,9 +52,6 @@ _CLOCKS: Final = {
     CLOCK_REALTIME_ALARM: CLOCK_REALTIME,
     CLOCK_BOOTTIME_ALARM: CLOCK_BOOTTIME,
 }
-_ALARMS: Final = (CLOCK_REALTIME_ALARM, CLOCK_BOOTTIME_ALARM)
-
-_ITIMERSPEC: Final = Struct("<qqqq")  # interval, value: seconds and ns each
 
 
 class TimerFile(File):
@@ -128,7 +126,7 @@ class TimerFile(File):
 
     def pack(self) -> bytes:
         """struct itimerspec: the interval, and the time left."""
-        return _ITIMERSPEC.pack(*divmod(self.tf_interval, NS), *divmod(self.left(), NS))
+        return ITIMERSPEC.pack(*divmod(self.tf_interval, NS), *divmod(self.left(), NS))
 
     def fo_read(self, lwp: Lwp, uio: Uio) -> None:
         if uio.uio_resid < 8:
@@ -187,7 +185,7 @@ def sys_timerfd_create(lwp: Lwp, clock: int, flags: int) -> int:
 
 
 def _check_alarm(lwp: Lwp, clock: int) -> None:
-    if clock in _ALARMS and not lwp.lwp_proc.p_ucred.cr_cap_e & CAP_WAKE_ALARM:
+    if clock in ALARMS and not lwp.lwp_proc.p_ucred.cr_cap_e & CAP_WAKE_ALARM:
         raise err(EPERM)
 
 
@@ -202,7 +200,7 @@ def sys_timerfd_settime(lwp: Lwp, fd: int, flags: int, unew: int, uold: int) -> 
     """timerfd_settime(2). Nobody in the machine can set the clock, so a timer that is to be
     cancelled then never is."""
     space, flags = lwp.lwp_proc.p_vmspace, u32(flags)
-    i_sec, i_ns, v_sec, v_ns = _ITIMERSPEC.unpack(copyin(space, unew, _ITIMERSPEC.size))
+    i_sec, i_ns, v_sec, v_ns = ITIMERSPEC.unpack(copyin(space, unew, ITIMERSPEC.size))
     if flags & ~(TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET):
         raise err(EINVAL)
     interval, value = timespec_ns(i_sec, i_ns), timespec_ns(v_sec, v_ns)

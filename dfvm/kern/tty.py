@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.host_file import HostFile, give, host_poll
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
-from dfvm.kern.kern_descrip import FREAD, O_ACCMODE, O_NOCTTY, File, FileTable
+from dfvm.kern.kern_descrip import FIONREAD, O_ACCMODE, O_NOCTTY, File, FileTable
 from dfvm.kern.kern_errno import (
     EINVAL,
     EIO,
@@ -58,7 +58,7 @@ from dfvm.kern.kern_sig import (
 )  # fmt: skip
 from dfvm.kern.proc import P_CONTROLT, P_SYSTEM, SSTOP
 from dfvm.kern.vfs.devfs import Cdev
-from dfvm.kern.vfs.vnode_param import KCRED
+from dfvm.kern.vfs.vnode_param import FREAD, KCRED
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
@@ -88,7 +88,6 @@ TIOCSPGRP: Final = 0x5410
 TIOCOUTQ: Final = 0x5411
 TIOCGWINSZ: Final = 0x5413
 TIOCSWINSZ: Final = 0x5414
-FIONREAD: Final = 0x541B
 TIOCNOTTY: Final = 0x5422
 TIOCGETD: Final = 0x5424
 TCSBRKP: Final = 0x5425
@@ -111,10 +110,11 @@ _OUTPUT: Final = frozenset((TCSETS, TCSETSW, TCSETSF, TCSETS2, TCSETSW2, TCSETSF
 # struct termios: four words of flags, the discipline, 19 control characters
 _LFLAG: Final = 12
 _CC: Final = 17
+# As in tty_ldisc, which only pseudo terminals need.
 _VTIME: Final = 5
 _VMIN: Final = 6
-ICANON: Final = 0o2
-TOSTOP: Final = 0o400
+_ICANON: Final = 0o2
+_TOSTOP: Final = 0o400
 
 
 _FORWARDED: Final = (SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGWINCH, SIGTSTP)
@@ -376,7 +376,7 @@ class HostTty(Tty):
         """(VMIN, VTIME in ns) when reads are not by line and may end without data."""
         termios = self.get()
         (lflag,) = unpack("<I", termios[_LFLAG : _LFLAG + 4])
-        if lflag & ICANON or termios[_CC + _VMIN]:
+        if lflag & _ICANON or termios[_CC + _VMIN]:
             return None
         return 0, termios[_CC + _VTIME] * 100_000_000
 
@@ -459,7 +459,7 @@ class HostTtyFile(HostFile):
         tty = self.f_tty
         if tty.t_pgrp is not None and lwp.lwp_proc.p_pgrp is not tty.t_pgrp:
             (lflag,) = unpack("<I", tty.get()[_LFLAG : _LFLAG + 4])
-            if lflag & TOSTOP:
+            if lflag & _TOSTOP:
                 tty.check_change(lwp, SIGTTOU)
         super().fo_write(lwp, uio)
 

@@ -15,16 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
-from dfvm.kern.kern_descrip import (
-    FREAD,
-    FWRITE,
-    O_CLOEXEC,
-    O_NONBLOCK,
-    O_RDWR,
-    File,
-    FileTable,
-    nofile,
-)
+from dfvm.kern.kern_descrip import FIONREAD, O_CLOEXEC, O_NONBLOCK, O_RDWR, File, FileTable, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EBUSY,
@@ -59,7 +50,6 @@ from dfvm.kern.kern_sig import (
     ksignal,
 )
 from dfvm.kern.tty import (
-    FIONREAD,
     TCFLSH,
     TCGETA,
     TCGETS,
@@ -86,7 +76,7 @@ from dfvm.kern.tty import (
 )
 from dfvm.kern.tty_ldisc import ICANON, IXON, TOSTOP, VMIN, VTIME, LineDiscipline
 from dfvm.kern.vfs.devfs import Cdev
-from dfvm.kern.vfs.vnode_param import KCRED, VCHR, VUNLINKED
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED, VCHR, VUNLINKED
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout, uiomove, uioread
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
-from dfvm.kern.kern_descrip import FREAD, FWRITE, O_APPEND, File, signal_self
+from dfvm.kern.kern_descrip import O_APPEND, File, signal_self
 from dfvm.kern.kern_errno import (
     EBADF,
     EFBIG,
@@ -23,8 +23,20 @@ from dfvm.kern.kern_errno import (
     err,
 )
 from dfvm.kern.kern_path import AT_FDCWD, path_vnode, user_path
-from dfvm.kern.vfs.vnode_param import IN_ACCESS, IN_MODIFY, OFF_MAX, VDIR, VLNK, VREG
-from dfvm.kern.vnode_file import RLIMIT_FSIZE, check_fsize, getvnode
+from dfvm.kern.proc import RLIMIT_FSIZE
+from dfvm.kern.vfs.vnode_param import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FREAD,
+    FWRITE,
+    IN_ACCESS,
+    IN_MODIFY,
+    OFF_MAX,
+    VDIR,
+    VLNK,
+    VREG,
+)
+from dfvm.kern.vnode_file import check_fsize, getvnode
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
 
 if TYPE_CHECKING:
@@ -36,8 +48,6 @@ if TYPE_CHECKING:
 _COPY_CHUNK: Final = 1 << 16  # bytes that sendfile and copy_file_range move at a time
 _MAX_COUNT: Final = 0x7FFF_F000
 _U64: Final = (1 << 64) - 1
-_FALLOC_KEEP_SIZE: Final = 1
-_FALLOC_PUNCH_HOLE: Final = 2
 
 
 # -- sizes and storage --------------------------------------------------------------------------
@@ -94,7 +104,7 @@ def sys_fallocate(lwp: Lwp, fd: int, mode: int, offset: int, length: int) -> int
     fp = lwp.lwp_proc.p_fd.fget(fd)
     if offset < 0 or length <= 0:
         raise err(EINVAL)
-    if mode not in (0, _FALLOC_KEEP_SIZE, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE):
+    if mode not in (0, FALLOC_KEEP_SIZE, FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE):
         raise err(EOPNOTSUPP)
     if not fp.f_mode & FWRITE:
         raise err(EBADF)
@@ -105,7 +115,7 @@ def sys_fallocate(lwp: Lwp, fd: int, mode: int, offset: int, length: int) -> int
         raise err(ENODEV)
     if offset + length > OFF_MAX:
         raise err(EFBIG)
-    if not mode & _FALLOC_KEEP_SIZE:
+    if not mode & FALLOC_KEEP_SIZE:
         _may_grow(lwp, vp, offset + length)
     vp.allocate(mode, offset, length)
     return 0

@@ -24,8 +24,6 @@ from dfvm.kern.abi.linux.linux_struct import (
 from dfvm.kern.kern_caps import CAP_SYS_CHROOT
 from dfvm.kern.kern_descrip import (
     FASYNC,
-    FREAD,
-    FWRITE,
     O_ACCMODE,
     O_APPEND,
     O_CLOEXEC,
@@ -48,7 +46,7 @@ from dfvm.kern.kern_descrip import (
     File,
     file_mode,
     nofile,
-)  # fmt: skip
+)
 from dfvm.kern.kern_errno import (
     E2BIG,
     EAGAIN,
@@ -89,6 +87,8 @@ from dfvm.kern.vfs.vfs_rename import vn_rename
 from dfvm.kern.vfs.vfs_vnops import vn_open
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import (
+    FREAD,
+    FWRITE,
     IFTOVT,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,

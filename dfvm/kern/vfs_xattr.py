@@ -26,7 +26,7 @@ from dfvm.kern.kern_errno import (
     ETXTBSY,
     err,
 )
-from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
+from dfvm.kern.vfs.namei import NAMEI_FOLLOW, PATH_MAX, namei
 from dfvm.kern.vfs.vnode_param import IN_ATTRIB, S_ISVTX, VDIR, VREAD, VREG, VWRITE
 from dfvm.vm.copyio import copyin, copyinstr, copyout
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp, Ucred
     from dfvm.kern.vfs.vnode import Vnode
 
-PATH_MAX: Final = 4096
 XATTR_NAME_MAX: Final = 255
 XATTR_SIZE_MAX: Final = 65536
 XATTR_CREATE: Final = 1

@@ -10,8 +10,8 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_descrip import (
+    FIONREAD,
     FPATH,
-    FWRITE,
     O_APPEND,
     O_DSYNC,
     O_NOATIME,
@@ -19,11 +19,13 @@ from dfvm.kern.kern_descrip import (
     File,
     FileTable,
     signal_self,
-)  # fmt: skip
+)
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, err
+from dfvm.kern.proc import RLIMIT_FSIZE
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, vn_notify
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import (
+    FWRITE,
     IN_ACCESS,
     IN_MODIFY,
     IO_APPEND,
@@ -54,9 +56,7 @@ SEEK_END: Final = 2
 SEEK_DATA: Final = 3
 SEEK_HOLE: Final = 4
 
-RLIMIT_FSIZE: Final = 1
 
-FIONREAD: Final = 0x541B
 FIGETBSZ: Final = 2
 
 _POLL_ALL: Final = 0x3FF

@@ -22,6 +22,8 @@ from dfvm.kern.vfs.overlay import HOST_RACY, HOST_TTL
 from dfvm.kern.vfs.vfs_bio import vn_flush
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
     FREAD,
     FWRITE,
     IFTOVT,
@@ -49,8 +51,6 @@ _CREATE: Final = (
     os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 )  # fmt: skip
 _BIG: Final = (1 << 31) - 1  # every host takes files up to here
-_FALLOC_KEEP_SIZE: Final = 1
-_FALLOC_PUNCH_HOLE: Final = 2
 _OPATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -435,11 +435,11 @@ class HostVnode(Vnode):
         return end
 
     def vop_allocate(self, off: int, end: int) -> None:
-        host_fallocate(self.h_ref.fd(True), _FALLOC_KEEP_SIZE, off, end - off)
+        host_fallocate(self.h_ref.fd(True), FALLOC_KEEP_SIZE, off, end - off)
         self.h_until = 0
 
     def vop_zero(self, off: int, end: int) -> None:
-        mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
+        mode = FALLOC_KEEP_SIZE | FALLOC_PUNCH_HOLE
         host_fallocate(self.h_ref.fd(True), mode, off, end - off)
         self.h_until = 0
 

@@ -11,11 +11,11 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_SYS_NICE, CAP_SYS_RESOURCE
-from dfvm.kern.kern_descrip import FPATH, FREAD, FWRITE
+from dfvm.kern.kern_descrip import FPATH
 from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, EPERM, err
 from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
-from dfvm.kern.kern_time import SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID
-from dfvm.kern.proc import P_CONTROLT, SSTOP, SZOMB, calcru
+from dfvm.kern.kern_time import NS, SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID, USER_HZ
+from dfvm.kern.proc import P_CONTROLT, RLIMIT_SIGPENDING, SSTOP, SZOMB, calcru
 from dfvm.kern.tty import HostTty
 from dfvm.kern.vfs.procfs import (
     FdescVnode,
@@ -36,13 +36,13 @@ from dfvm.kern.vfs.procfs_maps import (
     space_of,
     vm_kinds,
 )
-from dfvm.kern.vfs.procfs_system import USER_HZ, parse_int
+from dfvm.kern.vfs.procfs_system import parse_int
 from dfvm.kern.vfs.vnode import vn_fullpath
-from dfvm.kern.vfs.vnode_param import VDIR, VTTODT, VWRITE
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VDIR, VTTODT, VWRITE
 from dfvm.machine.reg import RIP, RSP
 from dfvm.vm.vm_pageout import OOM_SCORE_ADJ_MIN, vm_oom_badness
 from dfvm.vm.vm_param import PAGE_SIZE
-from dfvm.vm.vm_proc import RLIM_INFINITY
+from dfvm.vm.vm_proc import RLIM_INFINITY, RLIMIT_RSS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
 
-_NS: Final = 1_000_000_000
-_TICK_NS: Final = _NS // USER_HZ
+_TICK_NS: Final = NS // USER_HZ
 
 _STATES: Final = {
     "R": "running",
@@ -84,7 +83,6 @@ _LIMITS: Final = (
 )
 _SIGEV: Final = {SIGEV_SIGNAL: "signal", SIGEV_NONE: "none", SIGEV_THREAD: "thread"}
 _ID_MAP: Final = b"%10d %10d %10d\n" % (0, 0, (1 << 32) - 1)  # users are who they are
-_RLIMIT_SIGPENDING: Final = 11
 _RLIMIT_RSS: Final = 5
 
 
@@ -146,7 +144,7 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     policy = lp.lwp_policy & ~SCHED_RESET_ON_FORK if lp else 0
     rtprio = lp.lwp_thread.td_rtprio if lp else 0
     mask = (1 << 31) - 1  # the signal sets here are 32 bits, as they were in 1992
-    limit = p.p_rlimit(_RLIMIT_RSS)
+    limit = p.p_rlimit(RLIMIT_RSS)
     fields = (
         p.p_ppid(), p.p_pgrp.pg_id, p.p_session.s_sid, tty, tpgid,
         0, ru.ru_minflt, p.p_cru.ru_minflt, ru.ru_majflt, p.p_cru.ru_majflt,
@@ -251,7 +249,7 @@ def status(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
         "CoreDumping:\t0",
         "THP_enabled:\t0",
         f"Threads:\t{len(p.p_lwps) or 1}",
-        f"SigQ:\t{queued}/{p.p_rlimit(_RLIMIT_SIGPENDING)}",
+        f"SigQ:\t{queued}/{p.p_rlimit(RLIMIT_SIGPENDING)}",
         f"SigPnd:\t{lp.lwp_sigqueue.pending if lp else 0:016x}",
         f"ShdPnd:\t{p.p_sigqueue.pending:016x}",
         f"SigBlk:\t{lp.lwp_sigmask if lp else 0:016x}",

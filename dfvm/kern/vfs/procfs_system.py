@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dfvm.kern.kern_errno import EINVAL, err
 from dfvm.kern.kern_sig import NSIG
+from dfvm.kern.kern_time import USER_HZ
 from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.vfs.procfs import ProcNode, PseudoMount
 
-USER_HZ: Final = 100
 _TICK_NS: Final = 1_000_000_000 // USER_HZ
 _KIB_PAGE: Final = 4  # KiB in a page
 

@@ -12,6 +12,7 @@ from dfvm.kern.vfs.vnode_param import VREG, VSEALABLE
 from dfvm.vm.vm import VM_PROT_WRITE
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import MAP_ENTRY_COW
+from dfvm.vm.vm_param import PAGE_MASK
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
@@ -24,8 +25,6 @@ F_SEAL_FUTURE_WRITE: Final = 0x10  # as WRITE, but mappings that may write stay
 F_SEAL_EXEC: Final = 0x20  # the x bits stay as they are
 _ALL: Final = 0x3F
 _NO_WRITE: Final = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
-
-_PAGE_MASK: Final = 4095
 
 
 def get_seals(vp: Vnode | None) -> int:
@@ -89,7 +88,7 @@ def sealed_write(vp: Vnode, off: int, end: int) -> int:
     if vp.v_seals & _NO_WRITE:
         raise err(EPERM)
     if vp.v_seals & F_SEAL_GROW and end > vp.v_filesize:
-        end = vp.v_filesize & ~_PAGE_MASK
+        end = vp.v_filesize & ~PAGE_MASK
         if end <= off:
             raise err(EPERM)
     return end

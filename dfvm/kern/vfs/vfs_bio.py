@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_caps import CAP_FSETID
 from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, EOPNOTSUPP, err
 from dfvm.kern.vfs.seals import sealed_size, sealed_write, sealed_zero
-from dfvm.kern.vfs.vnode_param import IO_APPEND, IO_SYNC, OFF_MAX, S_ISGID, S_ISUID, VREG
+from dfvm.kern.vfs.vnode_param import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    IO_APPEND,
+    IO_SYNC,
+    OFF_MAX,
+    S_ISGID,
+    S_ISUID,
+    VREG,
+)
 from dfvm.lwkt.kern_lock import LK_EXCLUSIVE, LK_RELEASE, Lock, lockmgr
 from dfvm.vm.copyio import uiomove_pa
 from dfvm.vm.pager.vnode_pager import (
@@ -53,9 +63,6 @@ _PAGE: Final = 1 << _SHIFT
 _MASK: Final = _PAGE - 1
 
 # fallocate(2)
-_FALLOC_KEEP_SIZE: Final = 0x01
-_FALLOC_PUNCH_HOLE: Final = 0x02
-_FALLOC_ZERO_RANGE: Final = 0x10
 
 
 def vn_lock(vp: Vnode) -> Lock:
@@ -258,10 +265,10 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
     end = off + length
     if end > OFF_MAX:
         raise err(EFBIG)
-    kind = mode & ~_FALLOC_KEEP_SIZE
-    if kind not in (0, _FALLOC_PUNCH_HOLE, _FALLOC_ZERO_RANGE):
+    kind = mode & ~FALLOC_KEEP_SIZE
+    if kind not in (0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE):
         raise err(EOPNOTSUPP)
-    if kind == _FALLOC_PUNCH_HOLE and not mode & _FALLOC_KEEP_SIZE:
+    if kind == FALLOC_PUNCH_HOLE and not mode & FALLOC_KEEP_SIZE:
         raise err(EOPNOTSUPP)
     lock = vn_lock(vp)
     try:
@@ -269,13 +276,13 @@ def vn_allocate(vp: Vnode, mode: int, off: int, length: int) -> None:
         if vp.v_seals:
             if kind:
                 sealed_zero(vp)
-            if kind != _FALLOC_PUNCH_HOLE:
+            if kind != FALLOC_PUNCH_HOLE:
                 sealed_size(vp, osize, max(osize, end))
         if kind:
             _zero(vp, off, min(end, vp.v_filesize + _MASK & ~_MASK))
-        if kind != _FALLOC_PUNCH_HOLE:
+        if kind != FALLOC_PUNCH_HOLE:
             vp.vop_allocate(off, end)
-        if end > vp.v_filesize and not mode & _FALLOC_KEEP_SIZE:
+        if end > vp.v_filesize and not mode & FALLOC_KEEP_SIZE:
             vp.vop_setsize(end)
             vnode_pager_setsize(vp, end)
         else:

@@ -56,6 +56,11 @@ IO_APPEND: Final = 0x02
 IO_SYNC: Final = 0x04
 IO_NDELAY: Final = 0x10
 
+# allocate()
+FALLOC_KEEP_SIZE: Final = 0x01
+FALLOC_PUNCH_HOLE: Final = 0x02
+FALLOC_ZERO_RANGE: Final = 0x10
+
 # rename()
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2

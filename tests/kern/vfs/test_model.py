@@ -402,7 +402,7 @@ def step(w: World, op: tuple[Any, ...]) -> None:
     if op[0] == "recycle":
         # As if many other files had been looked at since.
         for _ in range(2):
-            w.vfs.recycle()
+            w.vfs.recycle(len(w.vfs.inactive))
         return
     if op[0] == "rename" and w.kind == "rw" and op[3] == 2:
         return  # the one thing it can't do

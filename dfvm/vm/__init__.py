@@ -1,11 +1,12 @@
 """DragonFly BSD's virtual memory: one module for each kernel source file; the large files are split
-by topic (vm_map_insert.py is a part of vm_map.c).
+by topic (vm_map_insert.py is a part of vm_map.c). docs/vm.md is a guided reading.
 
     vm.py, vm_param.py    constants: rights, results, sizes, the shape of the address space
     vm_init.py            VmSystem: what sys/vm keeps in global variables; boot
     vm_meter.py           what is counted
     probe.py              where others may watch
-    vm_proc.py, vm_vnode.py  what the VM must know of processes and files
+    vm_proc.py, vm_vnode.py, vm_shm.py
+                          what the VM must know of processes, files and System V segments
     vm_page_*.py          frames: queues, allocation, busy, valid and dirty, paging, the hash
     vm_object_*.py        containers of pages
     pager/, vm_pager.py   where pages come from and go to
@@ -16,7 +17,7 @@ by topic (vm_map_insert.py is a part of vm_map.c).
     pmap_*.py             the page tables themselves
     copyio.py             the kernel's way to user memory
     vm_kern.py            kernel_map
-    vm_pageout.py         thresholds, and what is reclaimed when memory is short
+    vm_page2.py           how short memory is; vm_pageout.py: what is reclaimed then
     *_check.py            is all of it as it should be? For Machine.check()
 
 What protects what, outermost first; take them in this order:

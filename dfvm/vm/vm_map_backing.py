@@ -7,9 +7,11 @@
                                                              ▼
                                                          [ object ]
 
-What is behind the first element is set in stone: its pages come and go with paging, but nobody
-writes to them any more. So a chain can be copied (fork, clip) by copying its elements. How chains
-become shorter again is in vm_map_collapse.
+What is behind the first element is set in stone: its pages come and go with paging, but no mapping
+writes to them any more. So a chain can be copied (fork, clip) by copying its elements. (A file at
+the end of a private view is the exception that does no harm: what others write to it shows where
+the view has no page of its own, as it should.) How chains become shorter again is in
+vm_map_collapse.
 
 Source: DragonFly sys/vm/vm_map.c.
 """

@@ -1,0 +1,42 @@
+"""What docs/ says is so: its example runs, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+SOURCES = "".join(path.read_text() for path in (ROOT / "dfvm").rglob("*.py"))
+
+
+def test_the_example_of_a_guest_test(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "guest.md").read_text()
+    (program,) = re.findall(r"```c\n(.*?)```", text, re.DOTALL)
+    (test,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    source = tmp_path / "read_first.c"
+    source.write_text(program)
+    subprocess.run(
+        ["cc", "-O1", "-static", "-I", str(ROOT / "guest"), "-o", str(source.with_suffix("")),
+         str(source)],
+        check=True,
+    )  # fmt: skip
+    names: dict[str, Any] = {}
+    exec("from dfvm.machine.pte import PG_RW\nfrom tests.guest.watch import *\n" + test, names)
+    names["test_a_page_that_was_read_can_be_written"](tmp_path)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_what_is_named_is_there(path: Path) -> None:
+    text = path.read_text()
+    files = {name.rpartition("/")[2] for name in re.findall(r"(?<!\*)\b[\w/]+\.(?:py|c|h)\b", text)}
+    places = [ROOT / name for name in ("dfvm", "guest", "tests")]
+    there = {found.name for place in places for found in place.rglob("*.[pch]*")}
+    assert files <= there | {"read_first.c"}
+    functions = set(re.findall(r"\b(?:vm|pmap|vmspace)_\w+|(?<=`)_\w+(?=`)", text))
+    assert {name for name in functions if not re.search(rf"\b{name}\b", SOURCES)} == set()

@@ -13,7 +13,7 @@
     kern_time.py     clocks, sleeping, timers
     kern_ntptime.py  adjtimex: how well the clock is kept
     kern_resource.py limits, usage, nice values
-    sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays
+    sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays; vma.py: Linux's VMAs
     sys_process.py   copying between two processes' memory
     sys_futex.py     sleeping on words of memory; sys_prctl.py: what a process says about itself
     sys_misc.py      uname, random bytes, and other small things

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.kern_caps import CAP_IPC_LOCK
 from dfvm.kern.kern_errno import EINVAL, ENOMEM, EPERM, err
-from dfvm.kern.sys_mman import (
+from dfvm.kern.sys_mman import populate
+from dfvm.kern.vma import (
     MARK_ONFAULT,
     TASK_SIZE,
     U64,
@@ -26,7 +27,6 @@ from dfvm.kern.sys_mman import (
     mapped_prefix,
     may_lock,
     page_range,
-    populate,
 )
 from dfvm.vm.pmap import pmap_ptes
 from dfvm.vm.vm import KERN_SUCCESS, VM_PROT_READ

@@ -1,9 +1,7 @@
 """The system calls on memory: mmap, munmap, mprotect, brk, msync and mincore. The mlock family is
 in sys_mlock; mremap and madvise, whose Linux meaning has no counterpart in the maps, in abi/linux.
 
-What Linux calls a VMA may be several entries here: memory is cut where forks, partitions and old
-objects make it so, and no program may notice. Where it matters (mremap, PROT_GROWSDOWN), `vma_end`
-says how far entries belong together.
+What Linux calls a VMA may be several entries here: see vma.py.
 
 Arguments, errors and their order are those of Linux mm/{mmap,mprotect,msync,mincore}.c.
 
@@ -15,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.kern_caps import CAP_FOWNER, CAP_IPC_LOCK, CAP_SYS_RAWIO
+from dfvm.kern.kern_caps import CAP_FOWNER, CAP_SYS_RAWIO
 from dfvm.kern.kern_errno import (
     EACCES,
     EAGAIN,
@@ -34,28 +32,47 @@ from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.seals import sealed_map
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, MMAP_ANON, OFF_MAX, VREG, VWRITE
+from dfvm.kern.vma import (
+    MARK_NOREAD,
+    MARK_NORESERVE,
+    MARK_ONFAULT,
+    PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_SEM,
+    PROT_WRITE,
+    TASK_SIZE,
+    U64,
+    chain_end,
+    check_data,
+    check_expand,
+    check_memory,
+    entries,
+    is_locked,
+    is_shared,
+    lock_room,
+    lowest,
+    may_lock,
+    prot_mark,
+    vm_prot,
+    vma_end,
+)
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
 from dfvm.vm.pmap import pmap_pte
 from dfvm.vm.vm import (
     KERN_SUCCESS,
-    VM_INHERIT_SHARE,
     VM_PROT_ALL,
     VM_PROT_EXECUTE,
     VM_PROT_READ,
     VM_PROT_WRITE,
     VM_SUBSYS_MMAP,
-    VM_SUBSYS_SHMEM,
 )
 from dfvm.vm.vm_fault import VM_FAULT_BURST, VM_FAULT_DIRTY, vm_fault, vm_fault_quick
 from dfvm.vm.vm_map import (
-    MAP_ENTRY_ABI_MASK,
-    MAP_ENTRY_BEHAV_MASK,
-    MAP_ENTRY_COW,
-    MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_STACK,
-    MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
     MAP_FUTUREONFAULT,
     MAP_IS_STACK,
@@ -73,42 +90,23 @@ from dfvm.vm.vm_map import (
     vm_map_unlock,
 )
 from dfvm.vm.vm_mmap import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, vm_mmap
-from dfvm.vm.vm_object import (
-    OBJT_SWAP,
-    OBJT_VNODE,
-)
+from dfvm.vm.vm_object import OBJT_VNODE
 from dfvm.vm.vm_param import (
     NBPDR,
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
-    VM_MAX_USER_ADDRESS,
     VM_MIN_USER_ADDRESS,
     round_page,
     trunc_page,
 )
-from dfvm.vm.vm_proc import (
-    RLIM_INFINITY,
-    RLIMIT_DATA,
-    RLIMIT_MEMLOCK,
-    RLIMIT_STACK,
-    RLIMIT_VMEM,
-)
+from dfvm.vm.vm_proc import RLIMIT_STACK, RLIMIT_VMEM
 from dfvm.vm.vm_unix import vm_brk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
     from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
-
-PROT_READ: Final = 0x1
-PROT_WRITE: Final = 0x2
-PROT_EXEC: Final = 0x4
-PROT_SEM: Final = 0x8
-PROT_GROWSDOWN: Final = 0x0100_0000
-PROT_GROWSUP: Final = 0x0200_0000
 
 MAP_SHARED_VALIDATE: Final = 0x03
 MAP_TYPE: Final = 0x0F
@@ -136,208 +134,12 @@ MS_ASYNC: Final = 1
 MS_INVALIDATE: Final = 2
 MS_SYNC: Final = 4
 
-# What a VMA has and an entry has not: marks in its eflags.
-MARK_NORESERVE: Final = 0x0001_0000  # MAP_NORESERVE: does not count as memory to be had
-MARK_ONFAULT: Final = 0x0002_0000  # locked with MLOCK_ONFAULT
-MARK_NOREAD: Final = 0x0004_0000  # PROT_READ was not asked for, but the MMU has no way to refuse it
-MARK_WIPE: Final = 0x0008_0000  # MADV_WIPEONFORK: a child gets zeros, unless DONTFORK says nothing
-
-TASK_SIZE: Final = VM_MAX_USER_ADDRESS
 MMAP_MIN_ADDR: Final = 0x1_0000  # nobody but root maps below it
-READ_IMPLIES_EXEC: Final = 0x0040_0000  # personality
-U64: Final = (1 << 64) - 1
 
 # Where room is looked for, one after the other: in the same gigabyte as the stack (its page
 # directory is there already), in the same half terabyte, and wherever there is some.
 _PLACES: Final = (0x7FFF_C000_0000, 0x7F80_0000_0000, MMAP_MIN_ADDR)
 _PLACE_32BIT: Final = (0x4000_0000, 0x8000_0000)
-
-
-# ---- what a Linux VMA is -------------------------------------------------------------------------
-
-
-def chain_end(entry: VmMapEntry) -> VmMapBacking:
-    """The deepest element of an entry's chain: the file, if it maps one."""
-    ba = entry.ba
-    while ba.backing_ba is not None:
-        ba = ba.backing_ba
-    return ba
-
-
-def is_shared(entry: VmMapEntry) -> bool:
-    """Whether it was made with MAP_SHARED, whatever MADV_DONTFORK has done to it since."""
-    if entry.inheritance == VM_INHERIT_SHARE or entry.id == VM_SUBSYS_SHMEM:
-        return True
-    obj = entry.ba.object
-    return obj is not None and obj.type > OBJT_SWAP and not entry.eflags & MAP_ENTRY_COW
-
-
-def is_anonymous(entry: VmMapEntry) -> bool:
-    """Whether it is private memory with no file behind it."""
-    obj = chain_end(entry).object
-    return (obj is None or obj.type <= OBJT_SWAP) and not is_shared(entry)
-
-
-def is_locked(entry: VmMapEntry) -> bool:
-    """Whether it is locked: wired, or wired as its pages come."""
-    return entry.eflags & (MAP_ENTRY_USER_WIRED | MAP_ENTRY_WIREONFAULT) != 0
-
-
-_VMA_FLAGS: Final = (
-    MAP_ENTRY_STACK | MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_ABI_MASK
-)
-
-
-def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
-    """Whether two entries, `upper` the next one, are one VMA."""
-    if (
-        lower.ba.end != upper.ba.start
-        or lower.protection != upper.protection
-        or lower.max_protection != upper.max_protection
-        or lower.inheritance != upper.inheritance
-        or (lower.eflags ^ upper.eflags) & _VMA_FLAGS
-        or is_locked(lower) != is_locked(upper)
-    ):
-        return False
-    a, b = chain_end(lower), chain_end(upper)
-    if a.object is not None and a.object.shm is not None:
-        return False  # each is counted as an attachment of its segment
-    if is_anonymous(lower):
-        return is_anonymous(upper)
-    return (
-        a.object is b.object
-        and a.offset + a.end - a.start == b.offset
-        and is_shared(lower) == is_shared(upper)
-    )
-
-
-def vma_end(entry: VmMapEntry, limit: int) -> int:
-    """Where the VMA of `entry` ends; looks no further than `limit`. The map is locked."""
-    while entry.ba.end < limit:
-        behind = entry.next
-        if behind is None or not same_vma(entry, behind):
-            break
-        entry = behind
-    return entry.ba.end
-
-
-def entries(map: VmMap, start: int, end: int) -> Iterator[tuple[VmMapEntry, int, int]]:
-    """(entry, first, last) for every entry in [start, end) with its part of it. Looks up again
-    after each, so that the caller may change the map."""
-    while start < end:
-        entry = vm_map_first_entry(map, start)
-        if entry is None or entry.ba.start >= end:
-            return
-        last = min(entry.ba.end, end)
-        yield entry, max(entry.ba.start, start), last
-        start = last
-
-
-def lowest(entry: VmMapEntry) -> int:
-    """Where an entry begins, or may grow down to."""
-    return entry.ba.start - entry.avail_ssize
-
-
-def mapped_prefix(map: VmMap, start: int, end: int) -> int:
-    """How far [start, end) is mapped without a hole."""
-    found, entry = vm_map_lookup_entry(map, start)
-    if not found:
-        return start
-    while entry is not None and entry.ba.start <= start < end:
-        start = entry.ba.end
-        entry = entry.next
-    return min(start, end)
-
-
-# ---- limits --------------------------------------------------------------------------------------
-
-
-def is_data(entry: VmMapEntry) -> bool:
-    """Whether it is private and writable, and no stack: what RLIMIT_DATA limits."""
-    return bool(
-        entry.protection & VM_PROT_WRITE
-        and not entry.eflags & MAP_ENTRY_STACK
-        and not is_shared(entry)
-    )
-
-
-def data_size(map: VmMap) -> int:
-    """Bytes of private writable memory, stacks aside."""
-    return sum(entry.ba.end - entry.ba.start for entry in map if is_data(entry))
-
-
-def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
-    """Bytes of [start, end) that are locked."""
-    return sum(last - first for entry, first, last in entries(map, start, end) if is_locked(entry))
-
-
-def check_expand(p: Proc, size: int, data: bool, reserve: bool) -> None:
-    """Whether `size` more bytes may be mapped, `data` or not (is_data), and with `reserve` whether
-    there could be so much memory.
-
-    :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or without the memory.
-    """
-    map = p.p_vmspace.vm_map
-    if map.size + size > p.p_rlimit(RLIMIT_VMEM):
-        raise err(ENOMEM)
-    if data:
-        check_data(p, size)
-    if reserve:
-        check_memory(map, size)
-
-
-def check_data(p: Proc, size: int) -> None:
-    """Whether `size` more bytes may be private and writable.
-
-    :raises OSError: ENOMEM beyond RLIMIT_DATA. A soft limit of 0, which debuggers of memory set to
-        forbid brk, leaves it to the hard one.
-    """
-    limit = p.p_rlimit(RLIMIT_DATA) or p.p_limit[RLIMIT_DATA][1]
-    if limit != RLIM_INFINITY and data_size(p.p_vmspace.vm_map) + size > limit:
-        raise err(ENOMEM)
-
-
-def check_memory(map: VmMap, size: int) -> None:
-    """Linux's heuristic overcommit.
-
-    :raises OSError: ENOMEM for more at once than all of memory.
-    """
-    if size > map.vm.vmstats.v_page_count << PAGE_SHIFT:
-        raise err(ENOMEM)
-
-
-def may_lock(p: Proc) -> bool:
-    """Whether `p` may lock any memory at all."""
-    return p.p_rlimit(RLIMIT_MEMLOCK) != 0 or bool(p.p_ucred.cr_cap_e & CAP_IPC_LOCK)
-
-
-def lock_room(p: Proc) -> int:
-    """How many more bytes `p` may lock."""
-    limit = p.p_rlimit(RLIMIT_MEMLOCK)
-    if p.p_ucred.cr_cap_e & CAP_IPC_LOCK or limit == RLIM_INFINITY:
-        return U64
-    return trunc_page(limit) - locked_size(p.p_vmspace.vm_map)
-
-
-def page_range(start: int, length: int) -> tuple[int, int]:
-    """The pages that `length` bytes from `start` lie in: the first one, and their size, which is 0
-    where 64 bits are not enough."""
-    return trunc_page(start), round_page((length & U64) + (start & PAGE_MASK)) & U64
-
-
-def vm_prot(p: Proc, prot: int) -> int:
-    """PROT_* as VM_PROT_*. The MMU can't withhold reading from what may be written or executed."""
-    bits = prot & VM_PROT_ALL
-    if bits & (VM_PROT_WRITE | VM_PROT_EXECUTE):
-        bits |= VM_PROT_READ
-    if prot & PROT_READ and p.p_personality & READ_IMPLIES_EXEC:
-        bits |= VM_PROT_EXECUTE
-    return bits
-
-
-def prot_mark(prot: int, bits: int) -> int:
-    """MARK_NOREAD for PROT_* that vm_prot has made `bits` of, if it applies."""
-    return MARK_NOREAD if bits & VM_PROT_READ and not prot & PROT_READ else 0
 
 
 # ---- mmap ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dfvm.kern.kern_errno import EFAULT, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_prot import may_trace
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.sys_generic import IOV_MAX, user_iov
-from dfvm.kern.sys_mman import MARK_NOREAD
+from dfvm.kern.vma import MARK_NOREAD
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, uiomove_pa
 from dfvm.vm.vm import VM_PROT_READ, VM_PROT_WRITE
 from dfvm.vm.vm_fault import VM_FAULT_DIRTY, VM_FAULT_NORMAL, vm_fault_page

@@ -19,20 +19,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_IPC_LOCK
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, ENOMEM, ENOSPC, EPERM, err
-from dfvm.kern.sys_mman import (
-    PROT_EXEC,
-    PROT_READ,
-    PROT_WRITE,
-    U64,
-    check_expand,
-    check_memory,
-    check_place,
-    entries,
-    find_room,
-    lock_room,
-    mapped,
-    vm_prot,
-)
+from dfvm.kern.sys_mman import check_place, find_room, mapped
 from dfvm.kern.sysv_ipc import (
     IPC_INFO,
     IPC_RMID,
@@ -48,6 +35,17 @@ from dfvm.kern.sysv_ipc import (
     ipc_own,
     ipcget,
     ipcperms,
+)
+from dfvm.kern.vma import (
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    U64,
+    check_expand,
+    check_memory,
+    entries,
+    lock_room,
+    vm_prot,
 )
 from dfvm.vm.copyio import copyin, copyout
 from dfvm.vm.vm import VM_PROT_ALL, VM_PROT_WRITE

@@ -28,6 +28,7 @@ from dfvm.kern import sys_mman as mm
 from dfvm.kern.sys_generic import sys_pwrite64
 from dfvm.kern.sys_pipe import sys_pipe
 from dfvm.kern.vfs_syscalls import sys_open
+from dfvm.kern.vma import PROT_GROWSDOWN, PROT_GROWSUP, data_size
 from dfvm.vm.vm_map import MAP_WIREFUTURE
 from dfvm.vm.vm_proc import RLIMIT_DATA, RLIMIT_MEMLOCK
 
@@ -179,12 +180,12 @@ def test_growsdown(user: User) -> None:
         user.read(below + 2 * PAGE, 1)  # too near to what is below
     elsewhere = mmap(user, 4 * PAGE, flags=ANON | mm.MAP_GROWSDOWN)
     user.write(elsewhere - 40 * PAGE, b"x")
-    assert user.call(mm.sys_mprotect, elsewhere + PAGE, PAGE, 1 | mm.PROT_GROWSDOWN) == 0
+    assert user.call(mm.sys_mprotect, elsewhere + PAGE, PAGE, 1 | PROT_GROWSDOWN) == 0
     with pytest.raises(OSError):
         user.write(elsewhere - 40 * PAGE, b"x")
     other = mmap(user, PAGE)
-    assert user.call(mm.sys_mprotect, other, PAGE, 1 | mm.PROT_GROWSDOWN) == -EINVAL
-    assert user.call(mm.sys_mprotect, other, PAGE, 1 | mm.PROT_GROWSUP) == -EINVAL
+    assert user.call(mm.sys_mprotect, other, PAGE, 1 | PROT_GROWSDOWN) == -EINVAL
+    assert user.call(mm.sys_mprotect, other, PAGE, 1 | PROT_GROWSUP) == -EINVAL
 
 
 def test_shared_memory_is_shared_with_children_and_private_memory_is_not(user: User) -> None:
@@ -212,7 +213,7 @@ def test_brk(user: User) -> None:
     assert user.call(mm.sys_brk, base + (65 << 20)) == base + 3 * PAGE
     fixed(user, base + 8 * PAGE, PAGE)
     assert user.call(mm.sys_brk, base + 9 * PAGE) == base + 3 * PAGE
-    room = mm.data_size(user.p.p_vmspace.vm_map) + PAGE
+    room = data_size(user.p.p_vmspace.vm_map) + PAGE
     user.p.p_limit[RLIMIT_DATA] = (room, room)
     assert user.call(mm.sys_brk, base + 5 * PAGE) == base + 3 * PAGE
     assert user.call(mm.sys_brk, base + 4 * PAGE) == base + 4 * PAGE

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, ERANGE, err
 from dfvm.kern.proc import SZOMB
-from dfvm.kern.sys_mman import (
+from dfvm.kern.vfs.procfs import ProcNode
+from dfvm.kern.vfs.vnode import vn_fullpath
+from dfvm.kern.vfs.vnode_param import OFF_MAX, VREG
+from dfvm.kern.vma import (
     MARK_NOREAD,
     MARK_NORESERVE,
     MARK_ONFAULT,
@@ -24,9 +27,6 @@ from dfvm.kern.sys_mman import (
     is_shared,
     same_vma,
 )
-from dfvm.kern.vfs.procfs import ProcNode
-from dfvm.kern.vfs.vnode import vn_fullpath
-from dfvm.kern.vfs.vnode_param import OFF_MAX, VREG
 from dfvm.machine.pte import PG_A, PG_FRAME, PG_M
 from dfvm.vm.copyio import uiomove, uiomove_pa, uioread
 from dfvm.vm.pmap import pmap_clear_young, pmap_mapped, pmap_pte, pmap_ptes

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.kern_errno import EACCES, EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, err
 from dfvm.kern.sys_mlock import lock_range
-from dfvm.kern.sys_mman import (
+from dfvm.kern.sys_mman import populate
+from dfvm.kern.vma import (
     MARK_NOREAD,
     MARK_ONFAULT,
     MARK_WIPE,
@@ -27,7 +28,6 @@ from dfvm.kern.sys_mman import (
     is_anonymous,
     is_locked,
     is_shared,
-    populate,
 )
 from dfvm.vm.pmap import pmap_remove
 from dfvm.vm.vm import (

@@ -16,26 +16,24 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, EOVERFLOW, err
 from dfvm.kern.sys_mlock import lock_range
-from dfvm.kern.sys_mman import (
+from dfvm.kern.sys_mman import check_place, find_room, populate
+from dfvm.kern.vfs.vnode_param import OFF_MAX
+from dfvm.kern.vma import (
     MARK_NORESERVE,
     MARK_ONFAULT,
     TASK_SIZE,
     U64,
     chain_end,
     check_expand,
-    check_place,
     entries,
-    find_room,
     is_anonymous,
     is_data,
     is_locked,
     is_shared,
     lock_room,
     mapped_prefix,
-    populate,
     vma_end,
 )
-from dfvm.kern.vfs.vnode_param import OFF_MAX
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
 from dfvm.vm.pmap import pmap_remove
 from dfvm.vm.vm import KERN_SUCCESS, VM_INHERIT_COPY, VM_PROT_READ, VM_PROT_WRITE

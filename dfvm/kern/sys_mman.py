@@ -226,25 +226,11 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         raise err(EINVAL)
     p = lp.lwp_proc
     flags = u32(flags)
-    fp: File | None = None
-    if not flags & MAP_ANONYMOUS:
-        fp = p.p_fd.fget(s32(fd))
-        if flags & MAP_HUGETLB:
-            raise err(EINVAL)
-    elif flags & MAP_HUGETLB:
-        raise err(ENOMEM)  # there is no pool of huge pages
-    if not length:
-        raise err(EINVAL)
+    fp = _mmap_file(p, flags, fd)
+    map = p.p_vmspace.vm_map
+    size = _mmap_size(map, length)
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
-    size = round_page(length)
-    if size > (1 << 64) - 1:
-        raise err(ENOMEM)
-    map = p.p_vmspace.vm_map
-    if map.nentries >= map.vm.sysctl.max_proc_mmap:
-        raise err(ENOMEM)
-    if size > TASK_SIZE:
-        raise err(ENOMEM)
     addr = _mmap_place(p, addr, size, flags)
     locked = bool(flags & MAP_LOCKED)
     if locked and not may_lock(p):
@@ -261,18 +247,8 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         if offset + size > last:
             raise err(EOVERFLOW)
         maximum, shared, anonymous = _file_rights(fp, prot, flags)
-    bits = vm_prot(p, prot)
-    if bits & ~maximum:  # execution that only the personality asks for
-        bits &= maximum
-    overlap = 0
-    if flags & MAP_FIXED:
-        overlap = sum(last - first for _, first, last in entries(map, addr, addr + size))
-    private_write = bool(bits & VM_PROT_WRITE) and not shared
-    # All that shared memory without a file could be is there from the beginning.
-    reserve = (private_write or (shared and anonymous)) and not flags & MAP_NORESERVE
-    check_expand(p, size - overlap, private_write and not flags & MAP_GROWSDOWN, False)
-    if reserve:
-        check_memory(map, size)
+    bits = vm_prot(p, prot) & maximum  # which only execution for the personality's sake can exceed
+    _check_room(p, addr, size, bits, flags, shared, anonymous)
     if flags & MAP_GROWSDOWN:
         addr = _map_stack(p, addr, size, bits, flags)
     else:
@@ -288,6 +264,54 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         vm_map_mark(map, addr, addr + size, 0, marks)
     mapped(map, addr, size, locked, bits, shared, flags)
     return addr
+
+
+def _mmap_file(p: Proc, flags: int, fd: int) -> File | None:
+    """The file to be mapped, if it is one.
+
+    :raises OSError: EBADF; EINVAL and ENOMEM for huge pages, of which there is no pool.
+    """
+    if not flags & MAP_ANONYMOUS:
+        fp = p.p_fd.fget(s32(fd))
+        if flags & MAP_HUGETLB:
+            raise err(EINVAL)
+        return fp
+    if flags & MAP_HUGETLB:
+        raise err(ENOMEM)
+    return None
+
+
+def _mmap_size(map: VmMap, length: int) -> int:
+    """`length` in whole pages.
+
+    :raises OSError: EINVAL for nothing; ENOMEM for what no map has room for, and when the map has
+        as many entries as it may.
+    """
+    if not length:
+        raise err(EINVAL)
+    size = round_page(length)
+    if size > TASK_SIZE or map.nentries >= map.vm.sysctl.max_proc_mmap:
+        raise err(ENOMEM)
+    return size
+
+
+def _check_room(
+    p: Proc, addr: int, size: int, bits: int, flags: int, shared: bool, anonymous: bool
+) -> None:
+    """Whether the limits and memory allow the mapping. What MAP_FIXED is going to replace does not
+    count.
+
+    :raises OSError: ENOMEM
+    """
+    map = p.p_vmspace.vm_map
+    overlap = 0
+    if flags & MAP_FIXED:
+        overlap = sum(last - first for _, first, last in entries(map, addr, addr + size))
+    private_write = bool(bits & VM_PROT_WRITE) and not shared
+    check_expand(p, size - overlap, private_write and not flags & MAP_GROWSDOWN, False)
+    # All that shared memory without a file could be is there from the beginning.
+    if (private_write or (shared and anonymous)) and not flags & MAP_NORESERVE:
+        check_memory(map, size)
 
 
 def _mmap_place(p: Proc, addr: int, size: int, flags: int) -> int:

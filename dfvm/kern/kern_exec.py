@@ -432,6 +432,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     p.p_comm = name.rpartition(b"/")[2][:15].decode("utf-8", "surrogateescape")
     p.p_ucred = cred
     p.p_dumpable = 0 if secure else 1
+    p.p_membarrier = 0
     if secure:
         p.p_pdeathsig = 0
     _change_over(lp, image, old, sp)

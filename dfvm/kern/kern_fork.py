@@ -286,6 +286,7 @@ def _inherit(lp: Lwp, child: Proc, clp: Lwp, flags: int) -> None:
     child.p_personality = p.p_personality
     child.p_timerslack = child.p_timerslack0 = p.p_timerslack
     child.p_mcekill, child.p_thpdisable = p.p_mcekill, p.p_thpdisable
+    child.p_membarrier = p.p_membarrier
     clp.lwp_sigmask = lp.lwp_sigmask if lp.lwp_oldsigmask < 0 else lp.lwp_oldsigmask
     if not flags & CLONE_VM or flags & CLONE_VFORK:
         clp.lwp_sigstk_sp, clp.lwp_sigstk_size = lp.lwp_sigstk_sp, lp.lwp_sigstk_size

@@ -264,12 +264,12 @@ class Proc:
     __slots__ = ("kernel", "p_args", "p_auxv", "p_changed", "p_children", "p_comm", "p_contsig",
                  "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd",
                  "p_flags", "p_fs", "p_ioprio", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt",
-                 "p_mcekill", "p_minflt", "p_nice", "p_nonewprivs", "p_oom_score_adj",
-                 "p_oom_score_min", "p_pdeathsig", "p_personality", "p_pgrp", "p_pid", "p_pptr",
-                 "p_ru", "p_semundo", "p_sigacts", "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat",
-                 "p_stopsig", "p_subreaper", "p_sysent", "p_textvp", "p_thpdisable", "p_timers",
-                 "p_timerslack", "p_timerslack0", "p_ucred", "p_vmspace", "p_xstat",
-                 "p_zombies")  # fmt: skip
+                 "p_mcekill", "p_membarrier", "p_minflt", "p_nice", "p_nonewprivs",
+                 "p_oom_score_adj", "p_oom_score_min", "p_pdeathsig", "p_personality", "p_pgrp",
+                 "p_pid", "p_pptr", "p_ru", "p_semundo", "p_sigacts", "p_sigkq", "p_sigqueue",
+                 "p_start_ns", "p_stat", "p_stopsig", "p_subreaper", "p_sysent", "p_textvp",
+                 "p_thpdisable", "p_timers", "p_timerslack", "p_timerslack0", "p_ucred",
+                 "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
 
     kernel: Kernel  # the machine it lives in; never changes
     p_pid: int  # never changes
@@ -321,6 +321,7 @@ class Proc:
     p_timerslack: int  # prctl(PR_SET_TIMERSLACK), in ns
     p_timerslack0: int  # what that was in the parent at fork: the default
     p_mcekill: int  # prctl(PR_MCE_KILL)
+    p_membarrier: int  # what it has registered by membarrier(2); not kept by exec
     p_thpdisable: bool  # prctl(PR_SET_THP_DISABLE)
 
     def __init__(self, kernel: Kernel, pid: int) -> None:
@@ -356,6 +357,7 @@ class Proc:
         self.p_personality = 0
         self.p_timerslack = self.p_timerslack0 = 50_000
         self.p_mcekill = 2  # PR_MCE_KILL_DEFAULT
+        self.p_membarrier = 0
         self.p_thpdisable = False
 
     @property

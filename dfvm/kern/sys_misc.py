@@ -91,9 +91,53 @@ def sys_getcpu(lp: Lwp, cpu: int, node: int, cache: int) -> int:
     return 0
 
 
+MEMBARRIER_GLOBAL: Final = 1 << 0
+MEMBARRIER_GLOBAL_EXPEDITED: Final = 1 << 1
+MEMBARRIER_REGISTER_GLOBAL_EXPEDITED: Final = 1 << 2
+MEMBARRIER_PRIVATE_EXPEDITED: Final = 1 << 3
+MEMBARRIER_REGISTER_PRIVATE_EXPEDITED: Final = 1 << 4
+MEMBARRIER_PRIVATE_EXPEDITED_SYNC_CORE: Final = 1 << 5
+MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: Final = 1 << 6
+MEMBARRIER_GET_REGISTRATIONS: Final = 1 << 9
+_MEMBARRIER_REGISTER: Final = (
+    MEMBARRIER_REGISTER_GLOBAL_EXPEDITED
+    | MEMBARRIER_REGISTER_PRIVATE_EXPEDITED
+    | MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE
+)
+# What must have been registered before.
+_MEMBARRIER_NEEDS: Final = {
+    MEMBARRIER_PRIVATE_EXPEDITED: MEMBARRIER_REGISTER_PRIVATE_EXPEDITED,
+    MEMBARRIER_PRIVATE_EXPEDITED_SYNC_CORE: MEMBARRIER_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE,
+}
+_MEMBARRIER_ALL: Final = (
+    MEMBARRIER_GLOBAL
+    | MEMBARRIER_GLOBAL_EXPEDITED
+    | MEMBARRIER_PRIVATE_EXPEDITED
+    | MEMBARRIER_PRIVATE_EXPEDITED_SYNC_CORE
+    | MEMBARRIER_GET_REGISTRATIONS
+    | _MEMBARRIER_REGISTER
+)
+
+
 def sys_membarrier(lp: Lwp, cmd: int, flags: int, cpu: int) -> int:
-    """Not here; its users fall back to something else."""
-    raise err(ENOSYS)
+    """membarrier(2). On the one CPU nobody else runs meanwhile: whoever ran before has done all
+    that it had begun, and whoever runs next sees it. The engine itself notices changed code. There
+    are no restartable sequences to be restarted, so that command is not offered."""
+    cmd = s32(cmd)
+    if u32(flags):
+        raise err(EINVAL)
+    if not cmd:
+        return _MEMBARRIER_ALL
+    if cmd & cmd - 1 or not cmd & _MEMBARRIER_ALL:
+        raise err(EINVAL)
+    p = lp.lwp_proc
+    if cmd & _MEMBARRIER_REGISTER:
+        p.p_membarrier |= cmd
+    elif cmd == MEMBARRIER_GET_REGISTRATIONS:
+        return p.p_membarrier
+    elif cmd in _MEMBARRIER_NEEDS and not p.p_membarrier & _MEMBARRIER_NEEDS[cmd]:
+        raise err(EPERM)
+    return 0
 
 
 def sys_rseq(lp: Lwp, rseq: int, length: int, flags: int, sig: int) -> int:

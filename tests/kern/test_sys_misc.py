@@ -6,6 +6,7 @@ import struct
 from errno import EFAULT, EINVAL, ENODEV, ENOSYS, EPERM, ESRCH
 from typing import TYPE_CHECKING
 
+from guest_util import build, by_guest
 from user_util import User
 
 from dfvm.kern import sys_futex as fx
@@ -120,3 +121,27 @@ def test_prctl(user: User) -> None:
     assert prctl(user, pr.PR_CAPBSET_READ, 41) == -EINVAL
     assert prctl(user, 12345) == -EINVAL
     assert prctl(user, pr.PR_SET_NAME, BAD) == prctl(user, pr.PR_GET_NAME, BAD) == -EFAULT
+
+
+def test_membarrier() -> None:
+    program = build(r"""
+static int m(int cmd, int flags) {
+    int r = syscall(SYS_membarrier, cmd, flags, 0);
+    return r < 0 ? -errno : r;
+}
+int main(int argc, char **argv) {
+    if (m(0, 0) != 0x27f || m(0, 1) != -EINVAL || m(1, 0) || m(2, 0)) return 1;
+    if (argc == 1) {
+        if (m(8, 0) != -EPERM || m(0x20, 0) != -EPERM || m(0x200, 0) || m(16, 0) || m(8, 0))
+            return 2;
+        if (m(0x20, 0) != -EPERM || m(0x40, 0) || m(0x20, 0) || m(4, 0)) return 3;
+        if (m(0x80, 0) != -EINVAL || m(0x400, 0) != -EINVAL || m(3, 0) != -EINVAL) return 4;
+        int status;
+        if (!fork()) _exit(m(0x200, 0) != 0x54);
+        wait(&status);
+        if (status || m(0x200, 0) != 0x54) return 5;
+        execl("/proc/self/exe", argv[0], "again", NULL);
+    }
+    return m(0x200, 0) || m(8, 0) != -EPERM;
+}""")  # fmt: skip
+    assert by_guest(program)[0] == 0

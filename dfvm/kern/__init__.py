@@ -14,7 +14,7 @@
     kern_ntptime.py  adjtimex: how well the clock is kept
     kern_resource.py limits, usage, nice values
     sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays; vma.py: Linux's VMAs
-    sys_process.py   copying between two processes' memory
+    sys_process.py   what one process may do to another's memory
     sys_futex.py     sleeping on words of memory; sys_prctl.py: what a process says about itself
     sys_misc.py      uname, random bytes, and other small things
     kern_check.py    verification of the whole machine

@@ -23,6 +23,7 @@ from dfvm.kern.kern_errno import (
     EINVAL,
     ENODEV,
     ENOMEM,
+    ENOSPC,
     EOPNOTSUPP,
     EOVERFLOW,
     EPERM,
@@ -117,6 +118,8 @@ MAP_DENYWRITE: Final = 0x0800
 MAP_EXECUTABLE: Final = 0x1000
 MAP_LOCKED: Final = 0x2000
 MAP_NORESERVE: Final = 0x4000
+PKEY_DISABLE_ACCESS: Final = 1
+PKEY_DISABLE_WRITE: Final = 2
 MAP_POPULATE: Final = 0x8000
 MAP_NONBLOCK: Final = 0x1_0000
 MAP_STACK: Final = 0x2_0000
@@ -609,4 +612,27 @@ def sys_madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
     """Take advice on a range."""
     from dfvm.kern.abi.linux.linux_madvise import madvise
 
-    return madvise(lp, start, length, behavior)
+    return madvise(lp, lp.lwp_proc.p_vmspace.vm_map, start, length, behavior)
+
+
+# ---- protection keys -----------------------------------------------------------------------------
+# The CPU has none. What Linux says on such a one is that they are all taken.
+
+
+def sys_pkey_alloc(lp: Lwp, flags: int, rights: int) -> int:
+    """pkey_alloc(2)"""
+    if flags or rights & ~(PKEY_DISABLE_ACCESS | PKEY_DISABLE_WRITE):
+        raise err(EINVAL)
+    raise err(ENOSPC)
+
+
+def sys_pkey_free(lp: Lwp, pkey: int) -> int:
+    """pkey_free(2)"""
+    raise err(EINVAL)
+
+
+def sys_pkey_mprotect(lp: Lwp, start: int, length: int, prot: int, pkey: int) -> int:
+    """pkey_mprotect(2); a key of -1 means none."""
+    if s32(pkey) != -1:
+        raise err(EINVAL)
+    return sys_mprotect(lp, start, length, prot)

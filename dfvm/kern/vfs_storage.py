@@ -6,6 +6,7 @@ Source: behaviour of Linux fs/{open,sync,read_write}.c.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
@@ -38,6 +39,9 @@ from dfvm.kern.vfs.vnode_param import (
 )
 from dfvm.kern.vnode_file import check_fsize, getvnode
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
+from dfvm.vm.pmap import pmap_is_modified
+from dfvm.vm.vm_object import vm_object_pages
+from dfvm.vm.vm_param import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
 _COPY_CHUNK: Final = 1 << 16  # bytes that sendfile and copy_file_range move at a time
 _MAX_COUNT: Final = 0x7FFF_F000
 _U64: Final = (1 << 64) - 1
+_CACHESTAT_RANGE: Final = Struct("<QQ")  # offset, length
+_CACHESTAT: Final = Struct("<5Q")  # pages cached, dirty, being written, evicted, evicted recently
 
 
 # -- sizes and storage --------------------------------------------------------------------------
@@ -177,6 +183,25 @@ def sys_readahead(lwp: Lwp, fd: int, offset: int, count: int) -> int:
     vp = fp.f_vnode
     if vp is None or vp.v_type != VREG:
         raise err(EINVAL)
+    return 0
+
+
+def sys_cachestat(lwp: Lwp, fd: int, urange: int, ucstat: int, flags: int) -> int:
+    """cachestat(2): how much of a file is in memory. What has left is not remembered."""
+    fp = lwp.lwp_proc.p_fd.fget(fd)
+    space = lwp.lwp_proc.p_vmspace
+    off, length = _CACHESTAT_RANGE.unpack(copyin(space, urange, _CACHESTAT_RANGE.size))
+    if u32(flags):
+        raise err(EINVAL)
+    first = off // PAGE_SIZE
+    last = ((off + length - 1) & _U64) // PAGE_SIZE if length else _U64
+    cached = dirty = 0
+    obj = fp.f_vnode.v_object if fp.f_vnode is not None else None
+    if obj is not None:
+        for m in vm_object_pages(obj, first, last + 1):
+            cached += 1
+            dirty += bool(m.dirty) or pmap_is_modified(obj.vm, m)
+    copyout(space, _CACHESTAT.pack(cached, dirty, 0, 0, 0), ucstat)
     return 0
 
 

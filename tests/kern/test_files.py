@@ -472,3 +472,19 @@ int main() {
     mkdir("a", 0755); link("y", "a/z"); f = open("a/z", 0); say(f); unlink("a/z"); say(f);
     close(f); f = open("y", 0); say(f); rmdir("a"); say(f); return 0;
 }""")  # fmt: skip
+
+
+def test_how_much_of_a_file_is_in_memory() -> None:
+    same(T + r"""
+static struct { unsigned long off, len; } r; static unsigned long cs[5]; static int f;
+static void c(unsigned long off, unsigned long len) {
+    memset(cs, 9, sizeof cs); r.off = off, r.len = len; T(syscall(451, f, &r, cs, 0));
+    for (int i = 0; i < 3; i++) printf(" %lx", cs[i]); puts("");
+}
+int main() {
+    f = open("f", O_RDWR | O_CREAT, 0644); c(0, 0); write(f, buf, 50000); c(0, 0); c(0, 5000);
+    c(4095, 2); c(100000, 0); c(-1, -1); fsync(f); c(0, 0); T(syscall(451, f, &r, cs, 1));
+    T(syscall(451, 99, &r, cs, 0)); T(syscall(451, f, 8, cs, 0)); T(syscall(451, f, &r, 8, 0));
+    f = open("/proc/self/stat", O_RDONLY); c(0, 0); f = open("/", O_RDONLY); c(1 << 20, 0);
+    f = open("/", O_PATH); c(0, 0); int p[2]; pipe(p); f = p[0]; c(0, 0); return 0;
+}""")  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfvm import Machine
-from tests.kern.guest_util import build, same
+from tests.kern.guest_util import build, by_guest, same
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -847,3 +847,20 @@ def test_a_file_that_is_written_from_a_mapping_of_itself() -> None:
     }
     """
     )
+
+
+def test_there_are_no_protection_keys() -> None:
+    program = build(
+        r"""
+    int main(void) {
+        char *m = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (pkey_mprotect(m, 4096, PROT_READ | PROT_WRITE, -1)) return 1;
+        *m = 1;
+        if (pkey_mprotect(m, 4096, PROT_READ, 0) != -1 || errno != EINVAL) return 2;
+        if (pkey_alloc(0, 0) != -1 || errno != ENOSPC) return 3;
+        if (pkey_alloc(1, 0) != -1 || errno != EINVAL) return 4;
+        return pkey_free(1) != -1 || errno != EINVAL;
+    }
+    """
+    )
+    assert by_guest(program)[0] == 0

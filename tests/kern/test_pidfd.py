@@ -178,3 +178,69 @@ def test_clone_makes_pidfds() -> None:
     }
     """
     )
+
+
+OTHERS = r"""
+#include <sys/epoll.h>
+#include <sys/uio.h>
+#define P 4096L
+#define R(call) do { errno = 0; long r_ = (call); \
+    printf("%d: %ld %d\n", __LINE__, r_, r_ < 0 ? errno : 0); } while (0)
+#define ADVISE(fd, v, n, advice, flags) R(syscall(440, fd, v, n, advice, flags))
+#define KCMP(p, q, kind, a, b) syscall(SYS_kcmp, p, q, kind, a, b)
+"""
+
+
+def test_advice_for_another_process() -> None:
+    same(OTHERS + r"""
+int main() {
+    setvbuf(stdout, 0, _IONBF, 0); pid_t child;
+    char *m = mmap(0, 8 * P, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(m, 1, 8 * P); munmap(m + 5 * P, P); int me = syscall(434, getpid(), 0), other;
+    struct iovec v[3] = {{m, 2 * P}, {m + 3 * P, P}, {m + 4 * P, 2 * P}};
+    ADVISE(me, v, 2, MADV_WILLNEED, 0); ADVISE(me, v, 3, MADV_WILLNEED, 0);
+    ADVISE(me, v, 1, MADV_DONTNEED, 0); printf("%d %d\n", m[0], m[3 * P]);
+    ADVISE(me, v, 1, MADV_COLD, 1); ADVISE(me, v, 1, 99, 0); ADVISE(1, v, 1, MADV_COLD, 0);
+    ADVISE(99, v, 1, MADV_COLD, 0); ADVISE(me, v, 1025, MADV_COLD, 0); ADVISE(me, v, 0, 20, 0);
+    ADVISE(me, 8, 1, MADV_COLD, 0); v[0].iov_base = m + 1; ADVISE(me, v, 1, MADV_COLD, 0);
+    v[0] = (struct iovec){m, 100}; ADVISE(me, v, 1, MADV_COLD, 0);
+    v[1] = (struct iovec){m + 5 * P, P}; ADVISE(me, v, 2, MADV_COLD, 0);
+    v[0] = (struct iovec){m, P}; if (!(child = fork())) pause();
+    other = syscall(434, child, 0); if (geteuid()) return 0;
+    for (int advice = 0; advice < 25; advice++) ADVISE(other, v, 1, advice, 0);
+    if (!fork()) { setresuid(77, 77, 77); ADVISE(other, v, 1, MADV_COLD, 0); _exit(0); }
+    wait(0); kill(child, SIGKILL); waitpid(child, 0, 0); ADVISE(other, v, 1, MADV_COLD, 0);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_what_processes_share() -> None:
+    same(OTHERS + r"""
+static char stack[65536]; static int p[2]; static pid_t me;
+static int compare(void *arg) {
+    for (int kind = 1; kind < 5; kind++) R(!KCMP(me, getpid(), kind, 0, 0));
+    return 0;
+}
+int main() {
+    setvbuf(stdout, 0, _IONBF, 0); pipe(p); me = getpid(); pid_t child = fork();
+    if (!child) pause();
+    for (int kind = 1; kind < 7; kind++) {
+        R(!KCMP(me, child, kind, 0, 0)); R(KCMP(child, child, kind, 0, 0));
+    }
+    R(KCMP(me, child, 0, p[0], p[0])); R(KCMP(me, me, 0, p[0], dup(p[0])));
+    R(KCMP(me, child, 0, p[0], p[1]) > 0); R(KCMP(me, child, 0, p[0], 99));
+    R(KCMP(me, 9999999, 0, 0, 0)); R(KCMP(me, me, 8, 0, 0)); R(KCMP(me, me, -1, 0, 0));
+    R(KCMP(me, me, 0, 0, p[0]) + KCMP(me, me, 0, p[0], 0));
+    int shares[] = {CLONE_VM, CLONE_VM | CLONE_FILES, CLONE_VM | CLONE_SIGHAND, CLONE_FS, 0};
+    for (int i = 0; i < 5; i++) {
+        clone(compare, stack + sizeof stack, shares[i] | SIGCHLD, 0); while (wait(0) < 0);
+    }
+    int ep = epoll_create1(0); struct epoll_event ev = {EPOLLIN};
+    epoll_ctl(ep, EPOLL_CTL_ADD, p[0], &ev); unsigned slot[3] = {ep, p[0], 0};
+    R(KCMP(me, me, 7, p[0], slot)); R(KCMP(me, me, 7, p[1], slot) > 0); slot[2] = 1;
+    R(KCMP(me, me, 7, p[0], slot)); slot[2] = 0, slot[1] = 77; R(KCMP(me, me, 7, p[0], slot));
+    slot[0] = p[0]; R(KCMP(me, me, 7, p[0], slot)); slot[0] = 99; R(KCMP(me, me, 7, 0, slot));
+    R(KCMP(me, me, 7, p[0], 8)); if (geteuid()) return 0;
+    if (!fork()) { setresuid(77, 77, 77); R(KCMP(getpid(), me, 1, 0, 0)); _exit(0); }
+    wait(0); kill(child, SIGKILL); waitpid(child, 0, 0); R(KCMP(me, child, 1, 0, 0)); return 0;
+}""")  # fmt: skip

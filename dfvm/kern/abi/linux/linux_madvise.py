@@ -119,13 +119,15 @@ _OWN: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED, LINUX_MADV_REMOV
                LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
                LINUX_MADV_KEEPONFORK, LINUX_MADV_POPULATE_READ,
                LINUX_MADV_POPULATE_WRITE)  # fmt: skip
+# What one process may advise for another.
+REMOTE_ADVICE: Final = (LINUX_MADV_WILLNEED, LINUX_MADV_COLD, LINUX_MADV_PAGEOUT)
 # Not for locked memory.
 _UNLOCKED: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_FREE, LINUX_MADV_REMOVE, LINUX_MADV_COLD,
                     LINUX_MADV_PAGEOUT)  # fmt: skip
 
 
-def madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
-    """Take advice on a range. Holes make it ENOMEM, but what is mapped is advised."""
+def madvise(lp: Lwp, map: VmMap, start: int, length: int, behavior: int) -> int:
+    """Take advice on a range of `map`. Holes make it ENOMEM, but what is mapped is advised."""
     behavior = s32(behavior)
     if behavior not in _SAME and behavior not in _NOTHING and behavior not in _OWN:
         raise err(EINVAL)
@@ -134,7 +136,6 @@ def madvise(lp: Lwp, start: int, length: int, behavior: int) -> int:
         raise err(EINVAL)
     if end == start:
         return 0
-    map = lp.lwp_proc.p_vmspace.vm_map
     if behavior in (LINUX_MADV_POPULATE_READ, LINUX_MADV_POPULATE_WRITE):
         _populate(map, start, end, behavior == LINUX_MADV_POPULATE_WRITE)
         return 0

@@ -33,7 +33,7 @@ Open files:
                      a counter, a timer, signals, a process, events of files: each as a file
     sys_epoll.py     epoll; kern_event.py: who hears of a file that becomes ready
     sys_sigio.py     a signal when it does
-    kern_lockf.py    file locks
+    kern_lockf.py    file locks; kern_lease.py: leases
     uipc_syscalls.py sockets: what programs are told, as there are none
 
 Names of files:

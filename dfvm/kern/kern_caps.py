@@ -38,6 +38,7 @@ CAP_SYS_ADMIN: Final = 1 << 21
 CAP_SYS_NICE: Final = 1 << 23
 CAP_SYS_RESOURCE: Final = 1 << 24
 CAP_MKNOD: Final = 1 << 27
+CAP_LEASE: Final = 1 << 28
 CAP_WAKE_ALARM: Final = 1 << 35
 
 CAP_LAST: Final = 40

@@ -105,14 +105,15 @@ _FULL: Final = (1 << _BITS) - 1
 class FileTable:
     """What all open files of a machine share."""
 
-    __slots__ = ("console_vp", "host_ttys", "lockf_blocked", "nfiles", "nlockf", "pipe_pages",
-                 "sched", "serial", "vm")  # fmt: skip
+    __slots__ = ("console_vp", "host_ttys", "lease_break_s", "lockf_blocked", "nfiles", "nlockf",
+                 "pipe_pages", "sched", "serial", "vm")  # fmt: skip
 
     vm: VmSystem
     sched: Scheduler
     nfiles: int  # Files alive, for ENFILE and /proc/sys/fs/file-nr
     serial: int  # the last inode number given to something without a file system (a pipe)
-    nlockf: int  # locks held on any file: while 0, closing a file need not look for its locks
+    lease_break_s: int  # seconds in which a lease is to be given up
+    nlockf: int  # locks and leases held on any file: while 0, closing one need not look for its
     lockf_blocked: dict[object, list[tuple[LockfHead, Lockf]]]  # owner → POSIX locks it waits for
     host_ttys: dict[int, HostTty]  # terminals of the host in use, by device number there
     console_vp: Vnode | None  # /dev/console
@@ -124,6 +125,7 @@ class FileTable:
         self.nfiles = 0
         self.serial = 0
         self.nlockf = 0
+        self.lease_break_s = 45
         self.lockf_blocked = {}
         self.host_ttys = {}
         self.console_vp = None

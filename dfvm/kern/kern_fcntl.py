@@ -51,6 +51,7 @@ F_GETOWN_EX: Final = 16
 F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 F_OFD_SETLKW: Final = 38
+F_SETLEASE: Final = 1024
 F_GETLEASE: Final = 1025
 F_DUPFD_QUERY: Final = 1027
 F_DUPFD_CLOEXEC: Final = 1030
@@ -148,7 +149,16 @@ def _lock(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
 
 
 def _getlease(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
-    return F_UNLCK  # nobody ever gets one
+    from dfvm.kern.kern_lease import get_lease
+
+    return get_lease(fp)
+
+
+def _setlease(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
+    from dfvm.kern.kern_lease import set_lease
+
+    set_lease(lwp, fp, fd, arg)
+    return 0
 
 
 def _pipe_size(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
@@ -235,6 +245,7 @@ _COMMANDS: Final[dict[int, Callable[[Lwp, File, int, int, int], int]]] = {
     F_OFD_SETLK: _lock,
     F_OFD_SETLKW: _lock,
     F_GETLEASE: _getlease,
+    F_SETLEASE: _setlease,
     F_GETOWN: _getown,
     F_SETOWN: _setown,
     F_GETOWN_EX: _getown_ex,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dfvm.kern.kern_descrip import File, FileDesc, FileTable
+    from dfvm.kern.kern_lease import Lease
     from dfvm.kern.proc import Lwp
 
 
@@ -114,21 +115,23 @@ def _start(lock: Lockf) -> int:
 class LockfHead:
     """The locks of one file."""
 
-    __slots__ = ("lh_flocks", "lh_records", "lh_waiters")
+    __slots__ = ("lh_flocks", "lh_leases", "lh_records", "lh_waiters")
 
     lh_records: list[Lockf]  # POSIX and OFD locks, by start
     lh_flocks: dict[object, Lockf]  # owner → its flock
     lh_waiters: list[Lockf]  # requests that sleep, oldest first
+    lh_leases: list[Lease]  # kern_lease.py
 
     def __init__(self) -> None:
         self.lh_records = []
         self.lh_flocks = {}
         self.lh_waiters = []
+        self.lh_leases = []
 
     @property
     def empty(self) -> bool:
         """No lock, no waiter: the head may go."""
-        return not (self.lh_records or self.lh_flocks or self.lh_waiters)
+        return not (self.lh_records or self.lh_flocks or self.lh_waiters or self.lh_leases)
 
     def blockers(self, want: Lockf) -> list[Lockf]:
         """Record locks in the way of `want`, in order of start."""
@@ -173,7 +176,8 @@ class LockfHead:
         return len(kept) - before
 
 
-def _head(fp: File) -> LockfHead:
+def lf_head(fp: File) -> LockfHead:
+    """The locks on the inode behind `fp`; lf_tidy when nothing was added."""
     head = fp.fo_lockf()
     if head is None:
         head = LockfHead()
@@ -290,7 +294,7 @@ def _setlock(table: FileTable, fp: File, want: Lockf, wait: bool, posix: bool) -
 
     :raises OSError: EAGAIN, EDEADLK, EINTR, ERESTART
     """
-    head = _head(fp)
+    head = lf_head(fp)
     try:
         while head.blocker(want) is not None:
             if not wait:
@@ -306,7 +310,7 @@ def _setlock(table: FileTable, fp: File, want: Lockf, wait: bool, posix: bool) -
         if want.lf_type == F_RDLCK:  # it may have been a write lock
             _wake(table, head, start, end)
     finally:
-        _tidy(fp, head)
+        lf_tidy(fp, head)
 
 
 def _wait_posix(table: FileTable, fp: File, head: LockfHead, want: Lockf) -> None:
@@ -322,7 +326,8 @@ def _wait_posix(table: FileTable, fp: File, head: LockfHead, want: Lockf) -> Non
             del table.lockf_blocked[want.lf_owner]
 
 
-def _tidy(fp: File, head: LockfHead) -> None:
+def lf_tidy(fp: File, head: LockfHead) -> None:
+    """The head goes with the last lock."""
     if head.empty:
         fp.fo_set_lockf(None)
 
@@ -334,7 +339,7 @@ def lf_unlock(table: FileTable, fp: File, want: Lockf) -> None:
         return
     table.nlockf += head.set_range(want, True)
     _wake(table, head, want.lf_start, want.lf_end)
-    _tidy(fp, head)
+    lf_tidy(fp, head)
 
 
 def lf_fd_closed(table: FileTable, fdp: FileDesc, fp: File) -> None:
@@ -354,6 +359,10 @@ def lf_file_closed(table: FileTable, fp: File) -> None:
         lf_unlock(table, fp, Lockf(F_UNLCK, 0, OFF_MAX, fp, 0))
     if fp in head.lh_flocks:
         _funlock(table, fp, head)
+    if head.lh_leases:
+        from dfvm.kern.kern_lease import lease_file_closed  # which needs us
+
+        lease_file_closed(head, fp)
 
 
 # -- flock --------------------------------------------------------------------------------------
@@ -363,7 +372,7 @@ def _funlock(table: FileTable, fp: File, head: LockfHead) -> None:
     if head.lh_flocks.pop(fp, None) is not None:
         table.nlockf -= 1
         _wake(table, head, 0, OFF_MAX)
-    _tidy(fp, head)
+    lf_tidy(fp, head)
 
 
 def sys_flock(lwp: Lwp, fd: int, op: int) -> int:
@@ -381,7 +390,7 @@ def sys_flock(lwp: Lwp, fd: int, op: int) -> int:
         return 0
     pid = lwp.lwp_proc.p_pid
     want = Lockf(F_RDLCK if kind == LOCK_SH else F_WRLCK, 0, OFF_MAX, fp, pid)
-    head = _head(fp)
+    head = lf_head(fp)
     held = head.lh_flocks.get(fp)
     if held is not None:
         if held.lf_type == want.lf_type:
@@ -398,5 +407,5 @@ def sys_flock(lwp: Lwp, fd: int, op: int) -> int:
         head.lh_flocks[fp] = want
         table.nlockf += 1
     finally:
-        _tidy(fp, head)
+        lf_tidy(fp, head)
     return 0

@@ -46,29 +46,33 @@ class AsyncNote(Knote):
             self._send(_POLL_OUT, POLL_WRITABLE)
 
     def _send(self, code: int, band: int) -> None:
-        fp = self.an_file
-        owner = fp.f_owner
-        kernel = self.an_kernel
-        if owner < 0:
-            pgrp = kernel.pgrps.get(-owner)
-            procs = [] if pgrp is None else list(pgrp.pg_members.values())
-        else:
-            p = kernel.procs.get(owner)
-            procs = [] if p is None else [p]
-        mine = fp.f_ownercred
-        if mine is None:
-            return
-        for p in procs:
-            theirs = p.p_ucred
-            ids = (theirs.cr_svuid, theirs.cr_ruid)
-            if not mine.cr_cap_e & CAP_KILL and mine.cr_uid not in ids and mine.cr_ruid not in ids:
-                continue
-            if not fp.f_sig:
-                ksignal(p, SIGIO)
-                continue
-            info = Siginfo(fp.f_sig, code)
-            info.si_raw = pack("<qi100x", band, self.an_fd)
-            ksignal(p, fp.f_sig, info)
+        send_sigio(self.an_kernel, self.an_file, self.an_fd, code, band)
+
+
+def send_sigio(kernel: Kernel, fp: File, fd: int, code: int, band: int) -> None:
+    """Send SIGIO, or what F_SETSIG has said with this si_code, si_band and si_fd, to the owner of
+    `fp`. Does not block."""
+    owner = fp.f_owner
+    if owner < 0:
+        pgrp = kernel.pgrps.get(-owner)
+        procs = [] if pgrp is None else list(pgrp.pg_members.values())
+    else:
+        p = kernel.procs.get(owner)
+        procs = [] if p is None else [p]
+    mine = fp.f_ownercred
+    if mine is None:
+        return
+    for p in procs:
+        theirs = p.p_ucred
+        ids = (theirs.cr_svuid, theirs.cr_ruid)
+        if not mine.cr_cap_e & CAP_KILL and mine.cr_uid not in ids and mine.cr_ruid not in ids:
+            continue
+        if not fp.f_sig:
+            ksignal(p, SIGIO)
+            continue
+        info = Siginfo(fp.f_sig, code)
+        info.si_raw = pack("<qi100x", band, fd)
+        ksignal(p, fp.f_sig, info)
 
 
 def set_async(lwp: Lwp, fp: File, fd: int, on: bool) -> None:

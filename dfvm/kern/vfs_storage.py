@@ -36,6 +36,7 @@ from dfvm.kern.vfs.vnode_param import (
     VDIR,
     VLNK,
     VREG,
+    VWRITE,
 )
 from dfvm.kern.vnode_file import check_fsize, getvnode
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
@@ -86,6 +87,12 @@ def sys_truncate(lwp: Lwp, upath: int, length: int) -> int:
     vp = path_vnode(lwp, AT_FDCWD, user_path(lwp, upath))
     if vp.v_type == VREG:
         _may_grow(lwp, vp, length)
+        head = vp.v_lockf
+        if head is not None and head.lh_leases:
+            from dfvm.kern.kern_lease import break_lease
+
+            vp.access(VWRITE, lwp.lwp_proc.p_ucred)
+            break_lease(vp, True, False)
     vp.truncate(length, lwp.lwp_proc.p_ucred)
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from file_util import T
-from guest_util import same
+from guest_util import build, by_guest, same
 
 L = (
     T
@@ -147,3 +147,83 @@ int main() {
     T(flock(open(".", O_RDONLY), LOCK_EX)); T(flock(open("f", O_PATH), LOCK_EX));
     return 0;
 }""")  # fmt: skip
+
+
+LEASE = r"""
+static volatile int got; static siginfo_t si;
+static void on(int sig, siginfo_t *info, void *c) { got = sig; si = *info; }
+static void handle(int sig) {
+    struct sigaction sa = {.sa_sigaction = on, .sa_flags = SA_SIGINFO}; sigaction(sig, &sa, 0);
+}
+static int lease(int fd, int kind) { return fcntl(fd, F_SETLEASE, kind); }
+static int get(int fd) { return fcntl(fd, F_GETLEASE); }
+"""
+
+
+def test_leases() -> None:
+    same(T + LEASE + r"""
+int main() {
+    put_("f", ""); handle(SIGIO); int f = open("f", O_RDWR), r, w, r2, q[2]; pipe(q);
+    T(get(f)); T(lease(f, F_RDLCK)); T(lease(f, F_WRLCK)); T(get(f)); T(lease(f, F_UNLCK));
+    T(lease(f, F_UNLCK)); T(lease(f, 7)); T(lease(f, -1)); T(lease(q[0], F_RDLCK)); T(get(q[0]));
+    T(lease(open(".", 0), F_RDLCK)); T(lease(open("f", O_PATH), F_RDLCK)); T(lease(99, F_RDLCK));
+    close(f); r = open("f", O_RDONLY); T(lease(r, F_RDLCK)); T(get(r)); T(fcntl(r, F_GETSIG));
+    T(fcntl(r, F_GETOWN) == getpid()); T(fcntl(r, F_GETFL)); T(r2 = open("f", O_RDONLY)); close(r2);
+    T(got); T(open("f", O_WRONLY | O_NONBLOCK)); T(got); T(si.si_code); T(si.si_fd); got = 0;
+    T(get(r)); T(open("f", O_RDWR | O_NONBLOCK)); T(got); T(lease(r, F_RDLCK)); T(get(r));
+    T(open("f", O_WRONLY | O_NONBLOCK)); T(got); got = 0; T(lease(r, F_UNLCK));
+    T(fcntl(r, F_GETOWN)); T(fcntl(r, F_GETFL)); T(w = open("f", O_WRONLY | O_NONBLOCK));
+    T(lease(r, F_RDLCK)); close(w); T(lease(r, F_RDLCK)); r2 = open("f", O_RDONLY);
+    T(lease(r2, F_RDLCK)); T(lease(r2, F_WRLCK)); close(r2); T(lease(r, F_WRLCK)); T(get(r));
+    int d = dup(r); T(get(d)); close(d); T(get(r)); T(unlink("f")); T(ftruncate(r, 0));
+    T(fchmod(r, 0600)); T(get(r)); T(open("f", O_RDWR | O_CREAT | O_EXCL, 0666) >= 0);
+    T(truncate("none", 0)); if (geteuid()) return 0;
+    if (!fork()) {
+        setresuid(77, 77, 77); T(lease(open("f", O_RDONLY), F_RDLCK));
+        T(lease(open("/", O_RDONLY), F_RDLCK)); _exit(0);
+    }
+    wait(0); return 0;
+}""")  # fmt: skip
+
+
+def test_who_opens_waits_for_the_lease() -> None:
+    same(T + LEASE + r"""
+static pid_t start(int how) {
+    pid_t p = fork(); got = 0;
+    if (!p) _exit(how < 0 ? truncate("f", 10) : open("f", how) < 0);
+    return p;
+}
+static void end(pid_t p) { int s; waitpid(p, &s, 0); T(s); }
+static void signalled(void) {
+    sigset_t none; sigemptyset(&none); while (!got) sigsuspend(&none);
+    printf("signal %d %d %lx\n", got - SIGRTMIN, si.si_code, si.si_band);
+}
+int main() {
+    sigset_t set; sigemptyset(&set); sigaddset(&set, SIGRTMIN); sigprocmask(SIG_BLOCK, &set, 0);
+    put_("f", ""); handle(SIGRTMIN); pid_t p; int r = open("f", O_RDONLY);
+    T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN);
+    p = start(O_RDONLY); signalled(); T(get(r)); T(lease(r, F_RDLCK)); end(p); T(get(r));
+    p = start(-1); signalled(); T(get(r)); T(lease(r, F_UNLCK)); end(p);
+    T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN);
+    p = start(O_RDONLY); signalled(); T(lease(r, F_UNLCK)); end(p);
+    T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN); p = fork();
+    if (!p) { close(r); _exit(open("f", O_RDWR) < 0); }
+    signalled(); close(r); end(p); r = open("f", O_RDONLY); T(lease(r, F_RDLCK));
+    fcntl(r, F_SETSIG, SIGRTMIN); p = fork();
+    if (!p) { close(r); signal(SIGALRM, exit); open("f", O_RDWR); _exit(3); }
+    got = 0; signalled(); kill(p, SIGALRM); end(p); T(get(r)); return 0;
+}""")  # fmt: skip
+
+
+def test_a_lease_that_is_not_given_up_is_taken_away() -> None:
+    program = build(T + LEASE + r"""
+int main() {
+    put_("f", ""); handle(SIGIO); put_("/proc/sys/fs/lease-break-time", "1");
+    int r = open("f", O_RDONLY); lease(r, F_WRLCK); pid_t p = getpid();
+    if (!fork()) {
+        close(r); if (open("f", O_RDONLY) < 0) _exit(1);
+        _exit(open("f", O_WRONLY) < 0);
+    }
+    int s; while (wait(&s) < 0); return s || get(r) != F_UNLCK || !got;
+}""")  # fmt: skip
+    assert by_guest(program)[0] == 0

@@ -321,6 +321,13 @@ def _set_max_map_count(kernel: Kernel, data: bytes) -> None:
     kernel.vm.sysctl.max_proc_mmap = n
 
 
+def _set_lease_break(kernel: Kernel, data: bytes) -> None:
+    n = parse_int(data)
+    if not 0 <= n < 1 << 31:
+        raise err(EINVAL)
+    kernel.files.lease_break_s = n
+
+
 def _drop_caches(kernel: Kernel, data: bytes) -> None:
     """1: clean pages of files that are not mapped; 2: vnodes that nobody uses."""
     n = parse_int(data)
@@ -356,7 +363,8 @@ _SYS: Final[_Tree] = {
             b"max_queued_events": str(MAX_QUEUED_EVENTS),
             b"max_user_watches": str(MAX_USER_WATCHES),
         },
-        b"leases-enable": "0",
+        b"lease-break-time": Setting(lambda k: str(k.files.lease_break_s), _set_lease_break),
+        b"leases-enable": "1",
         b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
         b"nr_open": "1048576",
         b"pipe-max-size": "1048576",

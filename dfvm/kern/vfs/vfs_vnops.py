@@ -15,6 +15,7 @@ from dfvm.kern.kern_descrip import (
     O_EXCL,
     O_NOATIME,
     O_NOFOLLOW,
+    O_NONBLOCK,
     O_PATH,
     O_RDWR,
     O_TMPFILE,
@@ -84,7 +85,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
             raise err(EINVAL)
         made, vp = _open_create(root, start, path, oflags, mode, cred)
         if made:
-            return vp, _opened(vp, _FFLAGS[acc], cred)
+            return vp, _opened(vp, oflags, cred)
     else:
         flags = 0 if oflags & O_NOFOLLOW else NAMEI_FOLLOW
         if oflags & O_DIRECTORY:
@@ -105,7 +106,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
         raise err(EINVAL)
     if oflags & O_NOATIME and cred.cr_fsuid != vp.v_uid and not cred.cr_cap_e & CAP_FOWNER:
         raise err(EPERM)
-    other = _opened(vp, _FFLAGS[acc], cred)
+    other = _opened(vp, oflags, cred)
     if other is None and oflags & O_TRUNC and vtype == VREG:
         try:
             vp.setsize(0)
@@ -115,9 +116,15 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
     return vp, other
 
 
-def _opened(vp: Vnode, fflag: int, cred: Cred) -> object | None:
-    # Vnode.open, told to who watches; of a fifo it is only when its other end is there, too.
-    other = vp.open(fflag, cred)
+def _opened(vp: Vnode, oflags: int, cred: Cred) -> object | None:
+    # Vnode.open, with leases out of the way, and told to who watches; of a fifo it is only when its
+    # other end is there, too.
+    head = vp.v_lockf
+    if head is not None and head.lh_leases:
+        from dfvm.kern.kern_lease import break_lease
+
+        break_lease(vp, bool(oflags & O_ACCMODE), bool(oflags & O_NONBLOCK))
+    other = vp.open(_FFLAGS[oflags & O_ACCMODE], cred)
     if other is None and vp.v_type != VFIFO:
         vp.event(IN_OPEN)
     return other

@@ -116,7 +116,7 @@ def pmap_enter(pmap: Pmap, va: int, m: VmPage, prot: int, wired: bool, entry: Vm
     slot = base + (va >> 12 & 511)
     old: int = q[slot]
     pa = m.phys_addr
-    new = pa | pmap.pm_prot[prot & 7]
+    new = pa | pmap.pm_prot[prot & 0x27]
     stats = pmap.pm_stats
     if m.pat_mode != VM_MEMATTR_DEFAULT:
         new |= pat_bits(m.pat_mode)
@@ -135,6 +135,8 @@ def pmap_enter(pmap: Pmap, va: int, m: VmPage, prot: int, wired: bool, entry: Vm
             _leave(pmap, old)
             flags = m.flags | (PG_MAPPEDMULTI if flags & PG_MAPPED else 0)
         else:
+            if not old & PG_NX and prot & VM_PROT_EXECUTE:
+                new &= ~PG_NX
             if old & PG_A and (old & ~new & PG_RW or new & ~old & PG_NX
                                or (old ^ new) & _PAT_BITS):  # fmt: skip
                 pmap.vm.mmu.stale(pmap.pm_pml4)

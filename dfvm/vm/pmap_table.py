@@ -55,10 +55,13 @@ _KERNEL_PML4E: Final = 256  # first PML4 entry of the kernel's half
 _TABLE_USER: Final = PG_V | PG_RW | PG_U | PG_A | PG_M
 _TABLE_KERNEL: Final = PG_V | PG_RW | PG_A | PG_M
 
-# Leaf bits for each VM_PROT combination (READ 1, WRITE 2, EXECUTE 4). x86 can't withhold reading
-# from a page that may be written or executed.
+# Leaf bits for each VM_PROT combination (READ 1, WRITE 2, EXECUTE 4, FETCH 32; never 8 or 16). x86
+# can't withhold reading from a page that may be written or executed. What may be written is
+# executable only once something in it has been executed: most such pages never hold code, but
+# would count as if they did, and cost all translated code when the kernel writes to them.
 _PROTECTION: Final = tuple(
-    PG_V | (PG_RW if prot & 2 else 0) | (0 if prot & 4 else PG_NX) for prot in range(8)
+    PG_V | (PG_RW if prot & 2 else 0) | (0 if prot & 4 and (prot & 32 or not prot & 2) else PG_NX)
+    for prot in range(40)
 )
 _PROT_USER: Final = tuple(bits | PG_U | PG_MANAGED for bits in _PROTECTION)
 # The kernel's code is not in guest RAM: what is mapped there is data, whatever its entry allows. A

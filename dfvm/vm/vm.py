@@ -14,6 +14,7 @@ VM_PROT_WRITE: Final = 0x02
 VM_PROT_EXECUTE: Final = 0x04
 VM_PROT_OVERRIDE_WRITE: Final = 0x08  # force a copy on write even where writing is not allowed
 VM_PROT_NOSYNC: Final = 0x10  # the page takes PG_NOSYNC from its mapping
+VM_PROT_FETCH: Final = 0x20  # pmap_enter: for an instruction fetch; VM_PROT_EXECUTE << 3
 VM_PROT_ALL: Final = VM_PROT_READ | VM_PROT_WRITE | VM_PROT_EXECUTE
 
 # What fork does with an entry. DragonFly's numbers.

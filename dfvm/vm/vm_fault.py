@@ -41,6 +41,7 @@ from dfvm.vm.vm import (
     KERN_SUCCESS,
     KERN_TRY_AGAIN,
     VM_PROT_ALL,
+    VM_PROT_EXECUTE,
     VM_PROT_WRITE,
 )
 from dfvm.vm.vm_fault_burst import vm_prefault, vm_prefault_quick
@@ -216,7 +217,8 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     if probe.fault is not None and (pmap_pte(pmap, va) ^ m.phys_addr) & PG_FRAME == 0:
         fs.how = fs.how & ~probe.HOW_RESIDENT | probe.HOW_WPTE
     healing = bool(fault_flags & VM_FAULT_USERMODE and fault_type & VM_PROT_WRITE)
-    pmap_enter(pmap, va, m, fs.prot, bool(fs.wflags & FW_WIRED), entry, healing)
+    prot = fs.prot | (fault_type & VM_PROT_EXECUTE) << 3  # FETCH
+    pmap_enter(pmap, va, m, prot, bool(fs.wflags & FW_WIRED), entry, healing)
     if fs.soft:
         fs.vm.gd.gd_cnt.v_fault_bypass += 1
         vm_page_sbusy_drop(fs.vm, m)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.machine.pte import PG_A
 from dfvm.vm.pmap import pmap_enter, pmap_enter_run, pmap_prefault_ok, pmap_pte
-from dfvm.vm.vm import VM_MEMATTR_DEFAULT, VM_PROT_WRITE
+from dfvm.vm.vm import VM_MEMATTR_DEFAULT, VM_PROT_ALL, VM_PROT_WRITE
 from dfvm.vm.vm_fault_object import VM_FAULT_DIRTY, vm_set_nosync
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_MASK,
@@ -80,6 +80,7 @@ def prefault_extent(pmap: Pmap, entry: VmMapEntry, va: int) -> tuple[int, int]:
 def vm_prefault(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_flags: int) -> int:
     """Map neighbours of `va` in the entry with at most `prot`, down the chain and by zero-fill.
     The map is locked, the first object held exclusively. Returns how many. Does not block."""
+    prot &= VM_PROT_ALL
     back, ahead = prefault_extent(pmap, entry, va)
     object = entry.ba.object
     if object is not None and object.type == OBJT_VNODE:

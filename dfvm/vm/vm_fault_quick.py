@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.machine.pte import PG_M, PG_NX
 from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_allocpt, pmap_enter, pmap_pte
-from dfvm.vm.vm import VM_PROT_ALL, VM_PROT_WRITE
+from dfvm.vm.vm import VM_PROT_ALL, VM_PROT_EXECUTE, VM_PROT_WRITE
 from dfvm.vm.vm_fault_burst import (
     prefault_extent,
     vm_fault_lookup,
@@ -112,6 +112,7 @@ def vm_fault_quick(map: VmMap, vaddr: int, fault_type: int, user: bool = True) -
         or entry.maptype != VM_MAPTYPE_NORMAL
     ):
         return False
+    prot |= (fault_type & VM_PROT_EXECUTE) << 3  # FETCH
     write = fault_type & VM_PROT_WRITE
     object = entry.ba.object
     if object is None or object.flags & OBJ_DEAD:

@@ -676,6 +676,26 @@ def test_code_that_programs_leave_behind_is_forgotten_at_once() -> None:
         assert 0 < m.kernel.vm.mmu.code_flushes <= 8
 
 
+def test_an_executable_stack_is_no_code() -> None:
+    """System calls write to it all the time, which must not cost the translated code."""
+    program = build(
+        """
+        int main(void) {
+            struct stat st;
+            for (int i = 0; i < 100; i++) stat("/", &st);
+            volatile unsigned char code[] = {0xb8, 7, 0, 0, 0, 0xc3};
+            return ((int (*)(void))(void *)code)();
+        }
+        """,
+        link=("-static", "-z", "execstack"),
+    )
+    with Machine(mem="64M", check=True) as m:
+        p = m.spawn([str(program)], stdin=b"")
+        m.run()
+        assert p.exit_status == 7
+        assert m.kernel.vm.mmu.code_flushes == 0
+
+
 def test_arguments_must_fit_into_the_stack() -> None:
     """However much room for them there is: with a stack of 64 KiB, 100 000 bytes don't."""
     same(r"""

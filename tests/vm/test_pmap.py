@@ -66,7 +66,13 @@ from dfvm.vm.vm import (
     VM_PROT_READ,
     VM_PROT_WRITE,
 )
-from dfvm.vm.vm_fault import VM_FAULT_DIRTY, vm_fault
+from dfvm.vm.vm_fault import (
+    VM_FAULT_BURST,
+    VM_FAULT_DIRTY,
+    VM_FAULT_NORMAL,
+    vm_fault,
+    vm_fault_quick,
+)
 from dfvm.vm.vm_map import MAP_COPY_ON_WRITE, MAP_PREFAULT_PARTIAL
 from dfvm.vm.vm_object import vm_object_drop, vm_object_hold
 from dfvm.vm.vm_page import (
@@ -136,6 +142,11 @@ def loaded(pmap: Pmap) -> None:
 def fault_in(map: VmMap, va: int) -> None:
     """Have a page mapped, writable, that the hardware has not used yet."""
     assert vm_fault(map, va, RW, VM_FAULT_DIRTY) == 0
+
+
+def fetch(map: VmMap, va: int) -> None:
+    """Have a page mapped to be executed."""
+    assert vm_fault(map, va, RX, VM_FAULT_NORMAL) == 0
 
 
 def use(pmap: Pmap, va: int, bits: int = PG_A) -> None:
@@ -277,11 +288,44 @@ def test_what_a_pte_knows_goes_to_its_page(vm: VmSystem, map: VmMap) -> None:
 
 
 @pytest.mark.spec("PMAP-3")
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_may_be_written_is_executable_when_it_is_executed(
+    vm: VmSystem, map: VmMap, quick: bool
+) -> None:
+    """Pages with every right count as code from the first fetch on, and keep that when written."""
+
+    def access(fault_type: int) -> tuple[bool, bool]:
+        if quick:
+            assert vm_fault_quick(map, BASE, fault_type)
+        else:
+            assert vm_fault(map, BASE, fault_type, VM_FAULT_BURST) == 0
+        pte = pmap_pte(map.pmap, BASE)
+        assert pmap_pte(map.pmap, BASE + P) & PG_NX
+        return bool(pte & PG_RW), not pte & PG_NX
+
+    anon(map, BASE, 3, RWX, max=RWX)
+    store(map, BASE, 1)
+    store(map, BASE + P, 1)
+    assert access(RW) == (True, False)
+    assert not vm.mmu.code_frames
+    assert access(RX) == (True, True)
+    assert vm.mmu.code_frames == {page_at(map, BASE).phys_addr >> 12}
+    assert access(RW) == (True, True)
+    pmap_protect(map.pmap, BASE, BASE + P, RX)
+    assert access(RW) == (True, True)
+    pmap_protect(map.pmap, BASE, BASE + P, RW)
+    assert access(RW) == (True, False)
+    assert access(RX) == (True, True)
+    sound(map)
+
+
+@pytest.mark.spec("PMAP-3")
 @pytest.mark.parametrize("npages", [3, 700])
 def test_protect_takes_rights_and_never_gives_any(vm: VmSystem, map: VmMap, npages: int) -> None:
     anon(map, BASE, npages, RWX, max=RWX)
     for i in range(npages):
         store(map, BASE + i * P, 1)
+        fetch(map, BASE + i * P)
     last = BASE + (npages - 1) * P
     use(map.pmap, last, PG_A | PG_M)
     pmap_protect(map.pmap, BASE + P, BASE + npages * P, RX)
@@ -547,6 +591,7 @@ def test_what_takes_away_flushes(vm: VmSystem, proc: Proc, map: VmMap, change: s
     anon(map, BASE, 2, RWX, max=RWX)
     store(map, BASE, 1)
     store(map, BASE + P, 1)
+    fetch(map, BASE)
     use(map.pmap, BASE, PG_A | PG_M)
     entry, m, other = entries(map)[0], page_at(map, BASE), page_at(map, BASE + P)
     loaded(map.pmap)

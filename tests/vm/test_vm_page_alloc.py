@@ -15,6 +15,7 @@ from dfvm.vm.vm_init import VmSystem
 from dfvm.vm.vm_object import OBJT_VNODE
 from dfvm.vm.vm_page import (
     PBUSY_LOCKED,
+    PG_MAPPED,
     PG_NEED_COMMIT,
     PG_REFERENCED,
     PQ_ACTIVE,
@@ -236,6 +237,24 @@ def test_reused_frames_lose_their_translated_code() -> None:
             assert alloc(object, 0) is m
         assert vm.mmu.need_flush_code
         assert m.phys_addr >> 12 not in vm.mmu.code_frames
+        vm_page_free(vm, m)
+
+
+@pytest.mark.spec("PAGE-4")
+def test_one_reused_frame_takes_the_code_of_all_that_are_mapped_nowhere() -> None:
+    vm = make_vm()
+    object = make_object(vm)
+    pages = [alloc(object, i) for i in range(6)]
+    frames = [m.phys_addr >> 12 for m in pages]
+    vm.mmu.code_frames.update(frames)
+    pages[4].flags |= PG_MAPPED
+    for m in pages[:4]:
+        vm_page_free(vm, m)
+    again = alloc(object, 0)
+    assert vm.mmu.need_flush_code
+    assert vm.mmu.code_frames == {frames[4]}
+    pages[4].flags &= ~PG_MAPPED
+    for m in (again, *pages[4:]):
         vm_page_free(vm, m)
 
 

@@ -73,6 +73,7 @@ class TinyGuest:
             VM_MAPTYPE_NORMAL, VM_SUBSYS_MMAP, VM_PROT_ALL, VM_PROT_ALL, 0,
         )  # fmt: skip
         assert rv == KERN_SUCCESS
+        self.run(b"")  # so that no later fault is about the code
 
     def run(self, code: bytes, rdi: int = 0, rsi: int = 0) -> int:
         """Run `code` and then a system call; returns AL. Raises Segv."""

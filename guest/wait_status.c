@@ -19,9 +19,14 @@ int main(void)
 		CHECK(waitpid(pid, &status, 0) == pid);
 		printf("signaled %d by %d\n", WIFSIGNALED(status), WTERMSIG(status));
 	}
+	int go[2]; /* closed when the child may end */
+	CHECK(pipe(go) == 0);
 	pid = fork();
 	if (pid == 0) {
+		char none;
+		close(go[1]);
 		raise(SIGSTOP);
+		CHECK(read(go[0], &none, 1) == 0);
 		_exit(9);
 	}
 	CHECK(waitpid(pid, &status, WUNTRACED) == pid);
@@ -31,8 +36,11 @@ int main(void)
 	siginfo_t info;
 	CHECK(waitid(P_PID, pid, &info, WCONTINUED) == 0);
 	printf("continued: code %d status %d\n", info.si_code, info.si_status);
+	close(go[1]);
 	CHECK(waitid(P_PID, pid, &info, WEXITED | WNOWAIT) == 0);
 	printf("waitid: code %d status %d\n", info.si_code, info.si_status);
+	CHECK(waitid(P_PID, pid, &info, WCONTINUED) == -1 && errno == ECHILD);
+	CHECK(waitid(P_ALL, 0, &info, WSTOPPED | WNOHANG) == -1 && errno == ECHILD);
 	printf("exit %d\n", reap(pid));
 	CHECK(waitpid(-1, &status, 0) == -1 && errno == ECHILD);
 	puts("no more children");

@@ -300,7 +300,9 @@ def kern_wait(lp: Lwp, idtype: int, ident: int, options: int) -> tuple[Proc, int
                         child.p_contsig = False
                         del p.p_changed[child.p_pid]
                     return child, status
-        if not any(chosen(child) for child in _candidates(p.p_children, idtype, ident)):
+        # The dead that are not waited for will never change again.
+        candidates = _candidates(p.p_children, idtype, ident)
+        if not any(child.p_stat != SZOMB and chosen(child) for child in candidates):
             raise err(ECHILD)
         if options & WNOHANG:
             return None

@@ -842,6 +842,12 @@ def test_a_file_that_is_written_from_a_mapping_of_itself() -> None:
         SAY(pwrite(fd, p + 4 * P, P, 4 * P - 10)); SAY(lseek(fd, 0, SEEK_END));
         SAY(pread(fd, b, 1, 3 * P)); puts(b);
         R(p + 3 * P), R(p + 4 * P);
+
+        /* What ends early, before the end of the file, leaves that where it is. */
+        char *edge = map(2, RW, PRIVATE, -1);
+        long size = lseek(fd, 0, SEEK_END);
+        munmap(edge + P, P);
+        SAY(pwrite(fd, edge + P - 10, 100, size - 50)); SAY(lseek(fd, 0, SEEK_END) - size);
       }
       return 0;
     }

@@ -162,7 +162,7 @@ def _copy_in(vp: Vnode, uio: Uio, off: int, end: int) -> None:
         n = min(_PAGE - base, end - off)
         if off + n > vp.v_filesize:
             n = len(uio.piece(n))
-            vnode_pager_setsize(vp, off + n)
+            vnode_pager_setsize(vp, max(off + n, vp.v_filesize))
         m = vnode_pager_writepage(object, off >> _SHIFT, base, n)
         before = uio.uio_resid
         try:

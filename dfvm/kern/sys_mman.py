@@ -64,6 +64,7 @@ from dfvm.machine.pte import PG_RW, PG_V
 from dfvm.vm.copyio import copyout
 from dfvm.vm.pmap import pmap_pte
 from dfvm.vm.vm import (
+    KERN_RESOURCE_SHORTAGE,
     KERN_SUCCESS,
     VM_PROT_ALL,
     VM_PROT_EXECUTE,
@@ -444,6 +445,7 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
         start = entry.ba.start
     elif not found:
         raise err(ENOMEM)
+    asked = start  # up to where the limits have been asked
     while start < end:
         found, entry = vm_map_lookup_entry(map, start)
         if not found or entry is None:
@@ -452,30 +454,37 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
         if bits & ~entry.max_protection:
             raise err(EACCES)
         gets_write = bits & VM_PROT_WRITE & ~entry.protection and not is_shared(entry)
-        if gets_write:
+        if gets_write and start >= asked:
+            asked = min(vma_end(entry, end), end)
             # (Linux asks what it would ask of new memory, and only what has changed in that.)
-            grown = map.size + last - start
+            grown = map.size + asked - start
             if not entry.eflags & MAP_ENTRY_STACK and grown <= p.p_rlimit(RLIMIT_VMEM):
-                check_data(p, last - start)
+                check_data(p, asked - start)
             if not entry.eflags & MARK_NORESERVE:
-                check_memory(map, min(vma_end(entry, end), end) - start)
-        if bits != entry.protection and vm_map_protect(map, start, last, bits, False):
-            raise err(EACCES)
+                check_memory(map, asked - start)
+        if bits != entry.protection:
+            rv = vm_map_protect(map, start, last, bits, False)
+            if rv == KERN_RESOURCE_SHORTAGE:
+                _lock_again(map, start, last, True)
+            elif rv != KERN_SUCCESS:
+                raise err(EACCES)
         if (entry.eflags ^ mark) & MARK_NOREAD:
             vm_map_mark(map, start, last, MARK_NOREAD, mark)
         if gets_write and entry.eflags & (MAP_ENTRY_WIREONFAULT | MARK_ONFAULT):
-            _lock_again(map, start, last)
+            _lock_again(map, start, last, False)
         start = last
     return 0
 
 
-def _lock_again(map: VmMap, start: int, end: int) -> None:
-    """Locked memory whose pages could not be had has become writable: now they can."""
+def _lock_again(map: VmMap, start: int, end: int, lost: bool) -> None:
+    """Locked memory has become writable. Pages that could not be had before can be now; or (`lost`)
+    one that was wired could not be copied, and nothing is wired any more."""
     from dfvm.kern.sys_mlock import lock_range
 
     for entry, first, last in entries(map, start, end):
-        if entry.eflags & MAP_ENTRY_WIREONFAULT and not entry.eflags & MARK_ONFAULT:
-            lock_range(map, entry, first, last, False)
+        on_fault = bool(entry.eflags & MARK_ONFAULT)
+        if lost or (entry.eflags & MAP_ENTRY_WIREONFAULT and not on_fault):
+            lock_range(map, entry, first, last, on_fault)
 
 
 # ---- brk -----------------------------------------------------------------------------------------

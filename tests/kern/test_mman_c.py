@@ -794,6 +794,29 @@ def test_what_is_locked_stays_so() -> None:
     )
 
 
+def test_locked_memory_that_is_gone_becomes_writable() -> None:
+    """A part of a locked, private view of a file can't be copied when it becomes writable, as the
+    file has been cut. It stays locked."""
+    same(
+        HELP
+        + r"""
+    int main(void) {
+        int fd = file(4);
+        char *p = map(4, PROT_READ, MAP_PRIVATE, fd), *q = map(4, PROT_READ, MAP_PRIVATE, fd);
+        SAY(mlock(p, 4 * P)); SAY(ftruncate(fd, 2 * P)); SAY(mlock(q, 4 * P));
+        SAY(mprotect(p, 4 * P, RW)); SAY(mprotect(q, 4 * P, RW));
+        W(p), W(p + P), W(p + 2 * P), W(q + P);
+        SAY(ftruncate(fd, 4 * P));
+        for (int n = 0; n < 4; n++) R(p + n * P), R(q + n * P);
+        W(p + 3 * P);
+        CHILD(R(p), R(p + 3 * P));
+        SMAPS(p, "VmFlags"); SMAPS(q, "VmFlags"); SAY(munlock(p, 4 * P)); SMAPS(p, "VmFlags");
+        return 0;
+    }
+    """
+    )
+
+
 def test_what_may_not_be_read_or_known_of() -> None:
     """What another process has not asked to read is not read for others, though it could; and of a
     file that one may only read, mincore does not tell what others have looked at."""

@@ -125,6 +125,8 @@ def _madvise_objects(map: VmMap, start: int, end: int, behav: int) -> None:
                 # A wired page keeps its mapping: unwiring finds the page by it.
                 if entry.wired_count == 0:
                     pmap_remove(map.pmap, first, last)
+            elif behav == MADV_FREE and ba.backing_ba is not None:
+                pass  # in place of the pages there would be older ones, and not zeros
             elif ba.object is not None:
                 pindex = ba.offset + first - ba.start >> PAGE_SHIFT
                 vm_object_madvise(ba.object, pindex, last - first >> PAGE_SHIFT, behav)

@@ -83,6 +83,7 @@ from dfvm.vm.vm_object import (
     vm_object_reference_quick,
 )
 from dfvm.vm.vm_page import PG_REFERENCED
+from dfvm.vm.vm_pageout import vm_pageout_reclaim
 from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 from dfvm.vm.vmspace import vmspace_fork, vmspace_rel
 from tests.vm.map_util import (
@@ -535,6 +536,22 @@ def test_advice_for_objects_goes_to_the_range_only(vm: VmSystem, map: VmMap) -> 
     assert obj.rb_memq[2].flags & PG_REFERENCED
     assert vm_map_madvise(map, BASE, BASE + 4 * P, MADV_WILLNEED) == KERN_SUCCESS
     assert map.nentries == 1
+
+
+@pytest.mark.spec("MAP-11")
+def test_what_was_freed_never_shows_what_was_there_before_a_fork(vm: VmSystem, proc: Proc) -> None:
+    """In place of a page that is freed there must be zeros: not the page behind it."""
+    map = proc.map
+    anon(map, BASE, 4)
+    for i in range(4):
+        store(map, BASE + i * P, 1)
+    child = vmspace_fork(proc.p_vmspace)
+    store(map, BASE, 2)
+    assert vm_map_madvise(map, BASE, BASE + 4 * P, MADV_FREE) == KERN_SUCCESS
+    vm_pageout_reclaim(vm, 1 << 20)
+    assert load(map, BASE) in (0, 2)
+    vmspace_rel(child)
+    sound(map)
 
 
 @pytest.mark.spec("MAP-11")

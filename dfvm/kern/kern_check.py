@@ -18,7 +18,7 @@ from dfvm.kern.vfs.vfs_check import vfs_check
 from dfvm.lwkt.panic import panic
 from dfvm.vm.pmap_check import pmap_check
 from dfvm.vm.vm_map_check import vm_map_check
-from dfvm.vm.vm_map_entry import VM_MAPTYPE_SUBMAP
+from dfvm.vm.vm_map_entry import MAP_ENTRY_IN_TRANSITION, VM_MAPTYPE_SUBMAP
 from dfvm.vm.vm_object_check import vm_object_check
 from dfvm.vm.vm_page_check import vm_page_check
 
@@ -41,6 +41,21 @@ def check_machine(kernel: Kernel) -> None:
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         panic("Machine.check:\n  " + "\n  ".join(bad[:_SHOWN]) + more)
+
+
+def at_rest(kernel: Kernel) -> bool:
+    """Whether no other thread is in the middle of the VM, where it waits for memory or for another
+    thread, with things half done. Only then everything can be expected to be as it should."""
+    current = kernel.sched.curthread
+    for p in kernel.procs.values():
+        for lp in p.p_lwps.values():
+            if lp.lwp_thread.td_toks and lp.lwp_thread is not current:
+                return False
+    return not any(
+        entry.eflags & MAP_ENTRY_IN_TRANSITION
+        for space in _spaces(kernel)
+        for entry in space.vm_map
+    )
 
 
 def _complaints(kernel: Kernel) -> Iterator[str]:

@@ -131,7 +131,7 @@ def exit1(lp: Lwp, status: int) -> NoReturn:
         p.p_exitkq.knote(POLLIN)
     _become_zombie(p)
     if kernel.checking:
-        kernel.check()
+        kernel.check_if_resting()
     lwkt_exit()
     raise AssertionError("lwkt_exit came back")
 

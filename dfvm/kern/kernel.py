@@ -250,6 +250,13 @@ class Kernel:
 
     # ---- verification ----------------------------------------------------------------------------
 
+    def check_if_resting(self) -> None:
+        """Verify the whole machine, unless a thread is in the middle of something."""
+        from dfvm.kern.kern_check import at_rest
+
+        if at_rest(self):
+            self.check()
+
     def check(self) -> None:
         """Verify the whole machine.
 

@@ -535,7 +535,7 @@ class Machine:
         if over:
             raise TimeoutError(f"the machine still runs after {timeout} s")
         if kernel.checking:
-            kernel.check()
+            kernel.check_if_resting()
 
     def _alive(self) -> list[Proc]:
         return [q.proc for q in self._programs if q.proc.p_stat != SZOMB]

@@ -216,7 +216,7 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
     result = vm_fault(p.p_vmspace.vm_map, va, prot, flags)
     kernel = p.kernel
     if kernel.checking and kernel.faults % CHECK_FAULTS == 0:
-        kernel.check()
+        kernel.check_if_resting()
     if result == KERN_SUCCESS or p.p_lowmemkill:
         return
     if va >= VM_MAX_USER_ADDRESS:

@@ -239,7 +239,7 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_again", "_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned",
+    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned",
                  "_refused", "_start", "_wake", "engine", "errata", "exception", "exception_err",
                  "exit", "fault_err", "fault_va", "loaded", "mmu", "on_fault", "ram")  # fmt: skip
 
@@ -269,7 +269,6 @@ class Vcpu:
         self._poisoned = False
         self._owed = False  # a tick for `loaded` that no run has ended with; see _owe
         self.errata = Errata(self.engine, mmu, ram)
-        self._again = False  # the engine stopped before a block that it has to translate again
         self._refused: bytes | None = None  # the state before an I/O instruction
         self._clock_lock = threading.Lock()  # held by the clock thread while it does something
         self._at_large: list[int] = []  # see _RUNNING
@@ -332,9 +331,7 @@ class Vcpu:
                     self._owe()
                 return self.exit
             engine.i[engine.i_old] = -1  # the clock may have hit while a fault was being raised
-            if self._again:
-                self._again = False
-            elif self.exit == EXIT_PREEMPTED:
+            if self.exit == EXIT_PREEMPTED and self.errata.stale is None:
                 if self._clock is None:
                     raise RuntimeError("the engine stopped by itself")
                 if time.perf_counter_ns() >= over:
@@ -343,6 +340,8 @@ class Vcpu:
                 self._flush()
                 if mmu.step is not None and self._step(mmu.step):
                     continue
+            if self.errata.stale is not None:
+                self.errata.retranslate()
             self.exit = EXIT_PREEMPTED
             self._at_large[:] = _RUNS
             self._start(engine.uch, engine.q[RIP], 0, 0, 0)
@@ -430,11 +429,11 @@ class Vcpu:
         while True:
             self.exit = EXIT_PREEMPTED
             self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
-            if not self._again or self._failure is not None:
+            if self.errata.stale is None or self._failure is not None:
                 break
-            self._again = False
             if self.mmu.need_flush:
                 self._flush()
+            self.errata.retranslate()
         then()
         if self.exit != EXIT_PREEMPTED or self._poisoned or self._failure is not None:
             return True
@@ -505,7 +504,6 @@ class Vcpu:
         def on_translated(pc: int, size: int) -> None:
             try:
                 if errata.translated(pc, size):
-                    self._again = True
                     stop(handle)
             except BaseException as failure:
                 self._failure = failure

@@ -91,8 +91,9 @@ def sites(code: bytes) -> list[int]:
 class Errata:
     """The remedies of one engine."""
 
-    __slots__ = ("_engine", "_mmu", "_ram", "_watched")
+    __slots__ = ("_engine", "_mmu", "_ram", "_watched", "stale")
 
+    stale: tuple[int, int] | None  # (address, size) of a block that has to be translated again
     _watched: set[int]  # addresses, in whatever space, of instructions that the engine calls for
 
     def __init__(self, engine: Engine, mmu: Mmu, ram: Ram) -> None:
@@ -100,10 +101,11 @@ class Errata:
         self._mmu = mmu
         self._ram = ram
         self._watched = set()
+        self.stale = None
 
     def translated(self, pc: int, size: int) -> bool:
-        """A block of code was translated. Whether it must not be executed as it is: the engine
-        has to translate it again, now with what was found in it."""
+        """A block of code was translated. Whether it must not be executed as it is: it is `stale`,
+        and the engine has to stop for `retranslate`."""
         code = self._code(pc, size)
         if _SUSPECT.search(code) is None:
             return False
@@ -118,8 +120,15 @@ class Errata:
         for address in new:
             self._watched.add(address)
             engine.watch(address)
-        engine.forget_block(pc, size)
+        self.stale = pc, size
         return True
+
+    def retranslate(self) -> None:
+        """Have the stale block translated again, now with what was found in it. The engine stands:
+        it looks for the block by way of its TLB, which the clock must not be about to poison."""
+        assert self.stale is not None
+        self._engine.forget_block(*self.stale)
+        self.stale = None
 
     def before(self, pc: int) -> bool:
         """The instruction at `pc` is next, which is watched, in this space or another. Whether it

@@ -10,7 +10,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from dfvm import PIPE, Machine
-from dfvm.machine import errata
+from dfvm.machine import cpu, errata
 from dfvm.machine.x86_length import Insn
 from tests.kern.guest_util import build, same
 
@@ -235,8 +235,10 @@ int main(void)
 
 
 def test_many_places_and_places_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More instructions than are watched at a time, and other code where one was."""
+    """More instructions than are watched at a time, other code where one was, and a clock that
+    ticks while the engine is told of them."""
     monkeypatch.setattr(errata, "_MAX_WATCHED", 8)
+    monkeypatch.setattr(cpu, "TICK_NS", 100_000)
     places = "\n".join(
         r'r = one / zero; asm volatile("jmp 1f\n 1: stmxcsr %0" : "=m"(k)); sum += k & 4;'
         'feclearexcept(FE_ALL_EXCEPT);'

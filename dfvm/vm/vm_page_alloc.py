@@ -242,7 +242,8 @@ def vm_page_alloc_run(
 
     `active`: the pages are not busied but ready for use: valid, active, with `flags`. This is for
     memory that is right as it comes, which is to say zeroed; it is what a fault on anonymous memory
-    takes most of its time for.
+    takes most of its time for, and that is why queues, counts and the page itself are dealt with in
+    place: each call here would be paid for by every page.
 
     The object is held; does not block."""
     vm = object.vm

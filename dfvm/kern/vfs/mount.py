@@ -53,8 +53,8 @@ class Statfs:
 class Mount:
     """One mounted file system."""
 
-    __slots__ = ("mnt_dvp", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_magic", "mnt_name",
-                 "mnt_private", "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
+    __slots__ = ("mnt_dvp", "mnt_fixed", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_magic",
+                 "mnt_name", "mnt_private", "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
 
     mnt_vfs: Vfs  # the machine's file systems; never changes
     mnt_root: Vnode  # its root directory, with a reference of the mount's
@@ -62,6 +62,7 @@ class Mount:
     mnt_name: bytes  # the name it covers there
     mnt_rdonly: bool  # nothing on it may be changed
     mnt_private: bool  # what is made on it exists in this machine only
+    mnt_fixed: bool  # where a name is not, none can be made: ENOENT (procfs)
     mnt_flags: int  # ST_NOSUID …
     mnt_fstype: str  # third column of /proc/mounts
     mnt_from: str  # first column
@@ -71,6 +72,7 @@ class Mount:
         self.mnt_vfs = vfs
         self.mnt_dvp = None
         self.mnt_name = b""
+        self.mnt_fixed = False
         self.mnt_private = False
         self.mnt_rdonly = bool(flags & ST_RDONLY)
         self.mnt_flags = flags

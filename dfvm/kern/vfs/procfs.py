@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EACCES, EEXIST, EINVAL, EIO, ENODEV, ENOENT, EPERM, ESRCH, err
+from dfvm.kern.kern_errno import EACCES, EINVAL, EIO, ENODEV, ENOENT, ESRCH, err
 from dfvm.kern.kern_prot import may_look
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vnode import Vnode
@@ -134,15 +134,6 @@ class ProcNode(Vnode):
     def subdirs(self) -> int:
         """How many directories are in this one."""
         return sum(1 for e in self.vop_readdir() if e[2] == VTTODT[VDIR])
-
-    def _may_add(self, name: bytes, cred: Cred) -> None:
-        # Nothing is made here: a name that does not exist stays so.
-        raise err(ENOENT if self.lookup(name) is None else EEXIST)
-
-    def rename(self, name: bytes, tdvp: Vnode, tname: bytes, flags: int, cred: Cred) -> None:
-        if self.lookup(name) is not None and tdvp.lookup(tname) is not None:
-            raise err(EPERM)
-        raise err(ENOENT)
 
 
 class ProcDir(ProcNode):
@@ -427,6 +418,7 @@ class ProcMount(PseudoMount):
 
     def __init__(self, vfs: Vfs, kernel: Kernel) -> None:
         super().__init__(vfs, kernel, "proc", PROC_MAGIC, ST_NOSUID | ST_NODEV | ST_NOEXEC)
+        self.mnt_fixed = True
         self.set_root(ProcRoot(self))
 
     def self_name(self) -> bytes:

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 def may_add(dvp: Vnode, name: bytes, cred: Cred) -> None:
     """Make the entry `name` in dvp: nothing is there, and dvp may be written.
 
-    :raises OSError: EEXIST, and what lookup and may_write_dir say.
+    :raises OSError: EEXIST; ENOENT where names are fixed; and what lookup and may_write_dir say.
     """
     if dvp.lookup(name) is not None:
         raise err(EEXIST)
+    if dvp.v_mount.mnt_fixed:
+        raise err(ENOENT)
     may_write_dir(dvp, cred)
 
 

@@ -44,7 +44,7 @@ def vn_rename(fdvp: Vnode, fname: bytes, tdvp: Vnode, tname: bytes, flags: int, 
         raise err(ENOENT)
     tvp = tdvp.lookup(tname)
     exchange = flags == RENAME_EXCHANGE
-    if tvp is None and exchange:
+    if tvp is None and (exchange or tdvp.v_mount.mnt_fixed):
         raise err(ENOENT)
     if tvp is not None and flags == RENAME_NOREPLACE:
         raise err(EEXIST)
@@ -52,7 +52,8 @@ def vn_rename(fdvp: Vnode, fname: bytes, tdvp: Vnode, tname: bytes, flags: int, 
         raise err(EINVAL)
     if tvp is not None and _is_ancestor(tvp, fdvp):
         raise err(EINVAL if exchange else ENOTEMPTY)
-    if fvp is tvp:
+    # In procfs one name gives another vnode each time.
+    if fvp is tvp or (fname == tname and fdvp.vop_fileid() == tdvp.vop_fileid()):
         return
     _may_rename(fdvp, fname, fvp, tdvp, tname, tvp, exchange, cred)
     fdvp.vop_rename(fname, fvp, tdvp, tname, tvp, flags)

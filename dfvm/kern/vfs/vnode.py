@@ -307,6 +307,8 @@ class Vnode(VnodeOps):
         """Give vp another name, in this directory."""
         if self.lookup(name) is not None:
             raise err(EEXIST)
+        if self.v_mount.mnt_fixed:
+            raise err(ENOENT)
         if vp.v_mount is not self.v_mount:
             raise err(EXDEV)
         may_linkat(vp, cred)

@@ -13,8 +13,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dfvm.kern.kern_errno import EFBIG, EINVAL, ENOENT, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, err
-from dfvm.kern.vfs.vnode_param import FOREVER, VBLK, VCHR, VDIR, VFIFO
+from dfvm.kern.kern_errno import (
+    EACCES,
+    EFBIG,
+    EINVAL,
+    ENOENT,
+    ENOTDIR,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    err,
+)
+from dfvm.kern.vfs.vnode_param import FOREVER, VBLK, VCHR, VDIR, VFIFO, VREG
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.devfs import Cdev
@@ -101,7 +111,7 @@ class VnodeOps:
     def vop_create(self, name: bytes, vtype: int, mode: int, uid: int, gid: int,
                    rdev: int) -> Vnode:  # fmt: skip
         """Make anything but a symbolic link."""
-        raise err(EPERM)
+        raise err(EACCES if vtype == VREG else EPERM)
 
     def vop_symlink(self, name: bytes, target: bytes, uid: int, gid: int) -> Vnode:
         """Make a symbolic link."""

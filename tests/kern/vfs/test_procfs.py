@@ -478,3 +478,30 @@ int main() {
     return errno != ENOMEM || n < 50 || n > 100;
 }""")  # fmt: skip
     assert by_guest(program)[0] == 0
+
+
+NAMES = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define T(x) do { errno = 0; int r = (x); printf("%s: %d %d\n", #x, r, errno); } while (0)
+#define MAKE(dir) \
+    T(mkdir(dir "/none", 0755)); T(open(dir "/none", O_CREAT | O_RDWR, 0644)); \
+    T(symlink("a", dir "/none")); T(mkfifo(dir "/none", 0644)); T(link("/dev/null", dir "/none")); \
+    T(rmdir(dir)); T(rmdir(dir "/none")); T(unlink(dir "/none"))
+#define FILES(dir, file, other) \
+    T(mkdir(file, 0755)); T(link(file, dir "/none")); T(link(file, other)); \
+    T(rename(file, dir "/none")); T(rename(dir "/none", file)); T(rename(file, other)); \
+    T(rename(file, file)); T(rename(file, "/tmp/none")); T(unlink(file))
+int main(void) {
+    MAKE("/proc"); MAKE("/proc/self"); MAKE("/sys/kernel/mm");
+    FILES("/proc", "/proc/version", "/proc/uptime");
+    FILES("/proc/self", "/proc/self/maps", "/proc/self/comm");
+    return 0;
+}
+"""
+
+
+def test_names_cannot_be_changed() -> None:
+    same(NAMES)

@@ -8,15 +8,21 @@ from guest_util import same
 EV = r"""
 #include <sys/inotify.h>
 static int in;
+/* Cookies in the order in which they come: others on the host rename, too. */
+static int cookie(unsigned c) {
+    static unsigned seen[100]; static int n; int i = 0;
+    if (!c) return -1;
+    while (i < n && seen[i] != c) i++;
+    if (i == n) seen[n++] = c;
+    return i;
+}
 static void ev(const char *what) {
-    static char b[65536]; static unsigned first; long n;
+    static char b[65536]; long n;
     printf("-- %s\n", what);
     while ((n = read(in, b, sizeof b)) > 0)
         for (long o = 0; o < n;) {
             struct inotify_event *e = (void *)(b + o);
-            if (e->cookie && !first) first = e->cookie;
-            printf("%d %x %d %s\n", e->wd, e->mask, e->cookie ? (int)(e->cookie - first) : -1,
-                   e->len ? e->name : "");
+            printf("%d %x %d %s\n", e->wd, e->mask, cookie(e->cookie), e->len ? e->name : "");
             o += 16 + e->len;
         }
     fflush(stdout);

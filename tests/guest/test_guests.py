@@ -6,26 +6,16 @@ and shapes of chains, is asserted in the other files of this directory.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from dfvm import PIPE, Machine
 from tests.conftest import ROOT
+from tests.kern.guest_util import by_host
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "guest").glob("*.c"))
 VARIANTS = ["hello_pie", "hello_musl", "cow_fork_musl"]
-
-
-def by_host(program: Path, *args: str) -> tuple[int, bytes]:
-    """Exit status as a shell shows it, and standard output."""
-    done = subprocess.run(
-        [program, *args], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
-        process_group=0,  # not orphaned, whoever started us: SIGTSTP and its kin stop it
-    )  # fmt: skip
-    status = done.returncode if done.returncode >= 0 else 128 - done.returncode
-    return status, done.stdout
 
 
 def by_dfvm(program: Path, *args: str, mem: str = "64M") -> tuple[int, bytes, bytes]:

@@ -20,7 +20,7 @@ from dfvm.vm import probe
 from dfvm.vm.pmap import pmap_pte
 from dfvm.vm.vm_meter import VmMeter, VmStatsAdj
 from dfvm.vm.vm_page import PHYS_TO_VM_PAGE
-from tests.guest.test_guests import by_host
+from tests.kern.guest_util import by_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable

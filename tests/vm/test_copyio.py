@@ -41,11 +41,6 @@ BASE = 0x40_0000
 
 
 @pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
 def space(vm: VmSystem) -> Vmspace:
     """Eight pages at BASE, then nothing; a read-only page and a forbidden one further up."""
     proc = Proc(vm)

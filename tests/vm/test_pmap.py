@@ -92,7 +92,7 @@ from dfvm.vm.vm_param import DMAP_MIN_ADDRESS, NBPDR, VM_MIN_KERNEL_ADDRESS
 from dfvm.vm.vmspace import vmspace_exitfree, vmspace_fork, vmspace_rel, vmspace_relexit
 from tests.vm.map_util import P, Proc, anon, entries, load, show, store
 from tests.vm.tiny_guest import JUMP, LOAD, STORE, TinyGuest
-from tests.vm.vnode_stub import StubVnode, make_vm
+from tests.vm.vnode_stub import StubVnode
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
@@ -103,21 +103,6 @@ RW = VM_PROT_READ | VM_PROT_WRITE
 RX = VM_PROT_READ | VM_PROT_EXECUTE
 RWX = RW | VM_PROT_EXECUTE
 BASE = 0x40_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
 
 
 def page_at(map: VmMap, va: int) -> VmPage:

@@ -76,21 +76,6 @@ USER_WRITE = VM_FAULT_BURST | VM_FAULT_USERMODE | VM_FAULT_DIRTY
 USER_READ = VM_FAULT_BURST | VM_FAULT_USERMODE
 
 
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
-
-
 def file(vm: VmSystem, npages: int, tail: int = 0) -> tuple[StubVnode, VmObject]:
     """A file whose page i is full of bytes i + 1, and `tail` bytes more; with a reference."""
     data = b"".join(bytes([i + 1]) * P for i in range(npages)) + bytes([npages + 1]) * tail

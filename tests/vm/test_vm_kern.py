@@ -53,14 +53,9 @@ from dfvm.vm.vm_param import (
 from dfvm.vm.vm_proc import RLIMIT_DATA
 from dfvm.vm.vm_unix import vm_brk
 from tests.vm.map_util import RW, P, Proc, anon, entries, load, ranges, sound, store
-from tests.vm.vnode_stub import StubVnode, make_vm
+from tests.vm.vnode_stub import StubVnode
 
 BASE = 0x10_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
 
 
 @pytest.fixture

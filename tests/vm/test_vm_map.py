@@ -100,24 +100,9 @@ from tests.vm.map_util import (
     sound,
     store,
 )
-from tests.vm.vnode_stub import StubVnode, make_vm
+from tests.vm.vnode_stub import StubVnode
 
 BASE = 0x10_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
 
 
 # --- MAP-1: order and lookup ---

@@ -19,24 +19,9 @@ from dfvm.vm.vm_map import (
 from dfvm.vm.vm_param import SGROWSIZ
 from dfvm.vm.vmspace import Vmspace, vmspace_fork, vmspace_rel
 from tests.vm.map_util import RW, P, Proc, anon, chain, entries, load, ranges, show, sound, store
-from tests.vm.vnode_stub import StubVnode, make_vm
+from tests.vm.vnode_stub import StubVnode
 
 BASE = 0x10_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
 
 
 def depth(space: Vmspace | VmMap) -> int:

@@ -12,25 +12,9 @@ from dfvm.vm.vm_map import (
 )
 from dfvm.vm.vm_map_entry import VM_MAP_FFCOUNT
 from dfvm.vm.vm_map_index import CHUNK
-from tests.vm.map_util import RW, P, Proc, anon, room, sound
-from tests.vm.vnode_stub import make_vm
+from tests.vm.map_util import RW, P, anon, room, sound
 
 BASE = 0x10_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
 
 
 @pytest.mark.spec("MAP-4")

@@ -32,24 +32,8 @@ from dfvm.vm.vm_param import SGROWSIZ
 from dfvm.vm.vm_proc import RLIMIT_STACK, RLIMIT_VMEM
 from dfvm.vm.vmspace import vmspace_fork
 from tests.vm.map_util import RW, P, Proc, anon, entries, load, ranges, room, sound, store
-from tests.vm.vnode_stub import make_vm
 
 BASE = 0x10_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
 
 
 TOP = 0x7000_0000

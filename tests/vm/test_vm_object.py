@@ -59,11 +59,6 @@ from dfvm.vm.vm_page import (
 from tests.vm.vnode_stub import make_vm
 
 
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
 def anonymous(vm: VmSystem, npages: int) -> VmObject:
     return vm_object_allocate(vm, OBJT_DEFAULT, npages)
 

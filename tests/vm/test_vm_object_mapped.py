@@ -41,7 +41,7 @@ from dfvm.vm.vm_page_check import vm_page_check
 from dfvm.vm.vm_pageout import vm_pageout_reclaim
 from dfvm.vm.vmspace import vmspace_fork
 from tests.vm.map_util import Proc
-from tests.vm.vnode_stub import StubVnode, make_vm
+from tests.vm.vnode_stub import StubVnode
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
@@ -49,16 +49,6 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 RW = VM_PROT_READ | VM_PROT_WRITE
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
 
 
 def access(map: VmMap, va: int, write: bool) -> int | None:

@@ -39,21 +39,6 @@ BASE = 0x40_0000
 PAGES = 64  # of the object in the model
 
 
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
-
-
 def fill(map: VmMap, n: int) -> None:
     assert anon(map, BASE, n) == KERN_SUCCESS
     for i in range(n):

@@ -42,15 +42,9 @@ from dfvm.vm.vm_pager import (
     vm_pager_has_page,
     vm_pager_put_pages,
 )
-from tests.vm.vnode_stub import make_vm
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
 
 
 @pytest.mark.spec("PAGER-1")

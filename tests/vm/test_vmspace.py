@@ -55,24 +55,9 @@ from dfvm.vm.vmspace import (
     vmspace_unshare,
 )
 from tests.vm.map_util import RW, P, Proc, anon, chain, entries, load, ranges, show, sound, store
-from tests.vm.vnode_stub import StubVnode, make_vm
+from tests.vm.vnode_stub import StubVnode
 
 BASE = 0x10_0000
-
-
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
-@pytest.fixture
-def proc(vm: VmSystem) -> Proc:
-    return Proc(vm)
-
-
-@pytest.fixture
-def map(proc: Proc) -> VmMap:
-    return proc.map
 
 
 def wired(vm: VmSystem) -> int:

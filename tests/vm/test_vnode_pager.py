@@ -67,11 +67,6 @@ if TYPE_CHECKING:
 PAGE = 4096
 
 
-@pytest.fixture
-def vm() -> VmSystem:
-    return make_vm()
-
-
 def pattern(n: int) -> bytes:
     """Bytes that tell where they come from."""
     return b"".join(b"%07d\n" % i for i in range(0, n + 8, 8))[:n]

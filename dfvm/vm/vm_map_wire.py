@@ -175,20 +175,20 @@ def _kernel_wire(map: VmMap, first: VmMapEntry, end: int) -> int:
 
     entry = first
     while entry is not None and entry.ba.start < end:
-        save_start, save_end = entry.ba.start, entry.ba.end
+        save_start = entry.ba.start
         if entry.wired_count == 1:
             rv, entry = _wire_pages(map, entry, False)
             if rv != KERN_SUCCESS:
                 # Of this entry nothing is wired, of those behind it nothing was; those before it
                 # are unwired as ever.
-                _kernel_backout(map, start, save_start, save_end, end)
+                _kernel_backout(map, start, save_start, end)
                 return rv
         entry = entry.next
     return KERN_SUCCESS
 
 
-def _kernel_backout(map: VmMap, start: int, bad_start: int, bad_end: int, end: int) -> None:
-    """Undo a _kernel_wire that failed at the entry [bad_start, bad_end)."""
+def _kernel_backout(map: VmMap, start: int, bad_start: int, end: int) -> None:
+    """Undo a _kernel_wire that failed at the entry at bad_start."""
     entry: VmMapEntry | None = _entry_at(map, start)
     while entry is not None and entry.ba.start < end:
         if entry.ba.start < bad_start:

@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 _NAME_COLUMN: Final = 73  # where the name begins in a line of maps
 _CHUNK: Final = 65536
 SHMEM_DEV: Final = 1  # where shared memory without a file is
-_NBPDR_SHIFT: Final = 21
 
 # An entry of pagemap.
 PM_PRESENT: Final = 1 << 63

@@ -206,12 +206,12 @@ int main() {
     p = start(-1); signalled(); T(get(r)); T(lease(r, F_UNLCK)); end(p);
     T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN);
     p = start(O_RDONLY); signalled(); T(lease(r, F_UNLCK)); end(p);
-    T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN); p = fork();
+    T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN); got = 0; p = fork();
     if (!p) { close(r); _exit(open("f", O_RDWR) < 0); }
     signalled(); close(r); end(p); r = open("f", O_RDONLY); T(lease(r, F_RDLCK));
-    fcntl(r, F_SETSIG, SIGRTMIN); p = fork();
+    fcntl(r, F_SETSIG, SIGRTMIN); got = 0; p = fork();
     if (!p) { close(r); signal(SIGALRM, exit); open("f", O_RDWR); _exit(3); }
-    got = 0; signalled(); kill(p, SIGALRM); end(p); T(get(r)); return 0;
+    signalled(); kill(p, SIGALRM); end(p); T(get(r)); return 0;
 }""")  # fmt: skip
 
 

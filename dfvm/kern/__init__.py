@@ -32,7 +32,7 @@ Open files:
     sys_eventfd.py, sys_timerfd.py, sys_signalfd.py, sys_pidfd.py, sys_inotify.py
                      a counter, a timer, signals, a process, events of files: each as a file
     sys_epoll.py     epoll; kern_event.py: who hears of a file that becomes ready
-    sys_sigio.py     a signal when it does
+    sys_sigio.py     a signal when it does; sys_dnotify.py: when something happens in a directory
     kern_lockf.py    file locks; kern_lease.py: leases
     uipc_syscalls.py sockets: what programs are told, as there are none
 

@@ -113,7 +113,8 @@ class FileTable:
     nfiles: int  # Files alive, for ENFILE and /proc/sys/fs/file-nr
     serial: int  # the last inode number given to something without a file system (a pipe)
     lease_break_s: int  # seconds in which a lease is to be given up
-    nlockf: int  # locks and leases held on any file: while 0, closing one need not look for its
+    nlockf: int  # locks and leases held on any file, and directories that notify: while 0, closing
+    #              one need not look for its
     lockf_blocked: dict[object, list[tuple[LockfHead, Lockf]]]  # owner → POSIX locks it waits for
     host_ttys: dict[int, HostTty]  # terminals of the host in use, by device number there
     console_vp: Vnode | None  # /dev/console

@@ -53,6 +53,7 @@ F_OFD_SETLK: Final = 37
 F_OFD_SETLKW: Final = 38
 F_SETLEASE: Final = 1024
 F_GETLEASE: Final = 1025
+F_NOTIFY: Final = 1026
 F_DUPFD_QUERY: Final = 1027
 F_DUPFD_CLOEXEC: Final = 1030
 F_SETPIPE_SZ: Final = 1031
@@ -161,6 +162,13 @@ def _setlease(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
     return 0
 
 
+def _notify(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
+    from dfvm.kern.sys_dnotify import dnotify
+
+    dnotify(lwp, fp, fd, arg)
+    return 0
+
+
 def _pipe_size(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
     from dfvm.kern.sys_pipe import pipe_fcntl
 
@@ -246,6 +254,7 @@ _COMMANDS: Final[dict[int, Callable[[Lwp, File, int, int, int], int]]] = {
     F_OFD_SETLKW: _lock,
     F_GETLEASE: _getlease,
     F_SETLEASE: _setlease,
+    F_NOTIFY: _notify,
     F_GETOWN: _getown,
     F_SETOWN: _setown,
     F_GETOWN_EX: _getown_ex,

@@ -20,7 +20,7 @@ from dfvm.kern.kern_errno import EACCES, EAGAIN, EINVAL, EWOULDBLOCK, err
 from dfvm.kern.kern_event import POLL_READABLE
 from dfvm.kern.kern_fcntl import F_RDLCK, F_UNLCK, F_WRLCK
 from dfvm.kern.kern_lockf import lf_head, lf_tidy
-from dfvm.kern.sys_sigio import send_sigio
+from dfvm.kern.sys_sigio import POLL_MSG, POLLMSG, send_sigio
 from dfvm.kern.vfs.vnode_param import VREG
 from dfvm.lwkt.kern_synch import PCATCH
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
     from dfvm.kern.vfs.vnode import Vnode
 
-_POLL_MSG: Final = 3  # si_code of a signal chosen with F_SETSIG
-_POLLMSG: Final = 0x400
 _NS: Final = 1_000_000_000
 
 
@@ -184,7 +182,7 @@ def _ask(lease: Lease, target: int) -> None:
     lease.ls_target = target
     fp = lease.ls_file
     lease.ls_deadline = monotonic_ns() + fp.f_table.lease_break_s * _NS
-    send_sigio(lease.ls_kernel, fp, lease.ls_fd, _POLL_MSG, POLL_READABLE | _POLLMSG)
+    send_sigio(lease.ls_kernel, fp, lease.ls_fd, POLL_MSG, POLL_READABLE | POLLMSG)
 
 
 def lease_file_closed(head: LockfHead, fp: File) -> None:

@@ -28,7 +28,7 @@ from dfvm.kern.kern_fcntl import (
     F_UNLCK,
     F_WRLCK,
 )
-from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, OFF_MAX
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, OFF_MAX, VDIR
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout
 
@@ -348,6 +348,11 @@ def lf_fd_closed(table: FileTable, fdp: FileDesc, fp: File) -> None:
     head = fp.fo_lockf()
     if head is not None and any(lock.lf_owner is fdp for lock in head.lh_records):
         lf_unlock(table, fp, Lockf(F_UNLCK, 0, OFF_MAX, fdp, 0))
+    vp = fp.f_vnode
+    if vp is not None and vp.v_type == VDIR and vp.v_watches:
+        from dfvm.kern.sys_dnotify import dnotify_flush  # which few programs need
+
+        dnotify_flush(fp, fdp)
 
 
 def lf_file_closed(table: FileTable, fp: File) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # si_code of a signal chosen with F_SETSIG.
 _POLL_IN: Final = 1
 _POLL_OUT: Final = 2
+POLL_MSG: Final = 3
+POLLMSG: Final = 0x400  # of si_band, with POLL_MSG
 
 
 class AsyncNote(Knote):

@@ -149,3 +149,40 @@ int main() {
     rmdir("a"); rmdir("b"); ev("exchanged and removed");
     return 0;
 }""")  # fmt: skip
+
+
+def test_signals_for_a_directory() -> None:
+    same(T + r"""
+#include <signal.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+static int got, code; static void on(int s, siginfo_t *i, void *c) { got++; code = i->si_code; }
+static int want(int d, unsigned mask) { return fcntl(d, F_NOTIFY, mask); }
+static void ev(const char *what) { printf("%s: %d %d\n", what, got, code); got = code = 0; }
+int main() {
+    struct sigaction sa = {.sa_sigaction = on, .sa_flags = SA_SIGINFO};
+    sigaction(SIGIO, &sa, 0); sigaction(SIGRTMIN, &sa, 0); setvbuf(stdout, 0, _IONBF, 0);
+    mkdir("d", 0755); mkdir("e", 0755); put_("d/f", ""); char b[9];
+    int d = open("d", O_RDONLY), f = open("d/f", O_RDWR), k;
+    T(want(f, DN_CREATE)); T(want(99, DN_CREATE)); T(want(open("d", O_PATH), DN_CREATE));
+    T(want(d, 0)); T(want(f, 0)); T(fcntl(d, F_GETOWN));
+    for (int bit = 0; bit < 6; bit++) {
+        T(want(d, 1 << bit | DN_MULTISHOT)); T(fcntl(d, F_GETOWN) == getpid());
+        pwrite(f, "x", 1, 0); ev("write"); pread(f, b, 1, 0); ev("read"); ftruncate(f, 0);
+        ev("truncate"); fchmod(f, 0600); ev("chmod"); futimens(f, 0); ev("utimes");
+        put_("d/g", ""); ev("create"); rename("d/g", "d/h"); ev("rename"); rename("d/h", "e/h");
+        ev("out"); rename("e/h", "d/h"); ev("in"); link("d/h", "d/l"); ev("link"); unlink("d/l");
+        ev("unlink"); put_("d/k", ""); ev("another"); rename("d/k", "d/h"); ev("over");
+        unlink("d/h"); ev("unlink"); mkdir("d/s", 0755); ev("mkdir"); rmdir("d/s"); ev("rmdir");
+        chmod("d", 0700); ev("itself"); close(open("d", 0)); ev("open"); want(d, 0);
+    }
+    T(want(d, DN_CREATE)); put_("d/1", ""); put_("d/2", ""); ev("once"); want(d, DN_CREATE);
+    T(want(d, DN_DELETE)); unlink("d/1"); put_("d/3", ""); ev("either"); unlink("d/2"); ev("over");
+    fcntl(d, F_SETSIG, SIGRTMIN); want(d, DN_DELETE | DN_MULTISHOT); unlink("d/3"); ev("signal");
+    close(dup(d)); put_("d/4", ""); unlink("d/4"); ev("a duplicate was closed");
+    want(d, DN_DELETE | DN_MULTISHOT); if (!fork()) { close(d); _exit(0); }
+    wait(0); put_("d/4", ""); unlink("d/4"); ev("a child has closed it");
+    if (!fork()) { put_("d/4", ""); unlink("d/4"); _exit(0); }
+    wait(0); ev("a child has done it"); unlink("d/f"); ev("while open"); close(f); ev("closed");
+    rmdir("d"); ev("rmdir"); close(d); return 0;
+}""")  # fmt: skip

@@ -356,7 +356,7 @@ def _boot_id(kernel: Kernel) -> str:
 
 _SYS: Final[_Tree] = {
     b"fs": {
-        b"dir-notify-enable": "0",
+        b"dir-notify-enable": "1",
         b"file-max": "4194304",
         b"file-nr": lambda k: f"{k.files.nfiles}\t0\t4194304",
         b"inotify": {

@@ -22,6 +22,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from array import array
 from typing import TYPE_CHECKING, Final
 
 from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXCSR
@@ -63,6 +64,7 @@ PCB_PAGES: Final = 2  # frames a saved context takes
 EFLAGS_USER: Final = 0x0024_0DD5
 EFLAGS_FIXED: Final = 0x0202
 _MXCSR_MASK: Final = 0xFFFF
+_ALL_EMPTY: Final = bytes([1]) * 8  # the engine's tags of x87 registers that are not in use
 _PAGE: Final = 4096
 
 
@@ -181,22 +183,27 @@ class CpuContext:
         """The x87 and SSE state as the FXSAVE instruction writes it, 512 bytes."""
         self.load()
         self._vcpu.errata.gather()
-        engine, b = self._vcpu.engine, self.b
+        engine, b, q = self._vcpu.engine, self.b, self.q
+        fpuc = engine.o_fpuc
         image = bytearray(512)
-        top = b[engine.o_fpuc - 6] & 7
-        status = int.from_bytes(b[engine.o_fpuc - 2 : engine.o_fpuc], "little")
-        tags = b[engine.o_fpuc + 2 : engine.o_fpuc + 10]
-        image[0:2] = b[engine.o_fpuc : engine.o_fpuc + 2]
+        words = memoryview(image).cast("Q")
+        top = b[fpuc - 6] & 7
+        status = int.from_bytes(b[fpuc - 2 : fpuc], "little")
+        image[0:2] = b[fpuc : fpuc + 2]
         image[2:4] = (status & ~0x3800 | top << 11).to_bytes(2, "little")
-        image[4] = sum(1 << n for n in range(8) if not tags[n])  # abridged: 1 is in use
+        tags = b[fpuc + 2 : fpuc + 10]
+        if tags != _ALL_EMPTY:
+            image[4] = sum(1 << n for n in range(8) if not tags[n])  # abridged: 1 is in use
         image[24:28] = b[engine.o_mxcsr : engine.o_mxcsr + 4]
         image[28:32] = _MXCSR_MASK.to_bytes(4, "little")
-        for n in range(8):  # ST0 … ST7 are stored relative to the top of stack
-            at = engine.o_fpregs + 16 * (top + n & 7)
-            image[32 + 16 * n : 42 + 16 * n] = b[at : at + 10]
-        for n in range(16):
-            at = engine.o_xmm + engine.xmm_stride * n
-            image[160 + 16 * n : 176 + 16 * n] = b[at : at + 16]
+        at = engine.o_fpregs >> 3
+        regs = q[at : at + 16].tolist()
+        regs[1::2] = [high & 0xFFFF for high in regs[1::2]]
+        # ST0 … ST7 are stored relative to the top of stack.
+        words[4:20] = array("Q", regs[2 * top :] + regs[: 2 * top])
+        at, stride = engine.o_xmm >> 3, engine.xmm_stride >> 3
+        words[20:52:2] = q[at : at + 16 * stride : stride]
+        words[21:52:2] = q[at + 1 : at + 16 * stride : stride]
         return bytes(image)
 
     def fpinit(self) -> None:
@@ -215,21 +222,27 @@ class CpuContext:
         if mxcsr & ~_MXCSR_MASK:
             raise ValueError(f"MXCSR {mxcsr:#x} has reserved bits set")
         self.load()
-        engine, b = self._vcpu.engine, self.b
+        engine, b, q = self._vcpu.engine, self.b, self.q
+        fpuc, mxcsr_at = engine.o_fpuc, engine.o_mxcsr
+        words = memoryview(image)[:512].cast("Q")
         status = int.from_bytes(image[2:4], "little")
         top = status >> 11 & 7
-        b[engine.o_fpuc - 6] = top
-        b[engine.o_fpuc - 2 : engine.o_fpuc] = (status & ~0x3800).to_bytes(2, "little")
-        for n in range(8):
-            b[engine.o_fpuc + 2 + n] = 0 if image[4] >> n & 1 else 1
-            at = engine.o_fpregs + 16 * (top + n & 7)
-            b[at : at + 10] = image[32 + 16 * n : 42 + 16 * n]
-        for n in range(16):
-            at = engine.o_xmm + engine.xmm_stride * n
-            b[at : at + 16] = image[160 + 16 * n : 176 + 16 * n]
-        # Through the API, because the engine derives its rounding modes from them.
-        engine.uc.reg_write(UC_X86_REG_FPCW, int.from_bytes(image[0:2], "little"))
-        engine.uc.reg_write(UC_X86_REG_MXCSR, mxcsr)
+        b[fpuc - 6] = top
+        b[fpuc - 2 : fpuc] = (status & ~0x3800).to_bytes(2, "little")
+        used = image[4]
+        b[fpuc + 2 : fpuc + 10] = bytes([~used >> n & 1 for n in range(8)]) if used else _ALL_EMPTY
+        at = engine.o_fpregs >> 3
+        regs = words[4:20].tolist()
+        q[at : at + 16] = array("Q", regs[16 - 2 * top :] + regs[: 16 - 2 * top])
+        at, stride = engine.o_xmm >> 3, engine.xmm_stride >> 3
+        q[at : at + 16 * stride : stride] = words[20:52:2]
+        q[at + 1 : at + 16 * stride : stride] = words[21:52:2]
+        # Through the API, because the engine derives its rounding modes from them; but they are
+        # seldom others than before.
+        if b[fpuc : fpuc + 2] != image[0:2]:
+            engine.uc.reg_write(UC_X86_REG_FPCW, int.from_bytes(image[0:2], "little"))
+        if b[mxcsr_at : mxcsr_at + 4] != image[24:28]:
+            engine.uc.reg_write(UC_X86_REG_MXCSR, mxcsr)
         b[engine.o_sse_exceptions] = b[engine.o_x87_exceptions] = 0
 
 

@@ -429,6 +429,8 @@ class Engine:
         uc.reg_write(UC_X86_REG_FP0, (mantissa, 0x3FFF))
         self.o_fpregs = self._unique_bytes(mantissa.to_bytes(8, "little"), "x87 registers")
         uc.reg_write(UC_X86_REG_FP0, (0, 0))
+        if (self.o_xmm | self.xmm_stride | self.o_fpregs) & 7:
+            raise EngineError("the SSE and x87 registers do not lie at words")
         self.o_fpuc = self.o_fpregs - 14  # 8 tags and padding between
         self.b[self.o_fpuc + 2 : self.o_fpuc + 10] = bytes([1]) * 8  # all empty
         uc.reg_write(UC_X86_REG_FPCW, 0x027F)

@@ -169,7 +169,8 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     q[RAX] = 0
     q[RSP] = frame
     q[RIP] = handler
-    ctx.eflags = eflags & ~(_PSL_DF | _PSL_RF | _PSL_TF)
+    if eflags & (_PSL_DF | _PSL_RF | _PSL_TF):
+        ctx.eflags = eflags & ~(_PSL_DF | _PSL_RF | _PSL_TF)
 
 
 def sys_rt_sigreturn(lp: Lwp) -> int:

@@ -136,7 +136,11 @@ class ImageArgs:
         # Scripts may add to it: an interpreter, its argument, and a name, a page each.
         self.size = (self.used + PAGE_MASK & ~PAGE_MASK) + (MAX_INTERP + 1) * PAGE_SIZE
         self.kva = kmem_alloc_wait(kernel.exec_map, self.size, VM_SUBSYS_IMGACT)
-        kcopyout(kernel.vm, self.kva, data)
+        try:
+            kcopyout(kernel.vm, self.kva, data)
+        except OSError:
+            self.free()
+            raise
 
     def shift(self, interp: bytes, arg: bytes | None, script: bytes) -> None:
         """Make the arguments of a script those of its interpreter: its own name, the optional
@@ -406,8 +410,9 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     nameless = image.nameless
     image = _find_image(p, image, args, path)
     old = p.p_vmspace
-    space = vmspace_alloc(kernel.vm)
+    space: Vmspace | None = None
     try:
+        space = vmspace_alloc(kernel.vm)
         assert image.elf is not None
         elf_activate(image, space, image.elf)
         cred = _new_cred(p, image)
@@ -419,7 +424,8 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
         sp, strings_at, auxv = _build_stack(p, space, image, args, path, cred, secure)
     except BaseException:
         p.p_vmspace = old
-        vmspace_free(space)
+        if space is not None:
+            vmspace_free(space)
         if image.interp is not None:
             image.interp.release()
         image.release()

@@ -77,8 +77,10 @@ _CLONE_ARGS_V0: Final = 64
 
 
 def newproc(kernel: Kernel, pid: int, parent: Proc) -> tuple[Proc, Lwp]:
-    """A process of one thread, child of `parent`, that inherits nothing yet. Takes a kernel
-    stack, so it may block for memory."""
+    """A process of one thread, child of `parent`, that inherits nothing yet.
+
+    :raises OSError: ENOMEM. Takes a kernel stack, so it may block for memory.
+    """
     p = Proc(kernel, pid)
     stack = kernel.kstack_alloc()
     lp = Lwp(p, pid, stack, SigQueue())

@@ -16,6 +16,7 @@ from dfvm.kern.abi.linux.linux_sigframe import sendsig, siginfo_pack
 from dfvm.kern.abi.linux.sysent import SysentTable
 from dfvm.kern.fsinfo import FsInfo
 from dfvm.kern.kern_descrip import FileDesc, FileTable
+from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.kern.kern_sig import SIGKILL, SigActs, SigQueue, ksignal
 from dfvm.kern.proc import (
     SACTIVE,
@@ -69,8 +70,10 @@ class KernelStack:
     ctx: CpuContext  # the registers in its top two pages
 
     def __init__(self, vm: VmSystem, vcpu: Vcpu) -> None:
-        """May block for memory."""
+        """:raises OSError: ENOMEM. May block for memory."""
         self.ks_kva = kmem_alloc3(vm.kernel_map, _KSTACK_BYTES, VM_SUBSYS_STACK, KM_STACK)
+        if not self.ks_kva:
+            raise err(ENOMEM)
         pcb = self.ks_kva + _KSTACK_BYTES - PCB_PAGES * PAGE_SIZE
         self.ctx = CpuContext(vcpu, kva_to_pa(vm, pcb), kva_to_pa(vm, pcb + PAGE_SIZE))
 
@@ -184,7 +187,10 @@ class Kernel:
     # ---- what processes take from ----------------------------------------------------------------
 
     def kstack_alloc(self) -> KernelStack:
-        """A kernel stack. May block for memory."""
+        """A kernel stack.
+
+        :raises OSError: ENOMEM. May block for memory.
+        """
         if self.kstacks:
             return self.kstacks.pop()
         return KernelStack(self.vm, self.vcpu)

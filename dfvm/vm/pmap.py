@@ -51,6 +51,7 @@ from dfvm.vm.pmap_table import (
     pmap_freept,
     pmap_pinit,
     pmap_pte,
+    pmap_ready,
     pmap_release,
 )
 from dfvm.vm.vm import VM_MEMATTR_DEFAULT, VM_PROT_EXECUTE, VM_PROT_READ, VM_PROT_WRITE
@@ -83,7 +84,7 @@ __all__ = [
     "pmap_extract", "pmap_freept", "pmap_is_modified", "pmap_kenter",
     "pmap_kremove", "pmap_mapped", "pmap_object_init_pt", "pmap_page_protect",
     "pmap_page_set_memattr", "pmap_pgscan", "pmap_pinit", "pmap_prefault_ok", "pmap_protect",
-    "pmap_pte", "pmap_qenter", "pmap_qremove", "pmap_release", "pmap_remove",
+    "pmap_pte", "pmap_qenter", "pmap_qremove", "pmap_ready", "pmap_release", "pmap_remove",
     "pmap_resident_count", "pmap_ts_referenced", "pmap_unwire",
 ]  # fmt: skip
 
@@ -191,10 +192,10 @@ def pmap_enter_run(pmap: Pmap, va: int, run: list[VmPage], prot: int) -> None:
 
 
 def pmap_enter_quick(pmap: Pmap, va: int, m: VmPage, prot: int) -> None:
-    """Map the busy page `m` at `va` without the right to write, unless something is mapped there.
-    May block for memory for a table."""
+    """Map the busy page `m` at `va` without the right to write, unless something is mapped there
+    or memory is too short for a table. Does not block."""
     base = pmap.pm_pt.get(va >> 21)
-    if base is None or not pmap.q[base + (va >> 12 & 511)]:
+    if pmap_ready(pmap, va) if base is None else not pmap.q[base + (va >> 12 & 511)]:
         pmap_enter(pmap, va, m, prot & ~VM_PROT_WRITE, False, None)
 
 
@@ -384,7 +385,8 @@ def pmap_copy(
     """Let `dst` have the mappings that `src` has in the range, as they are but not wired, not yet
     used, and unless `writable` only for reading; the addresses must be the same. To spare a forked
     child its first faults: the caller has write-protected what is to be copied on write, and has
-    both maps, which hold the same objects, locked exclusively. May block for memory for a table.
+    both maps, which hold the same objects, locked exclusively. Leaves out what there is no
+    memory for a table for. Does not block.
     """
     if dst_addr != src_addr:
         return
@@ -401,8 +403,9 @@ def pmap_copy(
             continue
         base = dst.pm_pt.get(key)
         if base is None:
+            if not pmap_ready(dst, key << 21):
+                continue
             base = pmap_allocpt(dst, key << 21)
-            ptes = _ptes(src, key, lo, hi)  # some may have gone while this slept
         there = q[base + lo : base + hi].tolist()
         found = 0
         for i, pte in enumerate(ptes):
@@ -496,7 +499,7 @@ def pmap_qremove(vm: VmSystem, va: int, count: int) -> None:
 def pmap_object_init_pt(pmap: Pmap, entry: VmMapEntry, addr: int, size: int, limit: int) -> None:
     """Map what is resident and valid of a file in [addr, addr + size) of `entry`, without the
     right to write. With MAP_PREFAULT_PARTIAL in `limit` only where there is not much to do. The
-    map is locked, the object held. May block for memory for a table."""
+    map is locked, the object held. Does not block."""
     object, prot = entry.ba.object, entry.protection
     if object is None or object.type != OBJT_VNODE or entry.ba.backing_ba is not None:
         return

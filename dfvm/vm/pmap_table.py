@@ -40,6 +40,7 @@ from dfvm.vm.vm_page import (
     vm_page_freezwq,
     vm_wait,
 )
+from dfvm.vm.vm_page2 import vm_paging_severe
 from dfvm.vm.vm_param import DMAP_MIN_ADDRESS, NBPDR, VM_MIN_KERNEL_ADDRESS
 
 if TYPE_CHECKING:
@@ -152,15 +153,18 @@ def _next_table(vm: VmSystem, table: int, index: int) -> int:
     return below
 
 
-def pmap_pinit(pmap: Pmap) -> None:
-    """Give `pmap` a top table with the kernel's half in it. May block for memory."""
+def pmap_pinit(pmap: Pmap) -> bool:
+    """Give `pmap` a top table with the kernel's half in it. May block for memory. False: there is
+    none, and the process is being killed for it."""
     vm = pmap.vm
     while (m := _alloc_table(vm, 0)) is None:
-        vm_wait(vm, 0)
+        if not vm_wait(vm, 0):
+            return False
     pmap.pm_pml4_m = m
     pa = pmap.pm_pml4 = m.phys_addr
     mine, kernel = (pa >> 3) + _KERNEL_PML4E, (vm.kernel_pmap.pm_pml4 >> 3) + _KERNEL_PML4E
     pmap.q[mine : mine + 256] = pmap.q[kernel : kernel + 256]
+    return True
 
 
 def pmap_release(pmap: Pmap) -> None:
@@ -188,7 +192,8 @@ def _alloc_table(vm: VmSystem, pindex: int) -> VmPage | None:
 
 def pmap_allocpt(pmap: Pmap, va: int) -> int:
     """The page table for `va`, made when missing, with those above it: returns the index in q of
-    its first PTE. May block for memory, before anything has changed."""
+    its first PTE. May block for memory, before anything has changed; where pmap_ready has been
+    asked before it will not."""
     vm, q = pmap.vm, pmap.q
     entry_bits = _TABLE_KERNEL if pmap.pm_kernel else _TABLE_USER
     key = va >> PDRSHIFT
@@ -216,6 +221,12 @@ def pmap_allocpt(pmap: Pmap, va: int) -> int:
         if not pmap.pm_kernel:
             _unlink(pmap, _path(pmap, va), va)  # what was made for nothing
         vm_wait(vm, 0)
+
+
+def pmap_ready(pmap: Pmap, va: int) -> bool:
+    """Whether something could be mapped at `va` now: its page table is there, or memory for it.
+    Whoever is being killed for memory must not be made to wait for a table."""
+    return va >> PDRSHIFT in pmap.pm_pt or not vm_paging_severe(pmap.vm)
 
 
 def _path(pmap: Pmap, va: int) -> list[VmPage]:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 from dfvm.lwkt.panic import panic
 from dfvm.machine.pte import PG_FRAME, PG_MANAGED, PG_RW, PG_U
 from dfvm.vm import probe
-from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_remove
+from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_ready, pmap_remove
 from dfvm.vm.vm import (
     KERN_INVALID_ADDRESS,
     KERN_PROTECTION_FAILURE,
@@ -57,6 +57,7 @@ from dfvm.vm.vm_fault_object import (
     FaultState,
     unlock_things,
     vm_fault_bypass,
+    vm_fault_no_memory,
     vm_fault_object,
 )
 from dfvm.vm.vm_fault_quick import vm_fault_quick, vm_fault_stored
@@ -197,6 +198,9 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     assert object is not None
     if fs.wflags & FW_WIRED:
         fault_type = fs.first_prot  # what is wired must not fault again
+
+    if not pmap_ready(fs.map.pmap, va):
+        return vm_fault_no_memory(fs)  # there will be none for the page table either
 
     if not (fs.first_shared and vm_fault_bypass(fs, look.pindex)):
         if fs.first_shared and look.pindex in object.rb_memq:

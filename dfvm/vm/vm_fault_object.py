@@ -415,10 +415,18 @@ def _severe(vm: VmSystem) -> bool:
 
 
 def _no_memory(fs: FaultState) -> int:
-    """No page is to be had now: wait until there is, and have the fault start again; unless
+    """No page is to be had now: give up for the moment, and wait."""
+    object = fs.first_ba.object
+    assert object is not None
+    vm_object_pip_wakeup(object)
+    return vm_fault_no_memory(fs)
+
+
+def vm_fault_no_memory(fs: FaultState) -> int:
+    """Give everything back, wait until there is memory, and have the fault start again; unless
     somebody has to go, and it is us."""
     vm = fs.vm
-    _give_up(fs)
+    unlock_things(fs)
     proc = vm.curproc()
     if proc is None or not proc.p_lowmemkill:
         vm_wait_pfault(vm, "pfault")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.panic import panic
 from dfvm.machine.pte import PG_FRAME
-from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_remove, pmap_unwire
+from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_ready, pmap_remove, pmap_unwire
 from dfvm.vm.vm import (
     KERN_SUCCESS,
     KERN_TRY_AGAIN,
@@ -160,10 +160,11 @@ def _page_at(ba: VmMapBacking, va: int) -> VmPage | None:
 
 def vm_fault_copy_entry(
     dst_map: VmMap, src_map: VmMap, dst_entry: VmMapEntry, src_entry: VmMapEntry
-) -> None:
+) -> bool:
     """Give the child's `dst_entry`, which has no object yet, one of its own with a copy of every
     page of the parent's wired `src_entry`, and map them: wired pages can't be write-protected for
-    a copy later. Both maps are locked exclusively. May block for memory."""
+    a copy later. Both maps are locked exclusively. May block for memory. False: there is not
+    enough, and the process is being killed for it; `dst_entry` has a part of the pages."""
     vm = dst_map.vm
     vm_map_entry_allocate_object(dst_entry)
     ba = dst_entry.ba
@@ -178,15 +179,18 @@ def vm_fault_copy_entry(
             continue  # a file was truncated; only the wiring has kept the page
         pindex = va - ba.start + ba.offset >> PAGE_SHIFT
         while (m := vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL)) is None:
-            vm_wait(vm, 0)
+            if not vm_wait(vm, 0):
+                vm_object_drop(object)
+                return False
         vm.ram.copy(m.phys_addr, src_m.phys_addr)
         m.valid = m.dirty = VM_PAGE_BITS_ALL
         object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
-        if dst_entry.protection & VM_PROT_READ:
+        if dst_entry.protection & VM_PROT_READ and pmap_ready(dst_map.pmap, va):
             pmap_enter(dst_map.pmap, va, m, dst_entry.protection, False, dst_entry)
         vm_page_activate(vm, m)
         vm_page_wakeup(vm, m)
     vm_object_drop(object)
+    return True
 
 
 def _front_page(ba: VmMapBacking | None, va: int) -> VmPage | None:

@@ -15,12 +15,15 @@ Source: DragonFly sys/vm/vm_kern.c, sys/vm/vm_kern.h.
 
 from __future__ import annotations
 
+from errno import ENOMEM
+from os import strerror
 from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.panic import panic
 from dfvm.machine.pte import PG_A, PG_FRAME, PG_M, PG_RW, PG_V
 from dfvm.vm.pmap import pmap_enter, pmap_extract, pmap_page_set_memattr
 from dfvm.vm.vm import (
+    KERN_RESOURCE_SHORTAGE,
     KERN_SUCCESS,
     VM_MEMATTR_DEFAULT,
     VM_PROT_ALL,
@@ -125,7 +128,8 @@ def kmem_alloc(map: VmMap, size: int, id: int) -> int:
 
 def kmem_alloc3(map: VmMap, size: int, id: int, kmflags: int) -> int:
     """Allocate kernel memory of `size` bytes: wired, mapped and zero, or as KM_* in `kmflags`
-    say. Returns its address, 0 if there is no room. May block for memory."""
+    say. Returns its address, 0 if there is no room. May block for memory; if there is none and the
+    process is being killed for it, that is 0, too."""
     size = round_page(size)
     if kmflags & KM_PAGEABLE:
         return _alloc_pageable_object(map, size, id)
@@ -137,7 +141,10 @@ def kmem_alloc3(map: VmMap, size: int, id: int, kmflags: int) -> int:
     vm_object_hold(obj)
     for va in range(addr + (PAGE_SIZE if kmflags & KM_STACK else 0), addr + size, PAGE_SIZE):
         while (m := vm_page_alloc(vm, obj, va >> PAGE_SHIFT, _WIRED)) is None:
-            vm_wait(vm, 0)
+            if not vm_wait(vm, 0):
+                vm_object_drop(obj)
+                kmem_free(map, addr, size)
+                return 0
         _enter(map, va, m)
     vm_object_drop(obj)
     return addr
@@ -298,7 +305,10 @@ def kmem_free_wakeup(map: VmMap, addr: int, size: int) -> None:
 
 def kva_to_pa(vm: VmSystem, kva: int, write: bool = False) -> int:
     """The physical address behind a kernel address, with its memory faulted in; for `write` the
-    PTE says so afterwards. A kernel address that can't be resolved is a panic. May block."""
+    PTE says so afterwards. A kernel address that can't be resolved is a panic.
+
+    :raises OSError: ENOMEM if the process is being killed to free memory. May block.
+    """
     pmap = vm.kernel_pmap
     base = pmap.pm_pt.get(kva >> 21)
     pte = 0 if base is None else pmap.q[base + (kva >> 12 & 511)]
@@ -308,6 +318,8 @@ def kva_to_pa(vm: VmSystem, kva: int, write: bool = False) -> int:
             return pa  # the direct map
         prot = VM_PROT_READ | VM_PROT_WRITE if write else VM_PROT_READ
         rv = vm_fault(vm.kernel_map, trunc_page(kva), prot, VM_FAULT_NORMAL)
+        if rv == KERN_RESOURCE_SHORTAGE:
+            raise OSError(ENOMEM, strerror(ENOMEM))
         if rv != KERN_SUCCESS:
             panic(f"kernel access to {kva:#x} cannot be resolved: {rv}")
         base = pmap.pm_pt[kva >> 21]

@@ -459,7 +459,8 @@ def vm_page_grab(object: VmObject, pindex: int, page_req: int) -> VmPage | None:
     """The page of `object` at `pindex`, hard-busied, allocated if there is none. It may be
     anything but hard-busied before and on any queue after. ZERO: a page that is not valid is
     zeroed and made valid. FORCE_ZERO: every page is. None if memory is short, or if it had to
-    wait for a busy page and RETRY was not given. No requirements; may block."""
+    wait for a busy page, and RETRY was not given; or if the process is being killed for memory.
+    No requirements; may block."""
     vm = object.vm
     vm_object_hold(object)
     try:
@@ -471,7 +472,8 @@ def vm_page_grab(object: VmObject, pindex: int, page_req: int) -> VmPage | None:
                     if page_req & _ZERO:
                         m.valid = VM_PAGE_BITS_ALL
                     return m
-                vm_wait(vm, 0)
+                if not vm_wait(vm, 0):
+                    return None
             elif not vm_page_busy_try(vm, m, True):
                 break
             else:

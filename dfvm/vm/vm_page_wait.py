@@ -7,7 +7,8 @@ vm_pageout_scan_cache frees what is cached. When that is not enough, nothing but
 process will free memory, and vm_pageout_oom sees to that; the waiter then sleeps until pages come
 free.
 
-A process that is being killed for memory is never made to wait: it has to run to exit.
+A process that is being killed for memory is never made to wait: it has to run to exit, and what it
+wanted the memory for has to fail.
 
 Source: DragonFly sys/vm/vm_page.c.
 """
@@ -40,15 +41,18 @@ def vm_page_free_wakeup(vm: VmSystem) -> None:
     vm.sched.wakeup(vm.pages)
 
 
-def vm_wait(vm: VmSystem, timo: int = 0) -> None:
+def vm_wait(vm: VmSystem, timo: int = 0) -> bool:
     """Wait until there is memory for the current thread, or `timo` ticks (0: a second) are over.
-    The caller tries again either way; it must not hold anything busy that others need to free
-    memory. May block."""
+    The caller tries again; it must not hold anything busy that others need to free memory. False:
+    the process is being killed to free memory, nobody else may be able to, and the caller gives up.
+    May block."""
     proc = vm.curproc()
     if proc is None:
         _wait(vm, "vmwait", timo, 0)
-    elif not proc.p_lowmemkill:
+        return True
+    if not proc.p_lowmemkill:
         _wait(vm, "vmwait", timo, proc.p_nice + 1)
+    return not proc.p_lowmemkill
 
 
 def vm_wait_pfault(vm: VmSystem, wmesg: str = "pfault", timo: int = 0) -> None:

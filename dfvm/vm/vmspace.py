@@ -10,6 +10,8 @@ Source: DragonFly sys/vm/vm_map.c (vmspace_*), sys/vm/vm_map.h (struct vmspace).
 
 from __future__ import annotations
 
+from errno import ENOMEM
+from os import strerror
 from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.lwkt_token import lwkt_gettoken, lwkt_reltoken
@@ -116,9 +118,13 @@ class Vmspace:
 def vmspace_alloc(
     vm: VmSystem, min: int = VM_MIN_USER_ADDRESS, max: int = VM_MAX_USER_ADDRESS
 ) -> Vmspace:
-    """A new, empty address space with one reference. May block for memory."""
+    """A new, empty address space with one reference.
+
+    :raises OSError: ENOMEM if the process is being killed to free memory. May block for memory.
+    """
     vmspace = Vmspace(vm, min, max)
-    pmap_pinit(vmspace.vm_pmap)
+    if not pmap_pinit(vmspace.vm_pmap):
+        raise OSError(ENOMEM, strerror(ENOMEM))
     return vmspace
 
 
@@ -236,26 +242,30 @@ def _copy_sizes(src: Vmspace, dst: Vmspace) -> None:
 
 def vmspace_fork(vm1: Vmspace) -> Vmspace:
     """A new space with what `vm1`'s entries leave to a child. No page is copied, except wired
-    ones. May block."""
+    ones.
+
+    :raises OSError: ENOMEM if the process is being killed to free memory. May block.
+    """
     old_map = vm1.vm_map
+    vm2 = vmspace_alloc(old_map.vm, old_map.min_addr, old_map.max_addr)
     lwkt_gettoken(old_map.token)
     vm_map_lock(old_map)  # no fault is under way: each holds the lock from its lookup to its PTE
     while (busy := _in_transition(old_map)) is not None:
         vm_map_transition_wait(old_map, busy, relock=True)
-    vm2 = vmspace_alloc(old_map.vm, old_map.min_addr, old_map.max_addr)
     _copy_sizes(vm1, vm2)
     new_map = vm2.vm_map
     lwkt_gettoken(new_map.token)
     vm_map_lock(new_map)
     few_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES
     last: VmMapEntry | None = None
+    ok = True
     entry = old_map.first
-    while entry is not None:
+    while entry is not None and ok:
         if entry.inheritance != VM_INHERIT_NONE:
             if entry.inheritance == VM_INHERIT_ZERO:
                 new = _fork_zero(new_map, entry)
             elif entry.wired_count and entry.inheritance == VM_INHERIT_COPY:
-                new = _fork_wired(old_map, new_map, entry)
+                ok, new = _fork_wired(old_map, new_map, entry)
             else:
                 if entry.ba.backing_count:
                     vm_map_shorten_chain(old_map, entry)
@@ -274,6 +284,9 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     vm_map_unlock(old_map)
     lwkt_reltoken(new_map.token)
     lwkt_reltoken(old_map.token)
+    if not ok:
+        vmspace_free(vm2)
+        raise OSError(ENOMEM, strerror(ENOMEM))
     return vm2
 
 
@@ -329,12 +342,13 @@ def _fork_zero(new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:
     return _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
 
 
-def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:
+def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> tuple[bool, VmMapEntry]:
     """Wired memory can't become copy on write: a write would put another page in place of the
-    wired one. So the child gets pages of its own at once (which are not wired)."""
+    wired one. So the child gets pages of its own at once (which are not wired). False with an entry
+    that is not complete: there was no memory for it."""
     ba = VmMapBacking(entry.ba.start, entry.ba.end, new_map.pmap, None, 0)
     new = _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
-    vm_fault_copy_entry(new_map, old_map, new, entry)
+    ok = vm_fault_copy_entry(new_map, old_map, new, entry)
     tail = vm_map_file_tail(entry)
     if tail is not None:
         # Hidden by the copies, but it is there again when they are thrown away.
@@ -342,11 +356,14 @@ def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
         ba.backing_ba = vm_map_backing_replicate(tail, new_map.pmap, start, end, clipped=False)
         ba.backing_count = 1
         new.eflags |= MAP_ENTRY_COW
-    return new
+    return ok, new
 
 
 def vmspace_unshare(p: VmProc) -> None:
-    """If `p` shares its space with others, give it a copy of its own. May block."""
+    """If `p` shares its space with others, give it a copy of its own.
+
+    :raises OSError: what vmspace_fork raises. May block.
+    """
     old = p.p_vmspace
     if vmspace_getrefs(old) == 1:
         return

@@ -232,6 +232,36 @@ def test_who_is_killed_for_memory_can_be_said(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr().err.count("out of memory") == 2
 
 
+@pytest.mark.parametrize("what", ["fork of locked memory", "forks"])
+def test_out_of_memory_in_the_middle_of_a_fork(
+    capfd: pytest.CaptureFixture[str], what: str
+) -> None:
+    """The fork needs more than there is: a copy of what is locked, or one kernel stack more. Who is
+    killed for it may be the one that forks."""
+    program = str(
+        build(r"""
+    int main(int argc, char **argv) {
+        int ends[2], made = 0;
+        pipe(ends);
+        if (argv[1][4]) {
+            mlock(mmap(0, 6 << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 6 << 20);
+            return fork() < 0;
+        }
+        for (pid_t child; made < 300 && (child = fork()) >= 0; made++)
+            if (!child) { close(ends[1]), read(ends[0], &made, 1); _exit(0); }
+        close(ends[1]);
+        while (wait(0) > 0);
+        return 0;
+    }
+    """)
+    )
+    with Machine(mem="8M", check=True) as m:
+        p = m.spawn([program, "lock it" if "locked" in what else "fork"])
+        m.run(timeout=60)
+        assert p.exit_status in ((137,) if "locked" in what else (0, 137))
+    assert "out of memory" in capfd.readouterr().err
+
+
 def test_a_file_mapped_shared_may_be_larger_than_memory() -> None:
     program = str(
         build(r"""

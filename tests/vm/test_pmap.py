@@ -26,7 +26,7 @@ from dfvm.machine.pte import (
     pat_memattr,
 )
 from dfvm.machine.walk import walk
-from dfvm.vm import pmap as pmap_module
+from dfvm.vm import pmap_table
 from dfvm.vm.pmap import (
     Pmap,
     pmap_clear_modify,
@@ -47,13 +47,13 @@ from dfvm.vm.pmap import (
     pmap_pte,
     pmap_qenter,
     pmap_qremove,
+    pmap_ready,
     pmap_remove,
     pmap_resident_count,
     pmap_ts_referenced,
     pmap_unwire,
 )
 from dfvm.vm.pmap_check import pmap_check
-from dfvm.vm.pmap_table import pmap_allocpt
 from dfvm.vm.vm import (
     VM_MEMATTR_UNCACHEABLE,
     VM_MEMATTR_WEAK_UNCACHEABLE,
@@ -342,23 +342,24 @@ def test_protect_leaves_gaps_and_neighbours_alone(vm: VmSystem, map: VmMap) -> N
 
 
 @pytest.mark.spec("PMAP-3")
-def test_copy_sees_what_went_while_it_waited_for_a_table(
+def test_copy_does_not_wait_for_a_table(
     vm: VmSystem, proc: Proc, map: VmMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    anon(map, BASE, 2)
-    store(map, BASE, 1)
-    store(map, BASE + P, 2)
+    far = BASE + (1 << 30)
+    for addr in (BASE, far):
+        anon(map, addr, 2)
+        store(map, addr, 1)
     cmap = vmspace_fork(proc.p_vmspace).vm_map
-    pmap_remove(cmap.pmap, BASE, BASE + 2 * P)
-
-    def slow(pmap: Pmap, va: int) -> int:
-        pmap_remove(map.pmap, BASE, BASE + P)
-        return pmap_allocpt(pmap, va)
-
-    monkeypatch.setattr(pmap_module, "pmap_allocpt", slow)
-    pmap_copy(cmap.pmap, map.pmap, BASE, 2 * P, BASE, True)
-    assert pmap_pte(cmap.pmap, BASE) == 0
-    assert pmap_pte(cmap.pmap, BASE + P)
+    assert load(cmap, BASE) == 1
+    pmap_remove(cmap.pmap, BASE, BASE + P)
+    monkeypatch.setattr(pmap_table, "vm_paging_severe", lambda vm: True)
+    pmap_copy(cmap.pmap, map.pmap, BASE, far + P - BASE, BASE, True)
+    assert not pmap_ready(cmap.pmap, far)
+    assert pmap_resident_count(cmap.pmap) == 0
+    monkeypatch.undo()
+    pmap_copy(cmap.pmap, map.pmap, BASE, far + P - BASE, BASE, True)
+    assert pmap_pte(cmap.pmap, BASE)
+    assert pmap_pte(cmap.pmap, far)
     sound(map, cmap)
 
 

@@ -284,7 +284,7 @@ def test_a_process_that_is_being_killed_for_memory_does_not_wait() -> None:
     vm.sched.curthread.td_proc = proc
     before = vm.sched.uptime_ns
     vm_wait_pfault(vm, "pfault")
-    vm_wait(vm)
+    assert not vm_wait(vm)
     vm_wait_nominal(vm)
     assert vm.sched.uptime_ns - before < 500_000_000
 

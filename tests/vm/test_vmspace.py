@@ -6,20 +6,23 @@ import pytest
 
 from dfvm.lwkt.panic import Panic
 from dfvm.vm import vm_fault as vm_fault_module
-from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
+from dfvm.vm.pager.vnode_pager import vnode_pager_alloc, vnode_pager_readpage
 from dfvm.vm.pmap import pmap_extract, pmap_pte
 from dfvm.vm.vm import (
     KERN_FAILURE,
     KERN_INVALID_ADDRESS,
     KERN_INVALID_ARGUMENT,
+    KERN_RESOURCE_SHORTAGE,
     KERN_SUCCESS,
     VM_INHERIT_NONE,
     VM_INHERIT_SHARE,
     VM_PROT_NONE,
     VM_PROT_READ,
+    VM_SUBSYS_SYSMAP,
 )
 from dfvm.vm.vm_fault import vm_fault
 from dfvm.vm.vm_init import VmSystem
+from dfvm.vm.vm_kern import kcopyout, kmem_alloc, kmem_alloc_wait, kmem_suballoc
 from dfvm.vm.vm_map import (
     MAP_COPY_ON_WRITE,
     MAP_ENTRY_IN_TRANSITION,
@@ -37,6 +40,7 @@ from dfvm.vm.vm_map import (
 from dfvm.vm.vm_map_clip import vm_map_clip_range, vm_map_clip_start, vm_map_unclip_range
 from dfvm.vm.vm_map_entry import MAP_CLIP_NO_HOLES
 from dfvm.vm.vm_map_wire import KM_PAGEABLE
+from dfvm.vm.vm_page import VM_ALLOC_INTERRUPT, vm_page_alloc, vm_page_wakeup
 from dfvm.vm.vmspace import (
     VMSPACE_EXIT1,
     VMSPACE_EXIT2,
@@ -55,6 +59,7 @@ from dfvm.vm.vmspace import (
     vmspace_unshare,
 )
 from tests.vm.map_util import RW, P, Proc, anon, chain, entries, load, ranges, show, sound, store
+from tests.vm.page_util import alloc, make_object
 from tests.vm.vnode_stub import StubVnode
 
 BASE = 0x10_0000
@@ -537,4 +542,37 @@ def test_ranges_with_holes_are_left_alone(map: VmMap) -> None:
     vm_map_unclip_range(map, BASE + P, BASE + 5 * P)
     vm_map_unlock(map)
     assert ranges(map) == [(BASE, BASE + 2 * P), (BASE + 4 * P, BASE + 6 * P)]
+    sound(map)
+
+
+@pytest.mark.spec("PAGE-14", "SPACE-2")
+def test_what_a_victim_wanted_memory_for_fails(vm: VmSystem, proc: Proc) -> None:
+    """A process that is being killed for memory does not wait for any: what it was about to do
+    fails, and leaves nothing behind."""
+    map = proc.map
+    anon(map, BASE, 40)
+    vm_map_user_wiring(map, BASE, BASE + 40 * P, False)
+    filler = make_object(vm)
+    n = 0
+    while vm.gd.gd_vmstats.v_free_count > vm.gd.gd_vmstats.v_free_reserved + 8:
+        vm_page_wakeup(vm, alloc(filler, n))
+        n += 1
+    proc.p_lowmemkill = True
+    wired = vm.gd.gd_vmstats.v_wire_count
+    with pytest.raises(OSError, match="Cannot allocate"):
+        vmspace_fork(proc.p_vmspace)
+    assert vm.gd.gd_vmstats.v_wire_count == wired
+    assert kmem_alloc(vm.kernel_map, 40 * P, VM_SUBSYS_SYSMAP) == 0
+    pageable = kmem_alloc_wait(kmem_suballoc(vm.kernel_map, 64 * P), 40 * P)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        kcopyout(vm, pageable, bytes(40 * P))
+    vp = StubVnode(bytes(P))
+    anon(map, BASE + (1 << 30), 1)
+    assert vm_fault(map, BASE + (1 << 30), RW, 0) == KERN_RESOURCE_SHORTAGE
+    while vm_page_alloc(vm, filler, n, VM_ALLOC_INTERRUPT) is not None:
+        n += 1
+    with pytest.raises(OSError, match="Cannot allocate"):
+        vmspace_alloc(vm)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        vnode_pager_readpage(vnode_pager_alloc(vm, vp, P), 0)
     sound(map)

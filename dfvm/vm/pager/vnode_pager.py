@@ -15,7 +15,7 @@ Source: DragonFly sys/vm/vnode_pager.c, and what sys/kern/vfs_bio.c and vfs_subr
 
 from __future__ import annotations
 
-from errno import EIO
+from errno import EIO, ENOMEM
 from os import strerror
 from typing import TYPE_CHECKING, Final
 
@@ -303,7 +303,8 @@ def vnode_pager_readpage(object: VmObject, pindex: int, count: int = 1) -> VmPag
     resident, or busy.
 
     :raises OSError: EIO or what the storage says; EIO also beyond the end of the file, where the
-        page can also have come to lie while we slept.
+        page can also have come to lie while we slept. ENOMEM if the process is being killed to free
+        memory.
     """
     m = object.rb_memq.get(pindex)
     if (
@@ -333,7 +334,8 @@ def _readpage_slow(object: VmObject, pindex: int, count: int) -> VmPage:
             if m is None:
                 m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK)
                 if m is None:
-                    vm_wait(vm, 0)
+                    if not vm_wait(vm, 0):
+                        raise OSError(ENOMEM, strerror(ENOMEM))
                     continue
             break
         ahead = m.flags & PG_RAM

@@ -135,9 +135,9 @@ def sys_sched_getaffinity(lp: Lwp, pid: int, size: int, umask: int) -> int:
     size = u32(size)
     if size * 8 < ncpu or size & 7:
         raise err(EINVAL)
-    target = _find(lp, pid)
+    mask = (1 << ncpu) - 1 if _has_no_thread(lp, pid) else _find(lp, pid).lwp_cpumask
     size = min(size, 8 * ((ncpu + 63) // 64))
-    copyout(lp.lwp_proc.p_vmspace, target.lwp_cpumask.to_bytes(size, "little"), umask)
+    copyout(lp.lwp_proc.p_vmspace, mask.to_bytes(size, "little"), umask)
     return size
 
 
@@ -247,7 +247,7 @@ def _priority(policy: int, of_realtime: int) -> int:
 
 def sys_sched_rr_get_interval(lp: Lwp, pid: int, uts: int) -> int:
     """sched_rr_get_interval(2): the length of a slice; 0 if there are none."""
-    policy = _target(lp, pid).lwp_policy & ~SCHED_RESET_ON_FORK
+    policy = sys_sched_getscheduler(lp, pid) & ~SCHED_RESET_ON_FORK
     ns = RR_SLICE_NS if policy == SCHED_RR else 0 if policy == SCHED_FIFO else TICK_NS
     copyout(lp.lwp_proc.p_vmspace, bytes(8) + ns.to_bytes(8, "little"), uts)
     return 0
@@ -258,12 +258,16 @@ def sys_sched_getattr(lp: Lwp, pid: int, uattr: int, size: int, flags: int) -> i
     size = u32(size)
     if u32(flags) or not uattr or not 48 <= size <= 4096:
         raise err(EINVAL)
-    target = _target(lp, pid)
+    policy = sys_sched_getscheduler(lp, pid)
+    if _has_no_thread(lp, pid):
+        priority, nice = 0, lp.lwp_proc.kernel.procs[s32(pid)].p_nice
+    else:
+        target = _target(lp, pid)
+        priority = target.lwp_thread.td_rtprio
+        nice = 0 if priority else target.lwp_proc.p_nice
     size = min(size, _SCHED_ATTR_BYTES)
-    flags = SCHED_FLAG_RESET_ON_FORK if target.lwp_policy & SCHED_RESET_ON_FORK else 0
-    policy = target.lwp_policy & ~SCHED_RESET_ON_FORK
-    priority = target.lwp_thread.td_rtprio
-    nice = 0 if priority else target.lwp_proc.p_nice
+    flags = SCHED_FLAG_RESET_ON_FORK if policy & SCHED_RESET_ON_FORK else 0
+    policy &= ~SCHED_RESET_ON_FORK
     attr = _SCHED_ATTR.pack(size, policy, flags, nice, priority)
     copyout(lp.lwp_proc.p_vmspace, attr.ljust(size, b"\0"), uattr)
     return 0

@@ -854,3 +854,27 @@ def test_what_prctl_remembers() -> None:
         return 0;
     }
     """)
+
+
+def test_what_is_asked_of_the_dead_is_answered() -> None:
+    same(
+        r"""
+    #include <sched.h>
+    int main(void) {
+        siginfo_t info;
+        struct sched_param param = {7};
+        struct timespec slice = {7};
+        unsigned attr[14] = {0};
+        cpu_set_t cpus;
+        pid_t p = fork();
+        if (!p) nice(5), _exit(0);
+        waitid(P_PID, p, &info, WEXITED | WNOWAIT);
+        printf("%d %d\n", sched_getscheduler(p), sched_getparam(p, &param));
+        printf("%d %d\n", param.sched_priority, sched_getaffinity(p, sizeof cpus, &cpus));
+        printf("%d %ld\n", sched_rr_get_interval(p, &slice), slice.tv_sec);
+        printf("%ld %u %d\n", syscall(SYS_sched_getattr, p, attr, 56, 0), attr[1], attr[4]);
+        waitpid(p, 0, 0), printf("%d %d\n", sched_getaffinity(p, sizeof cpus, &cpus), errno);
+        return 0;
+    }
+    """
+    )

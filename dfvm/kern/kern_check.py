@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.vfs.vfs_check import vfs_check
 from dfvm.lwkt.panic import panic
-from dfvm.vm.pmap_check import pmap_check
+from dfvm.vm.pmap_check import pmap_check, pmap_check_all
 from dfvm.vm.vm_map_check import vm_map_check
-from dfvm.vm.vm_map_entry import MAP_ENTRY_IN_TRANSITION, VM_MAPTYPE_SUBMAP
+from dfvm.vm.vm_map_entry import MAP_ENTRY_IN_TRANSITION
 from dfvm.vm.vm_object_check import vm_object_check
 from dfvm.vm.vm_page_check import vm_page_check
 
@@ -51,6 +51,8 @@ def at_rest(kernel: Kernel) -> bool:
         for lp in p.p_lwps.values():
             if lp.lwp_thread.td_toks and lp.lwp_thread is not current:
                 return False
+            if lp.lwp_cr3 != p.p_vmspace.vm_pmap.pm_pml4:
+                return False  # in exec, which has a space nobody else knows of
     return not any(
         entry.eflags & MAP_ENTRY_IN_TRANSITION
         for space in _spaces(kernel)
@@ -62,14 +64,15 @@ def _complaints(kernel: Kernel) -> Iterator[str]:
     vm = kernel.vm
     yield from vm_page_check(vm)
     yield from vm_object_check(vm)
-    kernel_map = vm.kernel_map
-    yield from vm_map_check(kernel_map)
-    for entry in kernel_map:
-        if entry.maptype == VM_MAPTYPE_SUBMAP and entry.sub_map is not None:
-            yield from vm_map_check(entry.sub_map)
+    maps = [vm.kernel_map]
+    maps += [entry.sub_map for entry in vm.kernel_map if entry.sub_map is not None]
+    for map in maps:
+        yield from vm_map_check(map)
     yield from pmap_check(vm.kernel_pmap)
     for space, users in _spaces(kernel).items():
         yield from _check_space(space, users)
+        maps.append(space.vm_map)
+    yield from pmap_check_all(vm, maps)
     yield from vfs_check(kernel)
     for p in kernel.procs.values():
         yield from (f"pid {p.p_pid} ({p.p_comm}): {bad}" for bad in _check_proc(p))

@@ -5,6 +5,7 @@ Source: the invariants that pmap_table.py, pmap.py and vm_fault.py state.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from dfvm.machine.pte import (
@@ -29,6 +30,7 @@ from dfvm.vm.vm_map_entry import (
 from dfvm.vm.vm_page import (
     PBUSY_LOCKED,
     PG_MAPPED,
+    PG_MAPPEDMULTI,
     PG_WRITEABLE,
     PHYS_TO_VM_PAGE,
     PQ_CACHE,
@@ -38,7 +40,10 @@ from dfvm.vm.vm_page import (
 from dfvm.vm.vm_param import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from dfvm.vm.pmap_table import Pmap
+    from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMap, VmMapEntry
     from dfvm.vm.vm_page import VmPage
 
@@ -72,6 +77,33 @@ def pmap_check(pmap: Pmap, map: VmMap | None = None) -> list[str]:
         bad += [f"va {va:#x}, PTE {pte_flags(pte)}: {text}" for text in _leaf(pmap, va, pte)]
     if map is not None:
         _against_map(map, leaves, bad)
+    return bad
+
+
+def pmap_check_all(vm: VmSystem, maps: Collection[VmMap]) -> list[str]:
+    """What takes all maps there are to see. A page that is mapped more than once must know it, or
+    it would pass for unmapped as soon as one mapping goes; and a page is wired once by every wired
+    entry that shows it, and by nobody else. Does not block."""
+    mapped: Counter[int] = Counter()
+    wired: Counter[VmPage] = Counter()
+    for pmap in {map.pmap for map in maps}:
+        for base in pmap.pm_pt.values():
+            mapped.update(pte & PG_FRAME for pte in pmap.q[base : base + 512] if pte & PG_MANAGED)
+    for map in maps:
+        for entry in map:
+            if entry.wired_count and entry.ba.object is not None:
+                for va in range(entry.ba.start, entry.ba.end, PAGE_SIZE):
+                    m, _depth = vm_fault_lookup(entry, va)
+                    if m is not None:
+                        wired[m] += 1
+    bad = []
+    for m in vm.pages.vm_page_array:
+        if m is None or m.object is None:
+            continue
+        if m.wire_count != wired[m]:
+            bad.append(f"{m!r}: {wired[m]} wired entries show it")
+        if mapped[m.phys_addr] > 1 and not m.flags & PG_MAPPEDMULTI:
+            bad.append(f"{m!r}: {mapped[m.phys_addr]} mappings, but PG_MAPPEDMULTI is not set")
     return bad
 
 

@@ -53,7 +53,7 @@ from dfvm.vm.pmap import (
     pmap_ts_referenced,
     pmap_unwire,
 )
-from dfvm.vm.pmap_check import pmap_check
+from dfvm.vm.pmap_check import pmap_check, pmap_check_all
 from dfvm.vm.vm import (
     VM_MEMATTR_UNCACHEABLE,
     VM_MEMATTR_WEAK_UNCACHEABLE,
@@ -73,7 +73,7 @@ from dfvm.vm.vm_fault import (
     vm_fault,
     vm_fault_quick,
 )
-from dfvm.vm.vm_map import MAP_COPY_ON_WRITE, MAP_PREFAULT_PARTIAL
+from dfvm.vm.vm_map import MAP_COPY_ON_WRITE, MAP_PREFAULT_PARTIAL, vm_map_user_wiring
 from dfvm.vm.vm_object import vm_object_drop, vm_object_hold
 from dfvm.vm.vm_page import (
     PG_MAPPED,
@@ -780,6 +780,27 @@ def test_the_checker_sees_what_is_wrong(vm: VmSystem, proc: Proc, map: VmMap, ha
     else:
         pmap.q[slot] &= ~PG_U
     assert pmap_check(pmap, map)
+
+
+@pytest.mark.parametrize("harm", ["multi", "wired", "unwired"])
+def test_the_checker_sees_what_takes_all_maps(
+    vm: VmSystem, proc: Proc, map: VmMap, harm: str
+) -> None:
+    anon(map, BASE, 2)
+    store(map, BASE, 1)
+    child = vmspace_fork(proc.p_vmspace).vm_map
+    assert load(child, BASE) == 1
+    assert load(map, BASE) == 1
+    vm_map_user_wiring(map, BASE + P, BASE + 2 * P, False)
+    maps = [vm.kernel_map, map, child]
+    assert pmap_check_all(vm, maps) == []
+    if harm == "multi":
+        page_at(map, BASE).flags &= ~PG_MAPPEDMULTI
+    elif harm == "wired":
+        page_at(map, BASE).wire_count += 1
+    else:
+        page_at(map, BASE + P).wire_count -= 1
+    assert len(pmap_check_all(vm, maps)) == 1
 
 
 def test_a_cow_entry_may_not_be_mapped_writable(vm: VmSystem, proc: Proc, map: VmMap) -> None:

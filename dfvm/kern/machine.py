@@ -499,7 +499,7 @@ class Machine:
         """
         if until is not None and until.proc.kernel is not self.kernel:
             raise ValueError(f"{until!r} is another machine's")
-        with self._entered() as kernel:
+        with self._entered() as kernel, kernel.vcpu.catching():
             self._run(kernel, None if timeout == inf else timeout, until)
 
     def _run(self, kernel: Kernel, timeout: float | None, until: Process | None) -> None:

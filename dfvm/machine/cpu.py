@@ -20,9 +20,11 @@ program needs (docs/engine.md).
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from array import array
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXCSR
@@ -32,7 +34,7 @@ from dfvm.machine.errata import Errata
 from dfvm.machine.reg import RIP, X86_TRAP_DB, X86_TRAP_GP, X86_TRAP_PF, X86_TRAP_UD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dfvm.machine.mmu import Mmu
     from dfvm.machine.ram import Ram
@@ -398,6 +400,29 @@ class Vcpu:
             self._wake.set()
             self._clock.join()
             self._clock = None
+
+    @contextmanager
+    def catching(self) -> Iterator[None]:
+        """What leaves a callback meanwhile comes out of run(). Python would print it and go on; it
+        is the exception of a signal handler of the host's, which Python runs in its main thread
+        where a function begins, and so most of all where the engine calls one."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = sys.unraisablehook
+
+        def hook(lost: sys.UnraisableHookArgs) -> None:
+            if "ctypes callback" not in (lost.err_msg or ""):
+                before(lost)
+                return
+            self._failure = lost.exc_value
+            self.engine.stop(self.engine.uch)
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
     def _tick(self, cpu_clock: int) -> None:
         """The clock thread. A tick poisons the running engine, so that it comes back with its next

@@ -565,6 +565,24 @@ def test_for_ever_is_a_timeout_too() -> None:
         assert repr(p) == f"<Process {p.pid} busybox, exit status 0>"
 
 
+def test_a_signal_handler_that_raises() -> None:
+    """Ends the run, be it that it hit a callback of the engine's, and the machine with it."""
+
+    def handler(signo: int, frame: object) -> None:
+        raise LookupError("by a handler")
+
+    old = signal.signal(signal.SIGALRM, handler)
+    try:
+        with Machine(mem="16M") as m:
+            m.spawn([BUSYBOX, "sh", "-c", "while :; do :; done"], stdin=b"")
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(LookupError, match="by a handler"):
+                m.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
 def test_after_a_bug_nothing_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel thread ended by an exception leaves a machine that only can be closed."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import struct
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -137,6 +138,20 @@ def test_exception_in_the_callback_comes_out_of_run(bench: Bench) -> None:
     bench.vcpu.on_fault = resolve
     with pytest.raises(LookupError, match="here"):
         bench.run()
+
+
+def test_exception_that_leaves_a_callback_comes_out_of_run(bench: Bench) -> None:
+    """As one of a signal handler's may, which runs where Python likes."""
+    bench.code("0f05 ebfe")  # syscall; jmp to itself
+
+    def on_syscall() -> None:
+        raise LookupError("here")
+
+    bench.vcpu.engine.on_syscall = on_syscall
+    before = sys.unraisablehook
+    with pytest.raises(LookupError, match="here"), bench.vcpu.catching():
+        bench.run()
+    assert sys.unraisablehook is before
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import os
 import sys
 from contextlib import contextmanager
 from math import inf
+from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
-from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOTDIR, err
+from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOMEM, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
 from dfvm.kern.kern_sig import NSIG, SIG_IGN, SIGPIPE, SIGSYS, SIGXFSZ, SigActs, ksignal
@@ -235,6 +236,7 @@ class Process:
 
         :raises ValueError: when there is no signal of that number.
         """
+        sig = index(sig)
         if not 0 <= sig <= NSIG:
             raise ValueError(f"no signal {sig}")
         if sig:
@@ -280,6 +282,8 @@ class Machine:
         if isinstance(rw, (str, bytes)):
             raise TypeError(f"rw is a list of directories, not {rw!r}")
         size = (size + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
+        if size > sys.maxsize:
+            raise err(ENOMEM)
         reserve_stdio()
         self._busy = False
         self._env = os.environ if env is None else env

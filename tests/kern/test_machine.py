@@ -445,6 +445,9 @@ def test_no_such_signal() -> None:
         for sig in (-1, 65):
             with pytest.raises(ValueError):
                 p.kill(sig)
+        for odd in (15.0, "15", None):
+            with pytest.raises(TypeError):
+                p.kill(odd)  # type: ignore[arg-type]
         p.kill(0)
         p.kill(15)
         m.run()
@@ -678,8 +681,10 @@ def test_impossible_machines() -> None:
     with pytest.raises(OSError):
         Machine(mem="4000000T")
     with pytest.raises(OSError):
+        Machine(mem=1 << 100)
+    with pytest.raises(FileNotFoundError):
         Machine(root="/no/such/root")
-    with pytest.raises(OSError):
+    with pytest.raises(FileNotFoundError):
         Machine(rw=["/no/such/directory"])
 
 

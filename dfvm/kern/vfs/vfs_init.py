@@ -12,7 +12,7 @@ Source: DragonFly sys/kern/vfs_init.c, and what init(8) mounts.
 from __future__ import annotations
 
 import os
-from errno import ENOTDIR
+from errno import ENOENT, ENOTDIR
 from typing import TYPE_CHECKING
 
 from dfvm.kern.tty import tty_attach
@@ -33,11 +33,12 @@ def guest_path(root: bytes, path: bytes) -> bytes:
     """Where the host's directory `path` is in the guest, whose root is the host's `root`.
 
     :raises ValueError: it lies outside.
-    :raises OSError: ENOTDIR: it is no directory.
+    :raises OSError: ENOTDIR, ENOENT: it is no directory, or not there.
     """
     real, top = os.path.realpath(path), os.path.realpath(root)
     if not os.path.isdir(real):
-        raise OSError(ENOTDIR, os.strerror(ENOTDIR), os.fsdecode(path))
+        errno = ENOTDIR if os.path.exists(real) else ENOENT
+        raise OSError(errno, os.strerror(errno), os.fsdecode(path))
     if real == top:
         return b"/"
     prefix = top if top.endswith(b"/") else top + b"/"

@@ -90,7 +90,7 @@ def test_what_cannot_be_written_through(mounted, tmp_path: Path) -> None:  # typ
         mounted(tmp_path / "root", tmp_path)
     with pytest.raises(NotADirectoryError):
         mounted("/", tmp_path / "file")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileNotFoundError):
         mounted("/", tmp_path / "nothing")
     with pytest.raises(FileNotFoundError):
         mounted(tmp_path / "nothing")

@@ -12,6 +12,9 @@ them on (also when there is no terminal and somebody sends them):
                         to the process group of every program the machine was asked to run
     SIGHUP, SIGTERM     to both
     SIGWINCH            to the foreground group
+    SIGUSR1 and others that a person or another program may send
+                        to every program the machine was asked to run, unless the host's process
+                        has a use of its own for them
 
 so `sh -i` and `bash -i` in the guest stop and continue their own jobs. When the programs themselves
 stop, by ^Z or by SIGTTIN, nobody in the guest could continue them: then the dfvm process stops,
@@ -44,15 +47,26 @@ from dfvm.kern.kern_errno import (
 from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_sig import (
     SIG_IGN,
+    SIGALRM,
     SIGCONT,
     SIGHUP,
     SIGINT,
+    SIGIO,
+    SIGPROF,
+    SIGPWR,
     SIGQUIT,
+    SIGSTKFLT,
     SIGTERM,
     SIGTSTP,
     SIGTTIN,
     SIGTTOU,
+    SIGURG,
+    SIGUSR1,
+    SIGUSR2,
+    SIGVTALRM,
     SIGWINCH,
+    SIGXCPU,
+    ksignal,
     pgsignal,
     sigbit,
 )  # fmt: skip
@@ -117,7 +131,12 @@ _ICANON: Final = 0o2
 _TOSTOP: Final = 0o400
 
 
+# What HostSignals hands on: to groups, and to programs alone.
 _FORWARDED: Final = (SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGWINCH, SIGTSTP)
+_PASSED_ON: Final = (
+    SIGUSR1, SIGUSR2, SIGALRM, SIGSTKFLT, SIGURG, SIGXCPU, SIGVTALRM, SIGPROF, SIGIO, SIGPWR
+)  # fmt: skip
+HOST_SIGNALS: Final = frozenset((*_FORWARDED, *_PASSED_ON))
 
 
 class Tty:
@@ -600,12 +619,15 @@ class HostSignals:
         def handler(signo: int, frame: object) -> None:
             self._table.sched.post(self._deliver, signo)
 
-        for signo in (*_FORWARDED, SIGCONT):
-            try:
+        try:
+            for signo in (*_FORWARDED, SIGCONT):
                 if signal.getsignal(signo) != signal.SIG_IGN:
                     self._old[signo] = signal.signal(signo, handler)
-            except ValueError:
-                return
+            for signo in _PASSED_ON:
+                if signal.getsignal(signo) == signal.SIG_DFL:
+                    self._old[signo] = signal.signal(signo, handler)
+        except ValueError:
+            return
         for p in self._programs():
             self._launcher = p.p_pptr
             self._table.sched.create(self._watch, p.p_pptr, name="launcher", daemon=True)
@@ -630,6 +652,10 @@ class HostSignals:
         if signo == SIGCONT:
             if tty is not None:
                 tty.resume()
+            return
+        if signo in _PASSED_ON:
+            for p in self._programs():
+                ksignal(p, signo)
             return
         foreground = None if tty is None else tty.t_pgrp
         groups = {} if foreground is None else {foreground: None}

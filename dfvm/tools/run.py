@@ -115,10 +115,12 @@ def write_stats(prog: str, args: Any, machine: Machine, file: TextIO | None) -> 
 
 def _finish_undisturbed() -> None:
     """The program has ended. What it wrote below --rw goes to the host now: all of it, even if
-    somebody presses ^C once more."""
+    somebody presses ^C once more, or sends it another signal."""
     import signal
 
-    for signo in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    from dfvm.kern.tty import HOST_SIGNALS
+
+    for signo in HOST_SIGNALS - {signal.SIGTSTP}:
         signal.signal(signo, signal.SIG_IGN)
 
 

@@ -479,6 +479,22 @@ def test_calls_during_a_run_are_refused() -> None:
     assert refused == ["the machine is running"] * 4
 
 
+def test_a_signal_that_the_host_has_a_use_for_is_not_the_programs() -> None:
+    came = []
+    old = signal.signal(signal.SIGUSR2, lambda signo, frame: came.append(signo))
+    try:
+        with Machine(mem="16M") as m:
+            p = m.spawn([BUSYBOX, "sh", "-c", "while :; do :; done"])  # it hears the host
+            for sig in (signal.SIGUSR2, signal.SIGUSR1):
+                m.kernel.sched.callout(0, os.kill, os.getpid(), sig)
+            m.run()
+            assert p.exit_status == 128 + signal.SIGUSR1
+    finally:
+        signal.signal(signal.SIGUSR2, old)
+    assert came == [signal.SIGUSR2]
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
 def test_kill_from_another_thread() -> None:
     """Also while the machine waits for something else."""
     with Machine(mem="16M") as m:

@@ -340,6 +340,21 @@ def test_interrupt_reaches_the_program() -> None:
     assert (p.returncode, out, err) == (3, b"got it\n", b"")
 
 
+@pytest.mark.parametrize("name", ["USR1", "USR2", "HUP", "QUIT", "ALRM", "IO"])
+def test_signals_reach_the_program(name: str) -> None:
+    script = f"trap 'echo got it; exit 3' {name}; echo ready; while :; do :; done"
+    p = subprocess.Popen(
+        [*DFVM, "run", "/usr/bin/busybox", "sh", "-c", script],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    assert p.stdout is not None
+    assert p.stdout.readline() == b"ready\n"
+    os.kill(p.pid, signal.Signals[f"SIG{name}"])
+    out, err = p.communicate(timeout=60)
+    assert (p.returncode, out, err) == (3, b"got it\n", b"")
+
+
 def test_interrupt_ends_a_program_that_ignores_nothing() -> None:
     p = subprocess.Popen(
         [*DFVM, "run", "/usr/bin/busybox", "sleep", "60"],

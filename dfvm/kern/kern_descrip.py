@@ -106,7 +106,7 @@ class FileTable:
     """What all open files of a machine share."""
 
     __slots__ = ("console_vp", "host_ttys", "lease_break_s", "lockf_blocked", "nfiles", "nlockf",
-                 "pipe_pages", "sched", "serial", "vm")  # fmt: skip
+                 "nmqnotify", "pipe_pages", "sched", "serial", "vm")  # fmt: skip
 
     vm: VmSystem
     sched: Scheduler
@@ -115,6 +115,7 @@ class FileTable:
     lease_break_s: int  # seconds in which a lease is to be given up
     nlockf: int  # locks and leases held on any file, and directories that notify: while 0, closing
     #              one need not look for its
+    nmqnotify: int  # message queues that are to tell somebody: likewise
     lockf_blocked: dict[object, list[tuple[LockfHead, Lockf]]]  # owner → POSIX locks it waits for
     host_ttys: dict[int, HostTty]  # terminals of the host in use, by device number there
     console_vp: Vnode | None  # /dev/console
@@ -125,7 +126,7 @@ class FileTable:
         self.sched = sched
         self.nfiles = 0
         self.serial = 0
-        self.nlockf = 0
+        self.nlockf = self.nmqnotify = 0
         self.lease_break_s = 45
         self.lockf_blocked = {}
         self.host_ttys = {}
@@ -430,6 +431,10 @@ class FileDesc:
             from dfvm.kern.kern_lockf import lf_fd_closed
 
             lf_fd_closed(table, self, fp)
+        if table.nmqnotify:
+            from dfvm.kern.sys_mqueue import mq_closed
+
+            mq_closed(fp, table.sched.curthread.td_proc)
         fp.fdrop()
 
     # -- life -----------------------------------------------------------------------------------

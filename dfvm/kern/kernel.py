@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from dfvm.kern.proc import Lwp
     from dfvm.kern.sysv_ipc import IpcNs
+    from dfvm.kern.vfs.mqueuefs import MqMount
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.vm_map import VmMap
     from dfvm.vm.vm_proc import VmProc
@@ -104,6 +105,7 @@ class Kernel:
     faults: int  # the guests' page faults so far, counted while checking
     kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
     ipc: IpcNs | None  # System V IPC; None until somebody uses it
+    mqueues: MqMount  # POSIX message queues
 
     def __init__(
         self,

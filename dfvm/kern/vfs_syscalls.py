@@ -154,7 +154,8 @@ def file_open(lwp: Lwp, start: Vnode, path: bytes, flags: int, mode: int) -> Fil
             fp = fifo_open(lwp, fdp.fd_table, vp, kept)
             vp.event(IN_OPEN)
             return fp
-        return VnodeFile(fdp.fd_table, kept, vp)
+        kind = None if flags & O_PATH else vp.vop_fileclass()
+        return (kind or VnodeFile)(fdp.fd_table, kept, vp)
     except OSError:
         if flags & O_PATH:
             vp.vrele()

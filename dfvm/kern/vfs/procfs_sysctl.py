@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EINVAL, err
 from dfvm.kern.sysv_ipc import IPCMNI, ipc_ns
+from dfvm.kern.vfs.mqueuefs import HARD_MSGMAX, HARD_MSGSIZEMAX
 from dfvm.kern.vfs.procfs import ProcFile
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 INT_MAX: Final = (1 << 31) - 1
 ULONG_MAX: Final = (1 << 64) - 1
 
+_MSGSIZE_MIN: Final = 128
 _DIGITS: Final = {"0x": 16, "0X": 16}
 
 
@@ -141,6 +143,26 @@ IPC_SYSCTLS: Final[dict[bytes, Sysctl]] = {
     b"shmall": _setting("shm_ctlall", 0, ULONG_MAX),
     b"shmmax": _setting("shm_ctlmax", 0, ULONG_MAX),
     b"shmmni": _setting("shm_ctlmni", 0, IPCMNI),
+}
+
+
+def _mq(name: str, low: int, high: int) -> Sysctl:
+    """One limit of POSIX message queues."""
+    return Sysctl(
+        lambda kernel: (getattr(kernel.mqueues, name),),
+        lambda kernel, new: setattr(kernel.mqueues, name, new[0]),
+        low,
+        high,
+    )
+
+
+# In /proc/sys/fs/mqueue.
+MQ_SYSCTLS: Final[dict[bytes, Sysctl]] = {
+    b"msg_default": _mq("m_msg_default", 1, HARD_MSGMAX),
+    b"msg_max": _mq("m_msg_max", 1, HARD_MSGMAX),
+    b"msgsize_default": _mq("m_msgsize_default", _MSGSIZE_MIN, HARD_MSGSIZEMAX),
+    b"msgsize_max": _mq("m_msgsize_max", _MSGSIZE_MIN, HARD_MSGSIZEMAX),
+    b"queues_max": _mq("m_queues_max", -INT_MAX - 1, INT_MAX),
 }
 
 

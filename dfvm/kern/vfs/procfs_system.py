@@ -18,7 +18,7 @@ from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
-from dfvm.kern.vfs.procfs_sysctl import IPC_SYSCTLS, SYSVIPC, Sysctl
+from dfvm.kern.vfs.procfs_sysctl import IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, Sysctl
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
 from dfvm.vm.vm_meter import vm_page_rollup
@@ -366,6 +366,7 @@ _SYS: Final[_Tree] = {
         b"lease-break-time": Setting(lambda k: str(k.files.lease_break_s), _set_lease_break),
         b"leases-enable": "1",
         b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
+        b"mqueue": {**MQ_SYSCTLS},
         b"nr_open": "1048576",
         b"pipe-max-size": "1048576",
         b"pipe-user-pages-hard": "0",

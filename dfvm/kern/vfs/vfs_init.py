@@ -1,7 +1,7 @@
 """What is mounted on a new machine.
 
     /           the host's tree (or --root), read-only, changes kept in memory
-    /dev        our devices;  /dev/shm  memory
+    /dev        our devices;  /dev/shm  memory;  /dev/mqueue  message queues
     /proc       our processes;  /sys  our CPUs
     /tmp        memory, over the host's /tmp
     --rw DIR    the host's, written through
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from dfvm.kern.tty import tty_attach
 from dfvm.kern.vfs.devfs import DevMount
 from dfvm.kern.vfs.mount import Mount, Vfs
+from dfvm.kern.vfs.mqueuefs import MqMount
 from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
 from dfvm.kern.vfs.procfs import ProcMount
 from dfvm.kern.vfs.sysfs import SysMount
@@ -68,6 +69,8 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     tty_attach(dev, kernel.files)
     vfs.mount(b"/dev", dev)
     vfs.mount(b"/dev/shm", tmpfs(vfs))
+    kernel.mqueues = MqMount(vfs, kernel)
+    vfs.mount(b"/dev/mqueue", kernel.mqueues)
     vfs.mount(b"/proc", ProcMount(vfs, kernel))
     vfs.mount(b"/sys", SysMount(vfs, kernel))
     if b"/tmp" not in through:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vfs_notify import Watch
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred, Vattr
+    from dfvm.kern.vnode_file import VnodeFile
     from dfvm.lwkt.kern_lock import Lock
     from dfvm.vm.vm_object import VmObject
 
@@ -179,6 +180,10 @@ class VnodeOps:
         """See open(). Whoever has devices passes their number on to device_open."""
         if self.v_type in (VCHR, VBLK, VFIFO):
             raise err(ENXIO)
+        return None
+
+    def vop_fileclass(self) -> type[VnodeFile] | None:
+        """What open(2) makes of it, if that is not a plain VnodeFile."""
         return None
 
     def vop_close(self, fflag: int) -> None:

@@ -39,6 +39,7 @@ def test_the_usual_mounts(mounted) -> None:  # type: ignore[no-untyped-def]
     assert paths(vfs) == {
         b"/": "overlay",
         b"/dev": "devtmpfs",
+        b"/dev/mqueue": "mqueue",
         b"/dev/shm": "tmpfs",
         b"/proc": "proc",
         b"/sys": "sysfs",

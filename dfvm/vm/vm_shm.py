@@ -22,7 +22,6 @@ from dfvm.vm.vm_object import (
 )
 from dfvm.vm.vm_page import (
     PG_UNQUEUED,
-    VM_PAGE_BITS_ALL,
     vm_page_activate,
     vm_page_lookup_busy_wait,
     vm_page_wakeup,
@@ -73,7 +72,7 @@ def vm_shm_unlock(obj: VmObject) -> None:
     obj.type = OBJT_DEFAULT
     for m in _busied(obj):
         m.flags &= ~PG_UNQUEUED
-        m.dirty = VM_PAGE_BITS_ALL  # they are nowhere else
+        m.dirty = m.valid  # it is nowhere else
         vm_page_activate(vm, m)
         vm_page_wakeup(vm, m)
 

@@ -549,3 +549,32 @@ def test_check(user: User) -> None:
     ns.shm_ids.ipcs[0] = shp
     assert user.call(sys_shmdt, at) == 0
     assert shp.object.ref_count == 1
+
+
+def test_wired_attachments() -> None:
+    """Attachments that are locked with mlock grow, and lose pages to others who make holes."""
+    same(
+        HEAD
+        + r"""
+int main(void)
+{
+    id = shmget(IPC_PRIVATE, 4 * P, 0600);
+    char *p = shmat(id, 0, 0), *q = shmat(id, 0, 0);
+    memset(p, 7, 4 * P);
+    munmap(p + 2 * P, 2 * P);
+    printf("%d\n", got(mlock(p, 2 * P)));
+    p = mremap(p, 2 * P, 4 * P, MREMAP_MAYMOVE);
+    printf("%d %d\n", p[0], p[3 * P]);
+    printf("%d %d\n", got(madvise(p, P, MADV_REMOVE)), got(madvise(q, P, MADV_REMOVE)));
+    printf("%d\n", got(shmctl(id, SHM_LOCK, 0)));
+    printf("%d\n", got(shmctl(id, SHM_UNLOCK, 0)));
+    printf("%d %d\n", p[0], q[P]);
+    p[0] = 8;
+    printf("%d %d\n", q[0], got(munlock(p, 4 * P)));
+    shmdt(p); shmdt(q);
+    stat_("");
+    shmctl(id, IPC_RMID, 0);
+    return 0;
+}
+"""
+    )

@@ -225,7 +225,7 @@ def _show(map: VmMap, like: VmMapEntry, start: int, end: int, distance: int) -> 
     else:
         assert obj is not None  # files and shared memory have theirs from the beginning
         offset = ba.offset + distance
-        if obj.shm is not None and start == ba.end == ba.start + distance:
+        if obj.shm is not None and start == ba.end == ba.start + distance and not like.wired_count:
             # One attachment of a segment stays one, though it shows more.
             vm_map_backing_adjust(like, like.ba.start, end)
             map.size += end - start

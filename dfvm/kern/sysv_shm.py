@@ -103,7 +103,8 @@ class ShmSegment:
     """A segment: struct shmid_kernel. What its object knows of it is VmShm."""
 
     __slots__ = ("ns", "object", "perm", "shm_atime", "shm_cpid", "shm_creator", "shm_ctime",
-                 "shm_dtime", "shm_key", "shm_lockuid", "shm_lpid", "shm_segsz")  # fmt: skip
+                 "shm_dtime", "shm_key", "shm_lockuid", "shm_lpid", "shm_pins",
+                 "shm_segsz")  # fmt: skip
 
     ns: IpcNs
     perm: IpcPerm
@@ -115,6 +116,7 @@ class ShmSegment:
     shm_ctime: int  # … it was made or changed
     shm_cpid: int  # who made it
     shm_lpid: int  # who attached or detached last
+    shm_pins: int  # calls that are just attaching it, and keep it meanwhile
     shm_creator: Proc | None  # who made it, until that ends; see ns.shm_created
     shm_lockuid: int  # the user whose locked memory it counts as; -1: it is not locked
 
@@ -130,6 +132,7 @@ class ShmSegment:
         self.shm_creator = p
         ns.shm_created.setdefault(p, {})[self] = None
         self.shm_lockuid = -1
+        self.shm_pins = 0
 
     @staticmethod
     def pages_of(size: int) -> int:
@@ -159,12 +162,14 @@ class ShmSegment:
         """An attachment has gone: VmShm. The last one may end the segment."""
         self.shm_dtime = ipc_now()
         self._touched()
-        if self.may_destroy() and not self.perm.deleted:
+        if self.may_destroy():
             self.destroy()
 
     def may_destroy(self) -> bool:
         """Whether it goes, now that something has gone."""
-        return not self.nattch and bool(self.ns.shm_rmid_forced or self.perm.mode & SHM_DEST)
+        if self.nattch or self.shm_pins or self.perm.deleted:
+            return False
+        return bool(self.ns.shm_rmid_forced or self.perm.mode & SHM_DEST)
 
     def destroy(self) -> None:
         """Nobody has it attached, and nobody is to find it any more. May block."""
@@ -178,11 +183,12 @@ class ShmSegment:
         """Let go of the memory. May block."""
         if self.shm_creator is not None:
             del self.ns.shm_created[self.shm_creator][self]
+        self.object.shm = None
         vm_object_deallocate(self.object)
 
     def remove(self) -> None:
         """IPC_RMID. May block."""
-        if self.nattch:
+        if self.nattch or self.shm_pins:
             self.perm.mode |= SHM_DEST
             self.ns.shm_ids.forget_key(self)
         else:
@@ -302,7 +308,13 @@ def sys_shmat(lp: Lwp, shmid: int, addr: int, flags: int) -> int:
         mode |= S_IXUGO
     shp = ipc_ns(p.kernel).shm_ids.get(shmid)
     ipcperms(p.p_ucred, shp.perm, mode)
-    return _attach(p, shp, addr, fixed, bool(flags & SHM_REMAP), prot, maximum)
+    shp.shm_pins += 1  # what is at `addr` may be its last attachment
+    try:
+        return _attach(p, shp, addr, fixed, bool(flags & SHM_REMAP), prot, maximum)
+    finally:
+        shp.shm_pins -= 1
+        if shp.may_destroy():
+            shp.destroy()
 
 
 def _attach(

@@ -141,7 +141,7 @@ class VmObject:
     # finds the PTEs that map it. Changed with backing_lk held, or without blocking.
     shm: VmShm | None
     # The System V segment whose memory it is, which holds a reference and is told who comes to
-    # show it and who leaves; set by whoever made it, never changes
+    # show it and who leaves; None for others, and once the segment is gone
     shown: ShownIndex | None
     # backing_list by the pages shown, once it is long and somebody has asked; protected like it
     _token: Token | None  # made when first wanted: see `token`

@@ -578,3 +578,77 @@ int main(void)
 }
 """
     )
+
+
+def test_over_itself() -> None:
+    """Attaching a removed segment in place of its last attachment keeps it; remap_file_pages,
+    which takes the old mapping away first, does not."""
+    same(
+        HEAD
+        + r"""
+int main(void)
+{
+    id = shmget(IPC_PRIVATE, 2 * P, 0600);
+    char *p = shmat(id, 0, 0);
+    p[0] = 5;
+    shmctl(id, IPC_RMID, 0);
+    printf("%d\n", shmat(id, p, SHM_REMAP) == p);
+    stat_("over itself"); maps();
+    printf("%d\n", p[0]);
+    printf("%d\n", got(remap_file_pages(p, 2 * P, 0, 0, 0)));
+    stat_("remapped");
+    printf("%d %d\n", touch(p, 0), got(shmdt(p)));
+    id = shmget(IPC_PRIVATE, 2 * P, 0600);
+    p = shmat(id, 0, 0);
+    shmctl(id, IPC_RMID, 0);
+    int other = shmget(IPC_PRIVATE, P, 0600);
+    printf("%d\n", shmat(other, p, SHM_REMAP) == p);
+    stat_("half");
+    printf("%d\n", shmat(other, p+P, SHM_REMAP) == p+P);
+    stat_("gone");
+    munmap(p, 2*P);
+    shmctl(other, IPC_RMID, 0);
+    return 0;
+}
+"""
+    )
+
+
+def test_advice_and_locks() -> None:
+    """What cuts an attachment, and what does not."""
+    same(
+        HEAD
+        + r"""
+int main(void)
+{
+    id = shmget(IPC_PRIVATE, 8 * P, 0600);
+    char *p = shmat(id, 0, 0);
+    for (int i = 0; i < 8; i++) p[i * P] = i + 1;
+    printf("%d\n", got(remap_file_pages(p + P, 2 * P, 0, 4, 0)));
+    for (int i = 0; i < 8; i++) printf("%d ", p[i * P]);
+    stat_("remapped"); maps();
+    printf("dt %d\n", got(shmdt(p)));
+    stat_("dt"); maps();
+    char *q = shmat(id, 0, SHM_RDONLY);
+    printf("%d\n", got(remap_file_pages(q + P, 2 * P, 0, 4, 0)));
+    int advice[] = {MADV_DONTFORK, MADV_DOFORK, MADV_SEQUENTIAL, MADV_NORMAL, MADV_WILLNEED,
+                    MADV_FREE, MADV_WIPEONFORK, MADV_DONTDUMP};
+    for (int i = 0; i < 8; i++) {
+        printf("%d", got(madvise(q, P, advice[i])));
+        stat_("");
+    }
+    printf("%d\n", got(mlock2(q + 4 * P, P, MLOCK_ONFAULT))); stat_("mlock2");
+    printf("%d\n", got(mlockall(MCL_CURRENT))); stat_("mlockall");
+    printf("%d\n", got(munlockall())); stat_("munlockall");
+    printf("%d\n", got(msync(q, 3 * P, MS_SYNC | MS_INVALIDATE))); stat_("msync");
+    shmctl(id, IPC_RMID, 0);
+    mlockall(MCL_FUTURE);
+    id = shmget(IPC_PRIVATE, 8 * P, 0600);
+    char vec[8];
+    printf("future %d", got(mincore(shmat(id, 0, 0), 8 * P, vec)));
+    for (int i = 0; i < 8; i++) printf(" %d", vec[i] & 1);
+    shmctl(id, IPC_RMID, 0);
+    return 0;
+}
+"""
+    )

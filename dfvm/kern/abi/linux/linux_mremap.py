@@ -398,8 +398,11 @@ def remap_file_pages(p: Proc, start: int, size: int, prot: int, pgoff: int) -> i
     )  # fmt: skip
     locked = is_locked(entry)
     vm_object_reference_quick(obj)  # while nothing may show it
+    segment = obj.shm
     try:
         vm_map_remove(map, start, end)
+        if obj.shm is not segment:
+            raise err(EINVAL)  # that was the last of a segment that had been removed
         vm_map_lock(map)
         try:
             _show(map, like, start, end, 0)

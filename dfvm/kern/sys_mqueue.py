@@ -97,13 +97,15 @@ class MqFile(VnodeFile):
 
     f_vnode: MqVnode
     f_pollable = True
-    f_splice = False
 
     def fo_write(self, lwp: Lwp, uio: Uio) -> None:
         raise err(EINVAL)
 
     def fo_pwrite(self, lwp: Lwp, uio: Uio, offset: int) -> None:
         raise err(EINVAL)
+
+    def fo_setfl(self, flag: int) -> None:
+        File.fo_setfl(self, flag)
 
     def fo_poll(self) -> int:
         return self.f_vnode.poll_events()

@@ -169,7 +169,8 @@ def sys_sync_file_range(lwp: Lwp, fd: int, offset: int, nbytes: int, flags: int)
         raise err(EINVAL)
     if vp is None or vp.v_type not in (VREG, VDIR, VLNK):
         raise err(ESPIPE)
-    vp.fsync()
+    if vp.v_object is not None:  # else it has no pages, or is of a kind that never has any
+        vp.fsync()
     return 0
 
 

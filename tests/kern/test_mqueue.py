@@ -562,3 +562,90 @@ int main(void)
             "0",
             "",
         ]
+
+
+def test_file_calls() -> None:
+    """What else can be done to an open queue, and what not."""
+    same(
+        HEAD
+        + r"""
+#include <sys/sendfile.h>
+#include <sys/file.h>
+#include <sys/uio.h>
+#include <sys/xattr.h>
+#include <sys/ioctl.h>
+#include <sys/vfs.h>
+#include <linux/falloc.h>
+#include <sys/inotify.h>
+#define S(x) do {                                                          \
+    errno = 0;                                                             \
+    long r_ = (long)(x);                                                   \
+    printf("%s: %ld %d\n", #x, r_, r_ < 0 ? errno : 0);                    \
+} while (0)
+int main(void)
+{
+    int p[2]; pipe(p); fcntl(p[0], F_SETFL, O_NONBLOCK);
+    int f = open("/tmp", O_TMPFILE | O_RDWR, 0600), n = open("/dev/null", O_RDWR);
+    write(f, "data", 4); lseek(f, 0, SEEK_SET);
+    make(O_RDWR, 4, 100);
+    snd("hello", 1);
+    off_t off = 0;
+    S(sendfile(p[1], q, 0, 10));
+    S(sendfile(q, f, 0, 4));
+    S(copy_file_range(q, 0, f, 0, 10, 0));
+    S(copy_file_range(f, 0, q, 0, 10, 0));
+    write(p[1], "pp", 2);
+    S(splice(p[0], 0, q, 0, 2, 0));
+    S(splice(q, 0, p[1], 0, 2, 0));
+    S(fallocate(q, 0, 0, 10));
+    S(fallocate(q, FALLOC_FL_PUNCH_HOLE|FALLOC_FL_KEEP_SIZE, 0, 10));
+    S(posix_fadvise(q, 0, 10, POSIX_FADV_WILLNEED));
+    S(readahead(q, 0, 10));
+    S(sync_file_range(q, 0, 10, 0));
+    S(fdatasync(q));
+    S(syncfs(q));
+    S(flock(q, LOCK_EX));
+    struct flock fl = {.l_type = F_WRLCK};
+    S(fcntl(q, F_SETLK, &fl));
+    S(fcntl(q, F_GETPIPE_SZ));
+    S(fcntl(q, F_GET_SEALS));
+    S(getdents64(q, buf, 100));
+    S(fchdir(q));
+    S(fgetxattr(q, "user.x", buf, 10));
+    int k;
+    S(ioctl(q, FIONREAD, &k));
+    S(ioctl(q, TCGETS, buf));
+    S(lseek(q, 0, SEEK_END));
+    S(lseek(q, 0, SEEK_DATA));
+    S(lseek(q, 0, SEEK_HOLE));
+    S(lseek(q, 0, SEEK_SET));
+    struct iovec v = {buf, 5};
+    S(readv(q, &v, 1));
+    S(writev(q, &v, 1));
+    S(preadv(q, &v, 1, 2));
+    S(pwritev(q, &v, 1, 0));
+    S(pwrite(q, "x", 1, 0));
+    struct statfs sf;
+    S(fstatfs(q, &sf));
+    printf("%lx %ld %ld\n", (long)sf.f_type, (long)sf.f_bsize, (long)sf.f_namelen);
+    S(fchmod(q, 0640));
+    S(fchown(q, -1, -1));
+    struct stat st; fstat(q, &st); printf("%o\n", st.st_mode);
+    struct timespec ts[2] = {{5, 0}, {6, 0}};
+    S(futimens(q, ts));
+    fstat(q, &st);
+    printf("%ld %ld\n", st.st_atime, st.st_mtime);
+    S(fcntl(q, F_SETFL, O_NONBLOCK | O_APPEND)); printf("%o\n", fcntl(q, F_GETFL));
+    S(fcntl(q, F_SETFL, O_DIRECT));
+    attr("");
+    S(mmap(0, 4096, PROT_READ, MAP_PRIVATE, q, 0) == MAP_FAILED ? -1 : 0);
+    rcv();
+    char path[99]; sprintf(path, "/proc/self/fd/%d", q);
+    mqd_t q2 = open(path, O_RDONLY|O_NONBLOCK); printf("%d\n", q2 >= 0);
+    snd("again", 1);
+    q = q2; rcv();
+    mq_unlink(name);
+    return 0;
+}
+"""
+    )

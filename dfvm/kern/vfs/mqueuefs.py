@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_SYS_RESOURCE
-from dfvm.kern.kern_errno import EINVAL, EMFILE, ENODEV, ENOSPC, EOVERFLOW, EPERM, err
+from dfvm.kern.kern_errno import EINVAL, EMFILE, ENODEV, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM, err
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, Kqinfo
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vfs_helper import may_add, new_ids, new_mode
@@ -168,7 +168,10 @@ class MqVnode(Vnode):
         """O_TRUNC: messages are not what would be cut."""
 
     def allocate(self, mode: int, off: int, length: int) -> None:
-        raise err(ENODEV)
+        raise err(EOPNOTSUPP)
+
+    def splices(self) -> int:
+        return 0
 
     def mmap(self) -> int:
         raise err(ENODEV)

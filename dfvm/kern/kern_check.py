@@ -80,10 +80,12 @@ def _complaints(kernel: Kernel) -> Iterator[str]:
         yield from (f"group {pgrp.pg_id}: {bad}" for bad in _check_pgrp(kernel, pgrp))
     yield from _check_files(kernel)
     if kernel.ipc is not None:
+        from dfvm.kern.sysv_ipc import ipc_check
         from dfvm.kern.sysv_msg import msg_check
         from dfvm.kern.sysv_sem import sem_check
         from dfvm.kern.sysv_shm import shm_check
 
+        yield from ipc_check(kernel.ipc)
         yield from shm_check(kernel.ipc)
         yield from sem_check(kernel.ipc)
         yield from msg_check(kernel.ipc)

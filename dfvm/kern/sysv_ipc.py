@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from struct import Struct
 from time import time_ns
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.kern_caps import CAP_IPC_OWNER, CAP_SYS_ADMIN
@@ -121,12 +121,12 @@ T = TypeVar("T", bound=_HasPerm)
 class IpcIds(Generic[T]):
     """Everything of one kind."""
 
-    __slots__ = ("_last", "_next", "_seq", "_used", "ipcs", "keys", "next_id")
+    __slots__ = ("_last", "_next", "_seq", "ipcs", "keys", "next_id", "places")
 
     ipcs: dict[int, T]  # by place
     keys: dict[int, T]  # by key, but for IPC_PRIVATE
     next_id: int  # the number that the next one is to have (sysctl); -1: whichever comes
-    _used: int  # bit n: place n is taken
+    places: int  # bit n: place n is taken
     _next: int  # the place where the next search begins
     _last: int  # the place that was given last
     _seq: int
@@ -135,7 +135,7 @@ class IpcIds(Generic[T]):
         self.ipcs = {}
         self.keys = {}
         self.next_id = -1
-        self._used = self._next = self._seq = 0
+        self.places = self._next = self._seq = 0
         self._last = -1
 
     def __iter__(self) -> Iterator[T]:
@@ -145,7 +145,7 @@ class IpcIds(Generic[T]):
     @property
     def max_idx(self) -> int:
         """The highest place in use; 0 when there is none, as the INFO commands answer."""
-        return max(self._used.bit_length() - 1, 0)
+        return max(self.places.bit_length() - 1, 0)
 
     def add(self, obj: T, limit: int) -> int:
         """Enter `obj`, give it its number, and return that.
@@ -172,7 +172,7 @@ class IpcIds(Generic[T]):
                 self._seq = (self._seq + 1) % _SEQ_MAX
             self._last = place
             perm.seq = self._seq
-        self._used |= 1 << place
+        self.places |= 1 << place
         perm.id = (perm.seq << _IDX_BITS) + place
         self.ipcs[place] = obj
         if perm.key != IPC_PRIVATE:
@@ -181,7 +181,7 @@ class IpcIds(Generic[T]):
 
     def _free(self, start: int, end: int) -> int | None:
         # The first free place in [start, end).
-        above = self._used >> start
+        above = self.places >> start
         place = start + (~above & (above + 1)).bit_length() - 1
         return place if place < end else None
 
@@ -191,7 +191,7 @@ class IpcIds(Generic[T]):
         place = perm.id & _IDX_MASK
         self.forget_key(obj)
         del self.ipcs[place]
-        self._used &= ~(1 << place)
+        self.places &= ~(1 << place)
         perm.deleted = True
 
     def forget_key(self, obj: T) -> None:
@@ -346,3 +346,20 @@ def ipcget(
         check(obj)
     ipcperms(cred, obj.perm, flags & _S_IRWXUGO)
     return obj.perm.id
+
+
+def ipc_check(ns: IpcNs) -> Iterator[str]:
+    """What is wrong with what they have in common: Machine.check()."""
+    charged = sum(sma.charge for sma in ns.sem_ids) + sum(msq.charge for msq in ns.msg_ids)
+    if charged != ns.charged:
+        yield f"IPC is charged as {ns.charged} bytes, but has {charged}"
+    tables: tuple[IpcIds[Any], ...] = (ns.shm_ids, ns.sem_ids, ns.msg_ids)
+    for ids in tables:
+        keys = {obj.perm.key: obj for obj in ids if obj.perm.key != IPC_PRIVATE}
+        if keys != ids.keys:
+            yield f"keys {sorted(ids.keys)} lead to objects that have others"
+        for place, obj in ids.ipcs.items():
+            if obj.perm.id & _IDX_MASK != place or obj.perm.deleted:
+                yield f"IPC object {obj.perm.id} is at {place}"
+        if ids.places != sum(1 << place for place in ids.ipcs):
+            yield f"places {ids.places:#x} count as taken, {sorted(ids.ipcs)} are"

@@ -146,6 +146,11 @@ class MsgQueue:
         self.q_receivers = {}
         self.q_senders = {}
 
+    @property
+    def charge(self) -> int:
+        """Bytes that it is charged as, with its messages."""
+        return _QUEUE_BYTES + self.q_cbytes + _MSG_BYTES * len(self.q_messages)
+
     def fits(self, size: int) -> bool:
         """Whether there is room for `size` bytes."""
         return self.q_cbytes + size <= self.q_qbytes and len(self.q_messages) < self.q_qbytes
@@ -354,8 +359,8 @@ def _receive(ns: IpcNs, p: Proc, msqid: int, want: MsgReceiver, size: int, flags
         error = ns.kernel.sched.tsleep(want, PCATCH, "msgrcv")
         if want.msg is not None:
             return want.msg
-        if want.error != EAGAIN:
-            raise err(want.error)
+        if msq.perm.deleted or want.error != EAGAIN:
+            raise err(EIDRM if msq.perm.deleted else want.error)
         if want in msq.q_receivers:
             del msq.q_receivers[want]
             if error:

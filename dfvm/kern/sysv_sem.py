@@ -79,6 +79,7 @@ _SEMUSZ: Final = 20
 
 _SEM_BYTES: Final = 64  # what a semaphore is charged as
 _SET_BYTES: Final = 256
+_UNDO_BYTES: Final = 8  # … and again for each process that may have to take something back
 
 _SEMBUF: Final = Struct("<Hhh")
 # struct semid64_ds, behind its perm: otime, ctime, each with room behind it, nsems, and room
@@ -202,7 +203,12 @@ class SemSet:
     @property
     def charge(self) -> int:
         """Bytes that it is charged as."""
-        return _SET_BYTES + _SEM_BYTES * len(self.semval)
+        return _SET_BYTES + _SEM_BYTES * len(self.semval) + self.undo_charge * len(self.undo_lists)
+
+    @property
+    def undo_charge(self) -> int:
+        """What of that is for one process that may have something to take back."""
+        return _UNDO_BYTES * len(self.semval)
 
     # -- who sleeps -----------------------------------------------------------------------------
 
@@ -385,12 +391,12 @@ def _newary(ns: IpcNs, p: Proc, key: int, nsems: int, flags: int) -> SemSet:
 
 def _freeary(ns: IpcNs, sma: SemSet) -> None:
     ns.sem_ids.remove(sma)
+    ns.uncharge(sma.charge)
     for ulist in sma.undo_lists:
         del ulist.undos[sma]
     sma.undo_lists.clear()
     sma.removed()
     ns.used_sems -= len(sma.semval)
-    ns.uncharge(sma.charge)
 
 
 # ---- semop ---------------------------------------------------------------------------------------
@@ -461,12 +467,16 @@ def _sleep(ns: IpcNs, sma: SemSet, q: SemQueue, timeout: int) -> int:
 
 
 def _undo(p: Proc, sma: SemSet) -> list[int]:
-    """Where what `p` does to a set is noted to be taken back."""
+    """Where what `p` does to a set is noted to be taken back.
+
+    :raises OSError: ENOMEM.
+    """
     ulist = p.p_semundo
     if ulist is None:
         ulist = p.p_semundo = SemUndoList()
     undo = ulist.undos.get(sma)
     if undo is None:
+        sma.ns.charge(sma.undo_charge)
         undo = ulist.undos[sma] = [0] * len(sma.semval)
         sma.undo_lists[ulist] = None
     return undo
@@ -491,6 +501,7 @@ def sem_exit(p: Proc) -> None:
     while ulist.undos:
         sma, undo = ulist.undos.popitem()
         del sma.undo_lists[ulist]
+        sma.ns.uncharge(sma.undo_charge)
         sma.take_back(undo, p.p_pid)
 
 

@@ -72,6 +72,8 @@ _HUGE_SHIFT: Final = 26
 _HUGE_MASK: Final = 0x3F
 _HUGE_SIZES: Final = (0, 21, 30)  # their logarithms; 0 is the usual one
 
+_HUGE_GROUP: Final = 0  # who may have them without CAP_IPC_LOCK (vm.hugetlb_shm_group)
+
 # shmat's.
 SHM_RDONLY: Final = 0o10000
 SHM_RND: Final = 0o20000
@@ -266,7 +268,7 @@ def _newseg(ns: IpcNs, p: Proc, key: int, size: int, flags: int) -> ShmSegment:
     if flags & SHM_HUGETLB:
         if flags >> _HUGE_SHIFT & _HUGE_MASK not in _HUGE_SIZES:
             raise err(EINVAL)
-        if not p.p_ucred.cr_cap_e & CAP_IPC_LOCK:
+        if not p.p_ucred.cr_cap_e & CAP_IPC_LOCK and not p.p_ucred.groupmember(_HUGE_GROUP):
             raise err(EPERM)
         raise err(ENOMEM)  # there is no pool of huge pages
     if size >= 1 << 63:

@@ -217,6 +217,7 @@ int main(void)
     ds.msg_perm.mode = 0;
     msgctl(id, IPC_SET, &ds);
     receiver('h', 8, 99, 0);
+    msgctl(id, IPC_SET, &ds);   /* has them look again, and is followed at once by the end */
     msgctl(id, IPC_RMID, 0); hear(2);
     return 0;
 }

@@ -430,10 +430,12 @@ int main(void)
     FILE *f = fopen("/proc/sysvipc/shm", "r");
     while (fgets(line, sizeof line, f)) {
         if (!strncmp(line, want, strlen(want))) {
-            int cpid, lpid;
-            sscanf(line + 49, "%d %d", &cpid, &lpid);
-            printf("%.27s %d %d %.29s %.12s %.44s\n", line + 22, cpid == getpid(),
-                   lpid == getpid(), line + 61, line + 101, line + strlen(line) - 45);
+            long cpid, lpid, times[3];
+            sscanf(line + 49, "%ld %ld", &cpid, &lpid);
+            sscanf(line + 92, "%ld %ld %ld", times, times + 1, times + 2);
+            printf("%.27s %d %d %.31s %d %ld %d %.43s\n", line + 22, cpid == getpid(),
+                   lpid == getpid(), line + 61, times[0] > 1e9, times[1], times[2] > 1e9,
+                   line + strlen(line) - 44);
         } else if (strstr(line, "key"))
             printf("%s", line);
     }

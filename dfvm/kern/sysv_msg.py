@@ -359,8 +359,10 @@ def _receive(ns: IpcNs, p: Proc, msqid: int, want: MsgReceiver, size: int, flags
         error = ns.kernel.sched.tsleep(want, PCATCH, "msgrcv")
         if want.msg is not None:
             return want.msg
-        if msq.perm.deleted or want.error != EAGAIN:
-            raise err(EIDRM if msq.perm.deleted else want.error)
+        if want.error != EAGAIN:
+            raise err(want.error)
+        if msq.perm.deleted:
+            raise err(EIDRM)
         if want in msq.q_receivers:
             del msq.q_receivers[want]
             if error:

@@ -60,9 +60,10 @@ def vm_shm_lock(obj: VmObject) -> None:
     vm = obj.vm
     obj.type = OBJT_PHYS
     for m in _busied(obj):
-        if m.queue:
-            vm_page_rem_queue(vm, m)
-        m.flags |= PG_UNQUEUED
+        if obj.type == OBJT_PHYS:  # nobody has undone it while we waited
+            if m.queue:
+                vm_page_rem_queue(vm, m)
+            m.flags |= PG_UNQUEUED
         vm_page_wakeup(vm, m)
 
 
@@ -71,9 +72,10 @@ def vm_shm_unlock(obj: VmObject) -> None:
     vm = obj.vm
     obj.type = OBJT_DEFAULT
     for m in _busied(obj):
-        m.flags &= ~PG_UNQUEUED
-        m.dirty = m.valid  # it is nowhere else
-        vm_page_activate(vm, m)
+        if obj.type == OBJT_DEFAULT:
+            m.flags &= ~PG_UNQUEUED
+            m.dirty = m.valid  # it is nowhere else
+            vm_page_activate(vm, m)
         vm_page_wakeup(vm, m)
 
 

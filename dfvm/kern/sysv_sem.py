@@ -120,9 +120,9 @@ class SemQueue:
     blocking: Sembuf | None  # what he could not do when last tried
     status: int  # while he sleeps EINTR; then 0, or the error that he is to return
 
-    def __init__(self, sops: list[Sembuf], undo: list[int] | None, pid: int) -> None:
+    def __init__(self, sops: list[Sembuf], alter: bool, undo: list[int] | None, pid: int) -> None:
         self.sops = sops
-        self.alter = any(op for _, op, _ in sops)
+        self.alter = alter
         self.undo = undo
         self.pid = pid
         self.serial = 0
@@ -263,6 +263,10 @@ class SemSet:
     def update(self, changed: Iterable[int], altered: bool) -> None:
         """The semaphores `changed` may have changed: do what is possible now. Sets the time of the
         last operation if there was one, the caller's (`altered`) or one of these."""
+        if not (self.sem_alter or self.sem_const or self.alter or self.const):
+            if altered:
+                self.sem_otime = ipc_now()
+            return
         nums = dict.fromkeys(changed)
         done = self._wake_zero(nums)
         done |= self._update_all(nums) if self.alter else self._update_each(nums)
@@ -433,16 +437,21 @@ def _semop(lp: Lwp, semid: int, usops: int, nsops: int, timeout: int) -> int:
     if semid < 0 or timeout == -2:
         raise err(EINVAL)
     sma = ns.sem_ids.get(semid)
-    if max(num for num, _, _ in sops) >= len(sma.semval):
-        raise err(EFBIG)
-    alter = any(op for _, op, _ in sops)
+    nsems = len(sma.semval)
+    alter = undoes = False
+    for num, op, semflags in sops:
+        if num >= nsems:
+            raise err(EFBIG)
+        if op:
+            alter = True
+        if semflags & SEM_UNDO:
+            undoes = True
     ipcperms(p.p_ucred, sma.perm, S_IWUGO if alter else S_IRUGO)
-    undo = _undo(p, sma) if any(flags & SEM_UNDO for _, _, flags in sops) else None
-    q = SemQueue(sops, undo, p.p_pid)
+    q = SemQueue(sops, alter, _undo(p, sma) if undoes else None, p.p_pid)
     rv = q.attempt(sma)
     if not rv:
         if alter:
-            sma.update((num for num, op, _ in sops if op), True)
+            sma.update([num for num, op, _ in sops if op], True)
         else:
             sma.sem_otime = ipc_now()
         return 0

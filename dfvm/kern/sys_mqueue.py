@@ -38,7 +38,7 @@ from dfvm.kern.kern_errno import (
 from dfvm.kern.kern_path import user_path
 from dfvm.kern.kern_sig import NSIG, SI_MESGQ, Siginfo, ksignal
 from dfvm.kern.kern_time import LONGEST_NS, SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, copyin_timespec
-from dfvm.kern.vfs.mqueuefs import MQ_PRIO_MAX, MqMount, MqRoot, MqVnode, MqWaiter
+from dfvm.kern.vfs.mqueuefs import MQ_PRIO_MAX, MqRoot, MqVnode, MqWaiter
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VREAD, VWRITE, vfs_timestamp
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
@@ -46,7 +46,6 @@ from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
     from dfvm.kern.kern_event import Kqinfo
-    from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Lwp, Proc
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vmspace import Vmspace
@@ -130,10 +129,6 @@ def _forget(fp: File, vp: MqVnode) -> None:
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def _mount(kernel: Kernel) -> MqMount:
-    return kernel.mqueues
-
-
 def _name(lp: Lwp, uname: int) -> tuple[MqRoot, bytes]:
     """The directory, and a name in it.
 
@@ -142,7 +137,7 @@ def _name(lp: Lwp, uname: int) -> tuple[MqRoot, bytes]:
     name = user_path(lp, uname)
     if not name:
         raise err(ENOENT)
-    return _mount(lp.lwp_proc.kernel).m_root, name
+    return lp.lwp_proc.kernel.mqueues.m_root, name
 
 
 def _check_name(name: bytes) -> None:

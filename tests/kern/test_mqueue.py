@@ -649,3 +649,38 @@ int main(void)
 }
 """
     )
+
+
+def test_nobody_left_to_tell() -> None:
+    """Who has asked to be told may leave the descriptor to others: it goes with the queue then."""
+    same(
+        HEAD
+        + r"""
+static int asks(void *arg)
+{
+    printf("asks %d\n", ask_());
+    printf("unshare %d\n", got(syscall(SYS_unshare, CLONE_FILES)));
+    status();
+    fflush(stdout);
+    return 0;
+}
+int ask_(void)
+{
+    struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+    return got(mq_notify(q, &ev));
+}
+static char stack[65536];
+int main(void)
+{
+    make(O_RDWR, 3, 100);
+    fflush(stdout);
+    int pid = clone(asks, stack + sizeof stack, CLONE_FILES | SIGCHLD, 0);
+    waitpid(pid, 0, 0);
+    status();
+    snd("x", 1);
+    mq_unlink(name);
+    mq_close(q);
+    return 0;
+}
+"""
+    )

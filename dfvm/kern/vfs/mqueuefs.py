@@ -355,6 +355,9 @@ class MqMount(Mount):
 
     def destroy(self, vp: MqVnode) -> None:
         """A queue has no name, and nobody uses it."""
+        if vp.m_notify is not None:  # of one who had its descriptors with others, and left them
+            vp.m_notify = None
+            self.m_kernel.files.nmqnotify -= 1
         while vp.m_curmsgs:
             vp.take()
         self.m_nqueues -= 1

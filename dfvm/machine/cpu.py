@@ -480,10 +480,11 @@ class Vcpu:
         return False
 
     def _install_callbacks(self) -> None:
-        """The engine's callbacks, as closures: they run for every fault and system call. An
-        exception must not leave a callback, because the engine's C frames are below it."""
+        """The engine's callbacks. Those that run for every fault and system call are closures,
+        written out. An exception must not leave a callback, because the engine's C frames are below
+        it."""
         engine, mmu = self.engine, self.mmu
-        q, i, q_cr2, errata = engine.q, engine.i, engine.q_cr2, self.errata
+        q, i, q_cr2 = engine.q, engine.i, engine.q_cr2
         i_error, i_int, i_old = engine.i_error, engine.i_int, engine.i_old
         stop, handle = engine.stop, engine.uch
 
@@ -521,42 +522,50 @@ class Vcpu:
             self.exit = EXIT_SYSCALL
             stop(handle)
 
-        def on_invalid() -> None:
-            i[i_old] = -1
-            self.exception = X86_TRAP_UD
-            if i[i_int]:
-                self.exception |= INT
-                q[RIP] += 2  # behind it, as for other int instructions
-            self.exception_err = 0
-            self.exit = EXIT_EXCEPTION
-
-        def on_io() -> None:
-            # Ring 3 may not, which the engine does not check. It can't be kept from going on to
-            # the end of the block, but from touching memory there; registers are put back.
-            if self._refused is None:
-                self._refused = bytes(engine.b)
-                self._poisoned = True
-                engine.poison()
-                stop(handle)
-
-        def on_translated(pc: int, size: int) -> None:
-            try:
-                if errata.translated(pc, size):
-                    stop(handle)
-            except BaseException as failure:
-                self._failure = failure
-                stop(handle)
-
-        def on_code(pc: int) -> None:
-            try:
-                if errata.before(pc):
-                    self.exception, self.exception_err = X86_TRAP_UD, 0
-                    self.exit = EXIT_EXCEPTION
-                    stop(handle)
-            except BaseException as failure:
-                self._failure = failure
-                stop(handle)
-
         engine.on_exception, engine.on_syscall = on_exception, on_syscall
-        engine.on_invalid, engine.on_io = on_invalid, on_io
-        engine.on_translated, engine.on_code = on_translated, on_code
+        engine.on_invalid, engine.on_io = self._on_invalid, self._on_io
+        engine.on_translated, engine.on_code = self._on_translated, self._on_code
+
+    def _on_invalid(self) -> None:
+        """An invalid opcode, or an int instruction that is not allowed."""
+        engine = self.engine
+        engine.i[engine.i_old] = -1
+        self.exception = X86_TRAP_UD
+        if engine.i[engine.i_int]:
+            self.exception |= INT
+            engine.q[RIP] += 2  # behind it, as for other int instructions
+        self.exception_err = 0
+        self.exit = EXIT_EXCEPTION
+
+    def _on_io(self) -> None:
+        """An instruction for an I/O port. Ring 3 may not, which the engine does not check. It can't
+        be kept from going on to the end of the block, but from touching memory there; registers are
+        put back."""
+        engine = self.engine
+        if self._refused is None:
+            self._refused = bytes(engine.b)
+            self._poisoned = True
+            engine.poison()
+            engine.stop(engine.uch)
+
+    def _on_translated(self, pc: int, size: int) -> None:
+        """A block of code at `pc` has been translated."""
+        engine = self.engine
+        try:
+            if self.errata.translated(pc, size):
+                engine.stop(engine.uch)
+        except BaseException as failure:
+            self._failure = failure
+            engine.stop(engine.uch)
+
+    def _on_code(self, pc: int) -> None:
+        """An instruction that errata has asked for is about to be executed."""
+        engine = self.engine
+        try:
+            if self.errata.before(pc):
+                self.exception, self.exception_err = X86_TRAP_UD, 0
+                self.exit = EXIT_EXCEPTION
+                engine.stop(engine.uch)
+        except BaseException as failure:
+            self._failure = failure
+            engine.stop(engine.uch)

@@ -583,6 +583,53 @@ def _memory_file(
     return make
 
 
+# ---- namespaces ----------------------------------------------------------------------------------
+# There is one of each kind, in which everybody is: the first one, whose inode numbers are Linux's.
+
+_NAMESPACES: Final = {
+    b"net": (b"net", 0xEFFF_FFF9),
+    b"uts": (b"uts", 0xEFFF_FFFE),
+    b"ipc": (b"ipc", 0xEFFF_FFFF),
+    b"pid": (b"pid", 0xEFFF_FFFC),
+    b"pid_for_children": (b"pid", 0xEFFF_FFFC),
+    b"user": (b"user", 0xEFFF_FFFD),
+    b"mnt": (b"mnt", 0xEFFF_FFF8),
+    b"cgroup": (b"cgroup", 0xEFFF_FFFB),
+    b"time": (b"time", 0xEFFF_FFFA),
+    b"time_for_children": (b"time", 0xEFFF_FFFA),
+}
+
+
+class _Namespace(ProcFile):
+    """What the links lead to: something to be compared with others of its kind."""
+
+    __slots__ = ()
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        if fflag & FWRITE:
+            raise err(EPERM)
+        return None
+
+
+def _namespace(kind: bytes, number: int) -> Callable[[ProcDir, int], ProcNode]:
+    def make(dvp: ProcDir, ino: int) -> ProcNode:
+        assert dvp.p_proc is not None
+        return ProcMagicLink(
+            dvp.v_mount,
+            ino,
+            dvp.p_proc,
+            lambda: b"%s:[%d]" % (kind, number),
+            lambda: _Namespace(dvp.v_mount, number, None),
+        )
+
+    return make
+
+
+def _ns_dir(dvp: ProcDir, ino: int) -> ProcNode:
+    entries = {name: _namespace(*which) for name, which in _NAMESPACES.items()}
+    return ProcDir(dvp.v_mount, ino, entries, 0o511, dvp.p_proc)
+
+
 class ThreadDir(ProcDir):
     """/proc/PID, or /proc/PID/task/TID."""
 
@@ -644,6 +691,7 @@ def _text_vnode(p: Proc) -> Vnode | None:
 _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"fd": _fd_dir(False),
     b"fdinfo": _fd_dir(True),
+    b"ns": _ns_dir,
     b"environ": _file(lambda p, lp, whole: _environ(p), 0o400, True),
     b"auxv": _file(lambda p, lp, whole: p.p_auxv if p.p_lwps else b"", 0o400, True),
     b"status": _file(status),

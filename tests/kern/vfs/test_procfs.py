@@ -505,3 +505,22 @@ int main(void) {
 
 def test_names_cannot_be_changed() -> None:
     same(NAMES)
+
+
+def test_namespaces_are_the_first_ones() -> None:
+    same(LINES + r"""
+#include <dirent.h>
+int main(void) {
+    DIR *d = opendir("/proc/self/ns"); struct dirent *e; char p[300], b[99]; struct stat s, l, t;
+    while ((e = readdir(d))) {
+        if (*e->d_name == '.') continue;
+        sprintf(p, "/proc/self/ns/%s", e->d_name); int n = readlink(p, b, 98); b[n] = 0;
+        stat(p, &s); lstat(p, &l); sprintf(p, "/proc/%d/ns/%s", getpid(), e->d_name); stat(p, &t);
+        sprintf(p, "[%ld]", s.st_ino);
+        printf("%s %d %.4s %d %d %o %o\n", e->d_name, e->d_type, b, strstr(b, p) != 0,
+               s.st_ino == t.st_ino && s.st_dev == t.st_dev, s.st_mode, l.st_mode);
+    }
+    int f = open("/proc/self/ns/mnt", O_RDONLY), r = read(f, b, 1);
+    printf("%d %d %d\n", f >= 0, r, errno); f = open("/proc/self/ns/mnt", O_WRONLY);
+    printf("%d %d\n", f, errno); return 0;
+}""")  # fmt: skip

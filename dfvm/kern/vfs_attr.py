@@ -28,6 +28,7 @@ from dfvm.kern.kern_path import (
     user_path,
 )
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
+from dfvm.kern.vfs.vnode_param import VROOT
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
@@ -39,16 +40,18 @@ _UTIME_NOW: Final = 0x3FFFFFFF
 _UTIME_OMIT: Final = 0x3FFFFFFE
 
 
-def _attr(lwp: Lwp, dirfd: int, upath: int, flags: int) -> Vattr:
-    """Attributes by path, or with AT_EMPTY_PATH of a descriptor. A null path means an empty one
-    then, as in Linux since 6.11."""
+def _target(lwp: Lwp, dirfd: int, upath: int, flags: int) -> Vnode | File:
+    """What stat and its kin are about: by path, or with AT_EMPTY_PATH by descriptor. A null path
+    means an empty one then, as in Linux since 6.11."""
     path = b"" if not upath and flags & AT_EMPTY_PATH else user_path(lwp, upath)
     if path or not flags & AT_EMPTY_PATH:
-        return path_vnode(lwp, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW).getattr()
-    p = lwp.lwp_proc
-    if s32(dirfd) == AT_FDCWD:
-        return p.p_fs.fs_cdir.getattr()
-    return p.p_fd.fget_path(dirfd).fo_stat(lwp)
+        return path_vnode(lwp, dirfd, path, not flags & AT_SYMLINK_NOFOLLOW)
+    return fd_vnode(lwp, dirfd)
+
+
+def _attr(lwp: Lwp, dirfd: int, upath: int, flags: int) -> Vattr:
+    target = _target(lwp, dirfd, upath, flags)
+    return target.fo_stat(lwp) if isinstance(target, File) else target.getattr()
 
 
 def sys_newfstatat(lwp: Lwp, dirfd: int, upath: int, ust: int, flags: int) -> int:
@@ -84,7 +87,13 @@ def sys_statx(lwp: Lwp, dirfd: int, upath: int, flags: int, mask: int, ustx: int
         raise err(EINVAL)
     if flags & ~(AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE):
         raise err(EINVAL)
-    copyout(lwp.lwp_proc.p_vmspace, pack_statx(_attr(lwp, dirfd, upath, flags)), ustx)
+    target = _target(lwp, dirfd, upath, flags)
+    if isinstance(target, File):
+        stx = pack_statx(target.fo_stat(lwp), 0, False)
+    else:
+        root = bool(target.v_flag & VROOT)
+        stx = pack_statx(target.getattr(), target.v_mount.mnt_id, root)
+    copyout(lwp.lwp_proc.p_vmspace, stx, ustx)
     return 0
 
 

@@ -488,3 +488,28 @@ int main() {
     f = open("/proc/self/stat", O_RDONLY); c(0, 0); f = open("/", O_RDONLY); c(1 << 20, 0);
     f = open("/", O_PATH); c(0, 0); int p[2]; pipe(p); f = p[0]; c(0, 0); return 0;
 }""")  # fmt: skip
+
+
+def test_which_mount_a_file_is_in() -> None:
+    """statx, /proc/self/fdinfo and mountinfo agree."""
+    same(T + r"""
+#include <linux/stat.h>
+static long id(int fd, const char *path, int flags, int *root) {
+    static struct { unsigned mask, blk; unsigned long attr, n[2], ino, size, blocks, attrs;
+                    char times[64]; unsigned dev[4]; unsigned long mnt; char rest[104]; } x;
+    if (syscall(SYS_statx, fd, path, flags, 0x17ff, &x) || !(x.mask & 0x1000)) return -1;
+    *root = x.attrs & 0x2000 ? !!(x.attr & 0x2000) : -1;
+    return x.mnt;
+}
+int main() {
+    put_("f", ""); int f = open("f", O_RDONLY), root, same = 0, shown = 0; char p[50], line[300];
+    long here = id(f, "", AT_EMPTY_PATH, &root), proc = id(AT_FDCWD, "/proc", 0, &root);
+    printf("%d %d\n", here > 0 && proc > 0 && here != proc, root);
+    T(id(AT_FDCWD, "f", 0, &root) == here); T(root); T(id(AT_FDCWD, "/", 0, &root) > 0); T(root);
+    T(id(AT_FDCWD, "/proc/self/stat", 0, &root) == proc); T(root);
+    sprintf(p, "/proc/self/fdinfo/%d", f); char *l = strstr(get_(p), "mnt_id:");
+    T(atol(l + 7) == here);
+    for (FILE *m = fopen("/proc/self/mountinfo", "r"); fgets(line, 300, m);)
+        if (atol(line) == proc) shown += strstr(line, " /proc ") != 0;
+    T(shown); return 0;
+}""")  # fmt: skip

@@ -53,8 +53,8 @@ class Statfs:
 class Mount:
     """One mounted file system."""
 
-    __slots__ = ("mnt_dvp", "mnt_fixed", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_magic",
-                 "mnt_name", "mnt_private", "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
+    __slots__ = ("mnt_dvp", "mnt_fixed", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_id",
+                 "mnt_magic", "mnt_name", "mnt_private", "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
 
     mnt_vfs: Vfs  # the machine's file systems; never changes
     mnt_root: Vnode  # its root directory, with a reference of the mount's
@@ -64,6 +64,7 @@ class Mount:
     mnt_private: bool  # what is made on it exists in this machine only
     mnt_fixed: bool  # where a name is not, none can be made: ENOENT (procfs)
     mnt_flags: int  # ST_NOSUID …
+    mnt_id: int  # its number in /proc/self/mountinfo; 0 until it is mounted
     mnt_fstype: str  # third column of /proc/mounts
     mnt_from: str  # first column
     mnt_magic: int  # Statfs.f_type
@@ -76,6 +77,7 @@ class Mount:
         self.mnt_private = False
         self.mnt_rdonly = bool(flags & ST_RDONLY)
         self.mnt_flags = flags
+        self.mnt_id = 0
         self.mnt_fstype = fstype
         self.mnt_from = source
         self.mnt_magic = magic
@@ -148,6 +150,7 @@ class Vfs:
     def mountroot(self, mount: Mount) -> None:
         """Mount the root."""
         self.mounts.append(mount)
+        mount.mnt_id = len(self.mounts)
         self.rootvnode = mount.mnt_root
         self.rootvnode.vref()
 
@@ -182,6 +185,7 @@ class Vfs:
         dvp.v_names[name] = mount.mnt_root
         mount.mnt_root.set_parent(dvp, name)
         self.mounts.append(mount)
+        mount.mnt_id = len(self.mounts)
 
     def sync(self) -> list[tuple[Vnode, str]]:
         """Write everything that is written through. Returns what could not be. May block."""

@@ -336,17 +336,16 @@ def mounts(p: Proc) -> bytes:
 def mountinfo(p: Proc) -> bytes:
     lines = []
     root = p.p_fs.fs_rdir
-    all_mounts = p.kernel.vfs.mounts
-    for i, m in enumerate(all_mounts):
+    for m in p.kernel.vfs.mounts:
         at = vn_fullpath(m.mnt_root, root)
         if not at.startswith(b"/"):
             continue
         dvp = m.mnt_dvp
-        up = 0 if dvp is None else all_mounts.index(dvp.v_mount) + 1
+        up = 0 if dvp is None else dvp.v_mount.mnt_id
         dev = m.mnt_root.getattr().va_fsid
         lines.append(
             b"%d %d %d:%d / %s %s - %s %s %s\n" % (
-                i + 1, up, os.major(dev), os.minor(dev), _escape(at), m.options().encode(),
+                m.mnt_id, up, os.major(dev), os.minor(dev), _escape(at), m.options().encode(),
                 m.mnt_fstype.encode(), _escape(m.mnt_from.encode("utf-8", "surrogateescape")),
                 b"ro" if m.mnt_rdonly else b"rw",
             )
@@ -505,7 +504,9 @@ class FdDir(ProcNode):
         fp = self._file(p, fd)
         flag = fp.f_flag | (0o2000000 if fd in p.p_fd.fd_cloexec else 0)
         va = fp.fo_stat(self.kernel.sched.curthread.td_lwp)
-        text = f"pos:\t{fp.f_offset}\nflags:\t0{flag:o}\nmnt_id:\t1\nino:\t{va.va_fileid}\n"
+        vp = fp.f_vnode  # what has none is in no mount that is shown
+        mnt = len(p.kernel.vfs.mounts) + 1 if vp is None else vp.v_mount.mnt_id
+        text = f"pos:\t{fp.f_offset}\nflags:\t0{flag:o}\nmnt_id:\t{mnt}\nino:\t{va.va_fileid}\n"
         return (text + fp.fo_show()).encode()
 
     def vop_readdir(self) -> list[tuple[bytes, int, int]]:

@@ -24,7 +24,7 @@ EPOLL_EVENT: Final = Struct("<IQ")  # packed on x86-64: 12 bytes
 _STAT: Final = Struct("<QQQIIIIQqqqqQqQqQ24x")
 # struct statx: mask blksize attributes nlink uid gid mode pad ino size blocks attributes_mask,
 # four statx_timestamps (s64, u32, pad), rdev, dev (major, minor each), mnt_id dio_mem dio_offset
-_STATX: Final = Struct("<IIQIIIHHQQQQ" + "qII" * 4 + "IIIIQII96x")
+_STATX: Final = Struct("<IIQIIIHHQQQQ" + "qII" * 4 + "IIIIQII96x")  # 256 bytes
 # struct statfs: type bsize blocks bfree bavail files ffree fsid[2] namelen frsize flags spare[4]
 _STATFS: Final = Struct("<qqQQQQQQqqq32x")
 _DIRENT64: Final = Struct("<QqHB")  # ino, off, reclen, type; the name follows
@@ -35,6 +35,8 @@ PIPEFS_DEV: Final = 13  # st_dev of pipes without a name
 
 STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
+STATX_MNT_ID: Final = 0x1000
+STATX_ATTR_MOUNT_ROOT: Final = 0x2000
 STATX__RESERVED: Final = 0x8000_0000
 
 
@@ -60,19 +62,21 @@ def pack_stat(va: Vattr) -> bytes:
     )  # fmt: skip
 
 
-def pack_statx(va: Vattr) -> bytes:
-    """struct statx, 256 bytes. Everything known is given, whatever the caller's mask says, as
-    statx(2) allows."""
+def pack_statx(va: Vattr, mnt_id: int, mount_root: bool) -> bytes:
+    """struct statx of something in the mount `mnt_id` (0: in none). Everything known is given,
+    whatever the caller's mask says, as statx(2) allows."""
+    mask = STATX_BASIC_STATS | STATX_BTIME | (STATX_MNT_ID if mnt_id else 0)
     asec, ansec = divmod(va.va_atime, NS)
     bsec, bnsec = divmod(va.va_birthtime, NS)
     csec, cnsec = divmod(va.va_ctime, NS)
     msec, mnsec = divmod(va.va_mtime, NS)
     rdev, dev = va.va_rdev, va.va_fsid
     return _STATX.pack(
-        STATX_BASIC_STATS | STATX_BTIME, va.va_blksize, 0, va.va_nlink, va.va_uid, va.va_gid,
-        VTTOIF[va.va_type] | va.va_mode, 0, va.va_fileid, va.va_size, (va.va_bytes + 511) // 512,
-        0, asec, ansec, 0, bsec, bnsec, 0, csec, cnsec, 0, msec, mnsec, 0,
-        dev_major(rdev), dev_minor(rdev), dev_major(dev), dev_minor(dev), 0, 0, 0,
+        mask, va.va_blksize, STATX_ATTR_MOUNT_ROOT if mount_root else 0, va.va_nlink, va.va_uid,
+        va.va_gid, VTTOIF[va.va_type] | va.va_mode, 0, va.va_fileid, va.va_size,
+        (va.va_bytes + 511) // 512, STATX_ATTR_MOUNT_ROOT,
+        asec, ansec, 0, bsec, bnsec, 0, csec, cnsec, 0, msec, mnsec, 0,
+        dev_major(rdev), dev_minor(rdev), dev_major(dev), dev_minor(dev), mnt_id, 0, 0,
     )  # fmt: skip
 
 

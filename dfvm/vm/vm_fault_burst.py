@@ -83,8 +83,8 @@ def vm_prefault(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_flags: 
     prot &= VM_PROT_ALL
     back, ahead = prefault_extent(pmap, entry, va)
     object = entry.ba.object
-    if object is not None and object.type == OBJT_VNODE:
-        prot &= ~VM_PROT_WRITE  # the first store to each page is to be noted
+    if object is not None and object.type == OBJT_VNODE and prot & VM_PROT_WRITE:
+        return 0  # the first store to each page of a file is to be noted
     above = range(va + PAGE_SIZE, min(entry.ba.end, va + (ahead + 1) * PAGE_SIZE), PAGE_SIZE)
     below = range(va - PAGE_SIZE, max(entry.ba.start, va - back * PAGE_SIZE) - 1, -PAGE_SIZE)
     count = _scan(pmap, above, entry, prot, fault_flags)
@@ -188,8 +188,8 @@ def vm_prefault_quick(pmap: Pmap, va: int, entry: VmMapEntry, prot: int, fault_f
     object = ba.object
     if object is None or ba.backing_ba is not None:
         return 0
-    if object.type == OBJT_VNODE:
-        prot &= ~VM_PROT_WRITE  # the first store to each page is to be noted
+    if object.type == OBJT_VNODE and prot & VM_PROT_WRITE:
+        return 0  # the first store to each page of a file is to be noted
     back, ahead = prefault_extent(pmap, entry, va)
     memq, pindex = object.rb_memq, va - ba.start + ba.offset >> 12
     # It does not leave the page table, so that all PTEs can be looked at at once.

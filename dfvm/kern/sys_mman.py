@@ -512,7 +512,11 @@ def sys_brk(lp: Lwp, addr: int) -> int:
             check_data(p, more)
         except OSError:
             return now
-    return addr if vm_brk(space, addr) == KERN_SUCCESS else now
+    if vm_brk(space, addr) != KERN_SUCCESS:
+        return now
+    if more > 0 and map.flags & MAP_FUTUREONFAULT:
+        vm_map_mark(map, round_page(now), round_page(addr), 0, MARK_ONFAULT)
+    return addr
 
 
 # ---- msync and mincore ---------------------------------------------------------------------------

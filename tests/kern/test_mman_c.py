@@ -794,6 +794,23 @@ def test_what_is_locked_stays_so() -> None:
     )
 
 
+def test_a_heap_that_is_locked_as_it_is_used() -> None:
+    same(
+        HELP
+        + r"""
+    int main(void) {
+        SAY(mlockall(MCL_FUTURE | MCL_ONFAULT));
+        char *p = (char *)((long)sbrk(9 * P) + P & -P);
+        SMAPS(p, "Locked"); SMAPS(p, "VmFlags");
+        p[P] = 1;
+        SAY(mprotect(p, 8 * P, PROT_READ)); SAY(mprotect(p, 8 * P, RW));
+        SMAPS(p, "Locked"); SMAPS(p, "VmFlags");
+        return 0;
+    }
+    """
+    )
+
+
 def test_locked_memory_that_is_gone_becomes_writable() -> None:
     """A part of a locked, private view of a file can't be copied when it becomes writable, as the
     file has been cut. It stays locked."""

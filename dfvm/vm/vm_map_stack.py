@@ -123,13 +123,12 @@ def vm_map_growstack(map: VmMap, addr: int) -> int:
     room = min(entry.avail_ssize, entry.ba.start - _floor(map, before))
     if is_procstack:
         room = min(room, trunc_page(p.p_rlimit(RLIMIT_STACK)) - vmspace.vm_ssize)
+    # (DragonFly refuses to grow where the limit on all memory leaves less than a whole step.)
+    room = min(room, trunc_page(p.p_rlimit(RLIMIT_VMEM)) - map.size)
     if need > room:
         vm_map_unlock(map)
         return KERN_NO_SPACE
     grow = min(-(-need // SGROWSIZ) * SGROWSIZ, room)
-    if map.size + grow > p.p_rlimit(RLIMIT_VMEM):
-        vm_map_unlock(map)
-        return KERN_NO_SPACE
     start, old_start = entry.ba.start - grow, entry.ba.start
     rv = _grow(map, entry, start)
     on_fault = entry.eflags & MAP_ENTRY_WIREONFAULT

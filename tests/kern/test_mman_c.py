@@ -794,6 +794,31 @@ def test_what_is_locked_stays_so() -> None:
     )
 
 
+def test_a_stack_grows_up_to_the_limit_of_all_memory() -> None:
+    same(
+        HELP
+        + r"""
+    static int deep(int n) {
+        volatile char b[4000];
+        b[3999] = 1;
+        return n ? deep(n - 1) + b[3999] : 0;
+    }
+
+    int main(void) {
+        char text[4096];
+        int fd = open("/proc/self/status", O_RDONLY);
+        text[read(fd, text, sizeof text - 1)] = 0;
+        /* 300 KiB are more than two of the steps in which a stack grows, and less than three. */
+        struct rlimit l = {(atol(strstr(text, "VmSize:") + 7) + 300) << 10, RLIM_INFINITY};
+        SAY(setrlimit(RLIMIT_AS, &l));
+        SAY(deep(100));
+        CHILD(deep(200));
+        return 0;
+    }
+    """
+    )
+
+
 def test_a_heap_that_is_locked_as_it_is_used() -> None:
     same(
         HELP

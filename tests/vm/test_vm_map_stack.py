@@ -126,10 +126,12 @@ def test_growth_keeps_to_rlimit_stack_for_the_process_stack(proc: Proc, map: VmM
 @pytest.mark.spec("MAP-14")
 def test_growth_keeps_to_rlimit_vmem(proc: Proc, map: VmMap) -> None:
     stack(map, 1 << 20)
-    proc.limits[RLIMIT_VMEM] = map.size + SGROWSIZ - 1
-    assert vm_map_growstack(map, TOP - SGROWSIZ - P) == KERN_NO_SPACE
-    proc.limits[RLIMIT_VMEM] = map.size + SGROWSIZ
-    assert vm_map_growstack(map, TOP - SGROWSIZ - P) == KERN_SUCCESS
+    proc.limits[RLIMIT_VMEM] = map.size + 2 * P - 1
+    assert vm_map_growstack(map, TOP - SGROWSIZ - 2 * P) == KERN_NO_SPACE
+    proc.limits[RLIMIT_VMEM] = map.size + 3 * P + 1
+    assert vm_map_growstack(map, TOP - SGROWSIZ - 2 * P) == KERN_SUCCESS
+    assert ranges(map) == [(TOP - SGROWSIZ - 3 * P, TOP)]  # not a whole step
+    sound(map)
 
 
 @pytest.mark.spec("MAP-14")

@@ -22,7 +22,7 @@ usage: dfvm COMMAND [options] ...
   run    run a program under the managed virtual memory
   trace  the same, showing every page fault
 
-`dfvm COMMAND --help` tells the options of each.
+`dfvm COMMAND --help` tells the options of each, `dfvm --version` the version.
 """
 
 COMMANDS: Final = ("run", "trace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from errno import EACCES
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from dfvm.tools.main import EXIT_USAGE, complain, quoted, show, shown, suggestion
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfvm.kern.machine import Machine
+
+
+_EXIT_STATUS: Final = (
+    "The exit status is the program's, 128 + n when signal n killed it; 127 or 126 when it is not "
+    "there or can't be run, 2 for wrong options and files that can't be written, 70 for a bug of "
+    "the kernel's."
+)
 
 
 class UsageError(Exception):
@@ -90,7 +97,7 @@ def run_parser(prog: str, description: str) -> OneLineParser:
     """A parser with the options of `dfvm run`"""
     parser = OneLineParser(
         prog=prog, usage=f"{prog} [options] PROGRAM [ARG...]", description=description,
-        allow_abbrev=False, formatter_class=HelpFormatter,
+        epilog=_EXIT_STATUS, allow_abbrev=False, formatter_class=HelpFormatter,
     )  # fmt: skip
     parser.add_argument(
         "--mem",

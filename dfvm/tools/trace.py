@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from errno import EPIPE
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dfvm.tools.main import EXIT_SIGPIPE, EXIT_USAGE, complain, say, shown
 from dfvm.tools.options import UsageError, open_output, parse_run, run_parser
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from dfvm.trace.fault_trace import FaultTrace
 
 
+_DESCRIPTION: Final = (
+    "Run PROGRAM and show each page fault, then a summary: process, RIP, address, read, written or "
+    "executed by user or kernel, how it was resolved and how many neighbours were mapped along, "
+    "frame and PTE, minor or major, microseconds, and the map entry."
+)
+
+
 def trace_command(argv: Sequence[str]) -> int:
     """`dfvm trace [options] PROGRAM [ARG...]`. The trace goes to stderr, or to -o FILE."""
-    parser = run_parser("dfvm trace", "Run PROGRAM and show each page fault, then a summary.")
+    parser = run_parser("dfvm trace", _DESCRIPTION)
     parser.add_argument("-o", dest="output", metavar="FILE", help="write the trace there")
     parser.add_argument(
         "--format",

@@ -117,6 +117,7 @@ def test_help() -> None:
     done = dfvm("run", "--help")
     assert (done.returncode, done.stderr) == (0, b"") and b"--stats[=FILE]" in done.stdout
     assert dfvm("help", "run").stdout == done.stdout
+    assert b"The exit status is the program's" in done.stdout
     assert b"--walk" in dfvm("trace", "--help").stdout
     assert dfvm("--version").stdout.startswith(b"dfvm ")
 

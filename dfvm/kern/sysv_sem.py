@@ -19,6 +19,7 @@ from struct import Struct, pack, unpack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.abi.linux.linux_struct import TIMESPEC
 from dfvm.kern.kern_errno import (
     E2BIG,
     EAGAIN,
@@ -30,7 +31,7 @@ from dfvm.kern.kern_errno import (
     ERANGE,
     err,
 )
-from dfvm.kern.kern_time import LONGEST_NS, copyin_timespec
+from dfvm.kern.kern_time import LONGEST_NS, timespec_ns
 from dfvm.kern.sysv_ipc import (
     IPC_INFO,
     IPC_NOWAIT,
@@ -408,34 +409,33 @@ def _freeary(ns: IpcNs, sma: SemSet) -> None:
 
 def sys_semop(lp: Lwp, semid: int, usops: int, nsops: int) -> int:
     """Do operations on a set, all at once; sleep until they can be done."""
-    return _semop(lp, semid, usops, nsops, -1)
+    return _semop(lp, semid, _copyin_sops(lp, usops, nsops), -1)
 
 
 def sys_semtimedop(lp: Lwp, semid: int, usops: int, nsops: int, utimeout: int) -> int:
     """The same, with a time after which it is over: EAGAIN."""
-    if not utimeout:
-        return _semop(lp, semid, usops, nsops, -1)
-    try:
-        timeout = copyin_timespec(lp, utimeout)
-    except OSError as e:
-        if e.errno != EINVAL:
-            raise
-        timeout = -2  # what is wrong with the operations comes first
-    return _semop(lp, semid, usops, nsops, timeout)
+    raw = copyin(lp.lwp_proc.p_vmspace, utimeout, TIMESPEC.size) if utimeout else b""
+    sops = _copyin_sops(lp, usops, nsops)  # what is wrong with them comes before a bad time
+    return _semop(lp, semid, sops, timespec_ns(*TIMESPEC.unpack(raw)) if raw else -1)
 
 
-def _semop(lp: Lwp, semid: int, usops: int, nsops: int, timeout: int) -> int:
-    """semop, with `timeout` in ns, -1 none, or -2 a bad one."""
-    semid, nsops = s32(semid), u32(nsops)
+def _copyin_sops(lp: Lwp, usops: int, nsops: int) -> list[Sembuf]:
     p = lp.lwp_proc
-    ns = ipc_ns(p.kernel)
-    if nsops > ns.sem_opm:
+    nsops = u32(nsops)
+    if nsops > ipc_ns(p.kernel).sem_opm:
         raise err(E2BIG)
     if nsops < 1:
         raise err(EINVAL)
-    sops: list[Sembuf] = list(_SEMBUF.iter_unpack(copyin(p.p_vmspace, usops, nsops * _SEMBUF.size)))
-    if semid < 0 or timeout == -2:
+    return list(_SEMBUF.iter_unpack(copyin(p.p_vmspace, usops, nsops * _SEMBUF.size)))
+
+
+def _semop(lp: Lwp, semid: int, sops: list[Sembuf], timeout: int) -> int:
+    """semop, with `timeout` in ns; -1: none."""
+    semid = s32(semid)
+    if semid < 0:
         raise err(EINVAL)
+    p = lp.lwp_proc
+    ns = ipc_ns(p.kernel)
     sma = ns.sem_ids.get(semid)
     nsems = len(sma.semval)
     alter = undoes = False

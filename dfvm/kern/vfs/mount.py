@@ -54,7 +54,8 @@ class Mount:
     """One mounted file system."""
 
     __slots__ = ("mnt_dvp", "mnt_fixed", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_id",
-                 "mnt_magic", "mnt_name", "mnt_private", "mnt_rdonly", "mnt_root", "mnt_vfs")  # fmt: skip
+                 "mnt_magic", "mnt_name", "mnt_private", "mnt_rdonly", "mnt_root",
+                 "mnt_vfs")  # fmt: skip
 
     mnt_vfs: Vfs  # the machine's file systems; never changes
     mnt_root: Vnode  # its root directory, with a reference of the mount's

@@ -83,7 +83,6 @@ from dfvm.kern.vfs.resolve import (
 )  # fmt: skip
 from dfvm.kern.vfs.seals import F_SEAL_EXEC, F_SEAL_SEAL
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
-from dfvm.kern.vfs.vfs_rename import vn_rename
 from dfvm.kern.vfs.vfs_vnops import vn_open
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import (
@@ -462,6 +461,8 @@ def sys_renameat2(lwp: Lwp, olddirfd: int, uold: int, newdirfd: int, unew: int, 
     old = path_nameiat(lwp, olddirfd, old_path)
     new = path_nameiat(lwp, newdirfd, new_path)
     may_rename(old, new, flags)
+    from dfvm.kern.vfs.vfs_rename import vn_rename  # which not every program needs
+
     vn_rename(old.ni_dvp, old.ni_name, new.ni_dvp, new.ni_name, flags, lwp.lwp_proc.p_ucred)
     return 0
 

@@ -434,3 +434,14 @@ class ProcMount(PseudoMount):
         if lwp is None:
             raise err(ENOENT)
         return b"%s/task/%d" % (self.self_name(), lwp.lwp_tid)
+
+
+def parse_int(data: bytes) -> int:
+    """The number that was written to a file.
+
+    :raises OSError: EINVAL.
+    """
+    try:
+        return int(data.replace(b"_", b"x"))  # which Python takes in numbers
+    except ValueError:
+        raise err(EINVAL) from None

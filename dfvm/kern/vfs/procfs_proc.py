@@ -23,6 +23,7 @@ from dfvm.kern.vfs.procfs import (
     ProcFile,
     ProcMagicLink,
     ProcNode,
+    parse_int,
 )
 from dfvm.kern.vfs.procfs_maps import (
     ClearRefsFile,
@@ -36,7 +37,6 @@ from dfvm.kern.vfs.procfs_maps import (
     space_of,
     vm_kinds,
 )
-from dfvm.kern.vfs.procfs_system import parse_int
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VDIR, VTTODT, VWRITE
 from dfvm.machine.reg import RIP, RSP

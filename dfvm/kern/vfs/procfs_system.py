@@ -17,7 +17,7 @@ from dfvm.kern.kern_time import USER_HZ
 from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
-from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink
+from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink, parse_int
 from dfvm.kern.vfs.procfs_sysctl import IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, Sysctl
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
@@ -277,17 +277,6 @@ def execdomains(kernel: Kernel) -> bytes:
 
 def cmdline(kernel: Kernel) -> bytes:
     return b"BOOT_IMAGE=dfvm mem=%dK\n" % (kernel.vm.ram.size >> 10)
-
-
-def parse_int(data: bytes) -> int:
-    """The number that was written to a file.
-
-    :raises OSError: EINVAL.
-    """
-    try:
-        return int(data.replace(b"_", b"x"))  # which Python takes in numbers
-    except ValueError:
-        raise err(EINVAL) from None
 
 
 class Setting(NamedTuple):

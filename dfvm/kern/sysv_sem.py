@@ -437,17 +437,20 @@ def _semop(lp: Lwp, semid: int, sops: list[Sembuf], timeout: int) -> int:
     p = lp.lwp_proc
     ns = ipc_ns(p.kernel)
     sma = ns.sem_ids.get(semid)
-    nsems = len(sma.semval)
+    highest = 0
     alter = undoes = False
     for num, op, semflags in sops:
-        if num >= nsems:
-            raise err(EFBIG)
+        if num > highest:
+            highest = num
         if op:
             alter = True
         if semflags & SEM_UNDO:
             undoes = True
+    undo = _undo(p, sma) if undoes else None  # even if nothing will come of it, as in Linux
+    if highest >= len(sma.semval):
+        raise err(EFBIG)
     ipcperms(p.p_ucred, sma.perm, S_IWUGO if alter else S_IRUGO)
-    q = SemQueue(sops, alter, _undo(p, sma) if undoes else None, p.p_pid)
+    q = SemQueue(sops, alter, undo, p.p_pid)
     rv = q.attempt(sma)
     if not rv:
         if alter:

@@ -101,12 +101,12 @@ def vm_map_mark(map: VmMap, start: int, end: int, clear: int, add: int) -> None:
     vm_map_lock(map)
     start, end = vm_map_range_check(map, start, end)
     entry = vm_map_first_entry(map, start)
-    if entry is not None and entry.ba.start < end:
-        vm_map_clip_start(map, entry, start)
     while entry is not None and entry.ba.start < end:
-        if entry.maptype != VM_MAPTYPE_SUBMAP:
+        eflags = entry.eflags & ~clear | add
+        if eflags != entry.eflags and entry.maptype != VM_MAPTYPE_SUBMAP:
+            vm_map_clip_start(map, entry, start)
             vm_map_clip_end(map, entry, end)
-            entry.eflags = entry.eflags & ~clear | add
+            entry.eflags = eflags
             vm_map_simplify_entry(map, entry)
         entry = entry.next
     vm_map_unlock(map)

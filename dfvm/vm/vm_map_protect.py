@@ -93,12 +93,12 @@ def vm_map_inherit(map: VmMap, start: int, end: int, new_inheritance: int) -> in
     vm_map_lock(map)
     start, end = vm_map_range_check(map, start, end)
     entry = vm_map_first_entry(map, start)
-    if entry is not None and entry.ba.start < end:
-        vm_map_clip_start(map, entry, start)
     while entry is not None and entry.ba.start < end:
-        vm_map_clip_end(map, entry, end)
-        entry.inheritance = new_inheritance
-        vm_map_simplify_entry(map, entry)
+        if entry.inheritance != new_inheritance:
+            vm_map_clip_start(map, entry, start)
+            vm_map_clip_end(map, entry, end)
+            entry.inheritance = new_inheritance
+            vm_map_simplify_entry(map, entry)
         entry = entry.next
     vm_map_unlock(map)
     return KERN_SUCCESS

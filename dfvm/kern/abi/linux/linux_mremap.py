@@ -140,6 +140,8 @@ def _move_all(p: Proc, addr: int, size: int, flags: int, new_addr: int) -> int:
             break
         first = max(entry.ba.start, at)
         at = min(vma_end(entry, end), end)
+        if entry.ba.object is not None and entry.ba.object.shm is not None and at - first < size:
+            raise err(EFAULT)  # attachments of segments move alone
         _remap_to(p, first, at - first, at - first, flags, new_addr + first - addr)
     return new_addr
 

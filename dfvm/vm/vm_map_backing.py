@@ -189,7 +189,7 @@ def vm_map_backing_dispose(ba: VmMapBacking | None, *, merged: bool = False) -> 
                 _remove_unshown(ba, obj)
             vm_map_backing_detach(ba)
             ba.object = None
-            if obj.shm is not None:
+            if obj.shm is not None and not merged:
                 obj.shm.shm_close()
             vm_object_deallocate(obj)
         ba = ba.backing_ba

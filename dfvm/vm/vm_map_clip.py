@@ -123,7 +123,31 @@ def _split(map: VmMap, entry: VmMapEntry, start: int, end: int) -> VmMapEntry:
     )
     new.wired_count = entry.wired_count
     new.sub_map = entry.sub_map
+    vm_map_shm_cut(map, entry)
+    vm_map_shm_cut(map, new)
     return new
+
+
+def vm_map_shm_cut(map: VmMap, entry: VmMapEntry) -> None:
+    """`entry` was cut, or has come to its place: if it shows a System V segment it may be merged
+    with a neighbour as long as the exclusive map lock is held."""
+    obj = entry.ba.object
+    if obj is not None and obj.shm is not None:
+        if map.shm_cut_at != map.timestamp:
+            map.shm_cut_at = map.timestamp
+            map.shm_cut.clear()
+        map.shm_cut.add(entry)
+
+
+def _stays_cut(map: VmMap, lower: VmMapEntry, upper: VmMapEntry) -> bool:
+    """What shows a System V segment is counted, and stays cut where it was cut by an earlier
+    operation: programs see how often a segment is attached. An operation may only move the border
+    between two."""
+    obj = lower.ba.object
+    if obj is None or obj.shm is None:
+        return False
+    cut = map.shm_cut
+    return map.shm_cut_at != map.timestamp or not (lower in cut or upper in cut)
 
 
 def vm_map_clip_start(map: VmMap, entry: VmMapEntry, start: int) -> None:
@@ -164,9 +188,8 @@ def _same_chain(lower: VmMapBacking, upper: VmMapBacking) -> bool:
     return a is b
 
 
-def _mergeable(lower: VmMapEntry, upper: VmMapEntry) -> bool:
-    """Whether two neighbours differ in nothing but their range. What shows a System V segment is
-    counted, and once cut stays so: programs see how often a segment is attached."""
+def _mergeable(map: VmMap, lower: VmMapEntry, upper: VmMapEntry) -> bool:
+    """Whether two neighbours differ in nothing but their range."""
     return (
         lower.ba.end == upper.ba.start
         and lower.eflags == upper.eflags
@@ -177,8 +200,8 @@ def _mergeable(lower: VmMapEntry, upper: VmMapEntry) -> bool:
         and lower.wired_count == upper.wired_count
         and lower.maptype == upper.maptype
         and upper.avail_ssize == 0
-        and (lower.ba.object is None or lower.ba.object.shm is None)
         and _same_chain(lower.ba, upper.ba)
+        and not _stays_cut(map, lower, upper)
     )
 
 
@@ -190,7 +213,7 @@ def vm_map_simplify_entry(map: VmMap, entry: VmMapEntry) -> None:
 
     # The neighbour's elements leave their objects only after ours have grown over its range.
     before = entry.prev
-    if before is not None and _mergeable(before, entry):
+    if before is not None and _mergeable(map, before, entry):
         start = before.ba.start
         vm_map_entry_unlink(map, before)
         map.index.rekey(entry.ba.start, start)
@@ -199,8 +222,9 @@ def vm_map_simplify_entry(map: VmMap, entry: VmMapEntry) -> None:
             entry.ba.offset = 0
         entry.avail_ssize = before.avail_ssize
         vm_map_backing_dispose(before.ba, merged=True)
+        map.shm_cut.discard(entry)
     behind = entry.next
-    if behind is not None and _mergeable(entry, behind):
+    if behind is not None and _mergeable(map, entry, behind):
         end = behind.ba.end
         vm_map_entry_unlink(map, behind)
         vm_map_backing_adjust(entry, entry.ba.start, end)

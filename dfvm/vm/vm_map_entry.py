@@ -201,8 +201,8 @@ class VmMap:
     """
 
     __slots__ = ("first", "flags", "freehint", "freehint_newindex", "hint", "index", "lock",
-                 "max_addr", "min_addr", "nentries", "pmap", "size", "system_map", "timestamp",
-                 "token", "vm")  # fmt: skip
+                 "max_addr", "min_addr", "nentries", "pmap", "shm_cut", "shm_cut_at", "size",
+                 "system_map", "timestamp", "token", "vm")  # fmt: skip
 
     vm: VmSystem  # the machine
     lock: Lock  # lockmgr lock of everything below; may be held over blocking
@@ -221,6 +221,10 @@ class VmMap:
     timestamp: int
     # Counts exclusive holds: whoever gives up the lock and has it back finds out whether he must
     # look again, since the same value means that nothing has changed; lock
+    shm_cut: set[VmMapEntry]
+    # Pieces of what shows a System V segment that were cut, or moved, since the lock was taken
+    # the shm_cut_at'th time: they may be merged again until it is given up; exclusive lock
+    shm_cut_at: int  # a timestamp; exclusive lock
     system_map: bool
     # The kernel's own: entries without an object have no memory, instead of getting an object at
     # the first fault; never changes after boot
@@ -241,6 +245,8 @@ class VmMap:
         self.nentries = 0
         self.size = 0
         self.timestamp = 0
+        self.shm_cut = set()
+        self.shm_cut_at = -1
         self.system_map = False
         self.flags = 0
         self.freehint = []

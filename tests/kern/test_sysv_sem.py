@@ -464,3 +464,28 @@ int main(void)
 }
 """
     )
+
+
+def test_undo_of_what_was_refused() -> None:
+    """Who was not allowed to change a set with SEM_UNDO leaves a trace of his end in it."""
+    same(
+        HEAD
+        + r"""
+static void refused(void)
+{
+    if (setresgid(99, 99, 99) || setresuid(99, 99, 99)) printf("not root\n");
+    printf("%d %d\n", op1(0, 1, SEM_UNDO | IPC_NOWAIT), op1(9, 1, SEM_UNDO));
+    semctl(id, 0, IPC_STAT, &ds);
+    printf("%d\n", ds.sem_otime != 0);
+}
+int main(void)
+{
+    id = semget(IPC_PRIVATE, 3, 0644);
+    child(refused);
+    semctl(id, 0, IPC_STAT, &ds);
+    printf("%d\n", ds.sem_otime != 0);
+    semctl(id, 0, IPC_RMID);
+    return 0;
+}
+"""
+    )

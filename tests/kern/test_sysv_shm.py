@@ -654,3 +654,38 @@ int main(void)
 }
 """
     )
+
+
+def test_borders() -> None:
+    """A change may move the border between two pieces of an attachment; it never makes one of two
+    that were there before. Pieces that are moved join what they come to lie behind."""
+    same(
+        HEAD
+        + r"""
+#define BASE ((char *)0x10000000000)
+static void show(const char *what) { stat_(what); maps(); }
+int main(void)
+{
+    id = shmget(IPC_PRIVATE, 8 * P, 0600);
+    char *p = shmat(id, BASE, 0);
+    mprotect(p, P, PROT_READ); show("first page");
+    mprotect(p + P, P, PROT_READ); show("second page");
+    mprotect(p, 3 * P, PROT_READ | PROT_WRITE); show("writable");
+    mprotect(p + 4 * P, P, PROT_READ); show("middle");
+    mprotect(p + 4 * P, P, PROT_READ | PROT_WRITE); show("back");
+    madvise(p, 8 * P, MADV_NORMAL); show("normal");
+    madvise(p + P, 2 * P, MADV_RANDOM); show("random");
+    madvise(p + P, P, MADV_NORMAL); show("normal");
+    mremap(p + 7 * P, P, P, MREMAP_MAYMOVE | MREMAP_FIXED, p + 20 * P); show("moved");
+    mremap(p + 20 * P, P, P, MREMAP_MAYMOVE | MREMAP_FIXED, p + 7 * P); show("and back");
+    remap_file_pages(p + 6 * P, P, 0, 6, 0); show("remapped");
+    printf("%d\n", mremap(p, 8 * P, 8 * P, MREMAP_MAYMOVE | MREMAP_FIXED, p + 20 * P) ==
+           MAP_FAILED ? errno : 0);
+    show("all at once");
+    printf("%d\n", got(shmdt(p)));
+    show("gone");
+    shmctl(id, IPC_RMID, 0);
+    return 0;
+}
+"""
+    )

@@ -58,7 +58,7 @@ from dfvm.vm.vm_map import (
     vm_map_unlock,
 )
 from dfvm.vm.vm_map_backing import vm_map_backing_adjust
-from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_entry_unlink
+from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_entry_unlink, vm_map_shm_cut
 from dfvm.vm.vm_map_entry import VmMapBacking, VmMapEntry
 from dfvm.vm.vm_map_insert import vm_map_entry_unwire
 from dfvm.vm.vm_map_space import vm_map_freehint_hole
@@ -250,6 +250,7 @@ def _show(map: VmMap, like: VmMapEntry, start: int, end: int, distance: int) -> 
         vm_map_clip_end(map, new, end)
         new.eflags |= kept
         new.inheritance = like.inheritance
+        vm_map_shm_cut(map, new)
         vm_map_simplify_entry(map, new)
 
 
@@ -340,6 +341,7 @@ def _relocate(map: VmMap, start: int, end: int, delta: int) -> VmMapEntry:
         _shift(entry.ba, delta)
         entry.avail_ssize = 0
         vm_map_entry_link(map, prev, entry)
+        vm_map_shm_cut(map, entry)
         prev = entry
     return moving[-1]
 

@@ -200,7 +200,8 @@ class HostFile(File):
         va.va_bytes = st.st_blocks * 512
         va.va_atime = st.st_atime_ns
         va.va_mtime = st.st_mtime_ns
-        va.va_ctime = va.va_birthtime = st.st_ctime_ns
+        va.va_ctime = st.st_ctime_ns
+        va.va_birthtime = None
         return va
 
     def fo_setfl(self, flag: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from file_util import T
-from guest_util import same
+from guest_util import build, by_guest, same
 
 
 def test_open_flags() -> None:
@@ -513,3 +513,26 @@ int main() {
         if (atol(line) == proc) shown += strstr(line, " /proc ") != 0;
     T(shown); return 0;
 }""")  # fmt: skip
+
+
+def test_birth_times() -> None:
+    """A file's own time of birth stays what it was, whatever happens to it; that of a host's file
+    is not known, and nothing else is taken for it."""
+    program = build(r"""
+    int main(void) {
+        char dir[] = "/tmp/birthXXXXXX";
+        chdir(mkdtemp(dir));
+        struct statx x, y;
+        int fd = creat("f", 0600);
+        statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &x);
+        write(fd, "x", 1), fchmod(fd, 0644);
+        utimensat(AT_FDCWD, "f", (struct timespec[]){{1, 2}, {3, 4}}, 0);
+        statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &y);
+        printf("%d %d\n", !!(y.stx_mask & STATX_BTIME),
+               !memcmp(&x.stx_btime, &y.stx_btime, sizeof x.stx_btime));
+        statx(AT_FDCWD, "/proc/self/exe", 0, STATX_ALL, &x);
+        printf("%d %lld\n", !!(x.stx_mask & STATX_BTIME), (long long)x.stx_btime.tv_sec);
+        return 0;
+    }
+    """)
+    assert by_guest(program)[1] == b"1 1\n0 0\n"

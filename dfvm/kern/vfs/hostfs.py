@@ -287,7 +287,8 @@ class HostVnode(Vnode):
         va.va_bytes = st.st_blocks * 512
         va.va_atime = st.st_atime_ns
         va.va_mtime = st.st_mtime_ns
-        va.va_ctime = va.va_birthtime = st.st_ctime_ns
+        va.va_ctime = st.st_ctime_ns
+        va.va_birthtime = None
         if self.h_dirty:
             va.va_mtime = max(va.va_mtime, self.h_wtime)
             va.va_ctime = max(va.va_ctime, self.h_wtime)

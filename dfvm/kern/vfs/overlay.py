@@ -97,7 +97,7 @@ class OvlVnode(Vnode):
     o_atime: int  # ns, as the following
     o_mtime: int
     o_ctime: int
-    o_birth: int
+    o_birth: int | None  # None: made by the host, at a time not known
     o_bytes: int  # storage the host's file takes
     o_upper: dict[bytes, OvlVnode | None]  # of a directory: names that are ours; None: whiteout
     o_link: bytes | None  # of a symbolic link: the target; None: not read from the host yet
@@ -115,7 +115,8 @@ class OvlVnode(Vnode):
         self.o_nlink = 1
         self.o_rdev = 0
         self.o_bytes = 0
-        self.o_atime = self.o_mtime = self.o_ctime = self.o_birth = vfs_timestamp()
+        self.o_atime = self.o_mtime = self.o_ctime = now = vfs_timestamp()
+        self.o_birth = now
         if vtype == VDIR:
             self.o_upper = {}
         self.o_link = None
@@ -145,7 +146,8 @@ class OvlVnode(Vnode):
         self.o_rdev = st.st_rdev
         self.o_atime = st.st_atime_ns
         self.o_mtime = st.st_mtime_ns
-        self.o_ctime = self.o_birth = st.st_ctime_ns
+        self.o_ctime = st.st_ctime_ns
+        self.o_birth = None
         self.o_bytes = st.st_blocks * 512
         self.o_until = monotonic_ns() + HOST_TTL
 

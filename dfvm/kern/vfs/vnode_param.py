@@ -135,4 +135,4 @@ class Vattr:
     va_atime: int  # ns, as the other three
     va_mtime: int
     va_ctime: int
-    va_birthtime: int
+    va_birthtime: int | None  # None: not known, as of the host's files

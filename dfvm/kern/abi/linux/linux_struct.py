@@ -65,9 +65,13 @@ def pack_stat(va: Vattr) -> bytes:
 def pack_statx(va: Vattr, mnt_id: int, mount_root: bool) -> bytes:
     """struct statx of something in the mount `mnt_id` (0: in none). Everything known is given,
     whatever the caller's mask says, as statx(2) allows."""
-    mask = STATX_BASIC_STATS | STATX_BTIME | (STATX_MNT_ID if mnt_id else 0)
+    mask, birth = STATX_BASIC_STATS, va.va_birthtime
+    if mnt_id:
+        mask |= STATX_MNT_ID
+    if birth is not None:
+        mask |= STATX_BTIME
     asec, ansec = divmod(va.va_atime, NS)
-    bsec, bnsec = divmod(va.va_birthtime, NS)
+    bsec, bnsec = divmod(birth or 0, NS)
     csec, cnsec = divmod(va.va_ctime, NS)
     msec, mnsec = divmod(va.va_mtime, NS)
     rdev, dev = va.va_rdev, va.va_fsid

@@ -524,7 +524,18 @@ class Vcpu:
 
         engine.on_exception, engine.on_syscall = on_exception, on_syscall
         engine.on_invalid, engine.on_io = self._on_invalid, self._on_io
-        engine.on_translated, engine.on_code = self._on_translated, self._on_code
+        engine.on_code = self._on_code
+
+        def on_translated(pc: int, size: int) -> None:
+            try:
+                if translated(pc, size):
+                    stop(handle)
+            except BaseException as failure:
+                self._failure = failure
+                stop(handle)
+
+        translated = self.errata.translated
+        engine.on_translated = on_translated
 
     def _on_invalid(self) -> None:
         """An invalid opcode, or an int instruction that is not allowed."""
@@ -546,16 +557,6 @@ class Vcpu:
             self._refused = bytes(engine.b)
             self._poisoned = True
             engine.poison()
-            engine.stop(engine.uch)
-
-    def _on_translated(self, pc: int, size: int) -> None:
-        """A block of code at `pc` has been translated."""
-        engine = self.engine
-        try:
-            if self.errata.translated(pc, size):
-                engine.stop(engine.uch)
-        except BaseException as failure:
-            self._failure = failure
             engine.stop(engine.uch)
 
     def _on_code(self, pc: int) -> None:

@@ -96,7 +96,9 @@ _INVALID_HOOK: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c
 
 # A block is its address and, in the next word, the number of instructions and the size.
 _BLOCK: Final = ctypes.POINTER(ctypes.c_uint64)
-_BLOCK_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, _BLOCK, _BLOCK, ctypes.c_void_p)
+_BLOCK_HOOK: Final = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, _BLOCK, ctypes.c_void_p, ctypes.c_void_p
+)
 
 # QEMU's cpu-all.h and cpu-defs.h.
 _EXCP_HLT: Final = 0x10001  # the processor has halted

@@ -34,11 +34,19 @@ GATHER: Final = 2  # it reads MXCSR or the x87 status: bring the exceptions ther
 FORGET_SSE: Final = 4  # it sets MXCSR
 FORGET_X87: Final = 8  # it sets the x87 status, or clears it
 
-# Code without any of this has no such instruction.
+# Code without any of this has no such instruction: a VEX prefix and an opcode that there is with it
+# (two bytes long, and three, by its field for the map), XOP, and the others of the tables below. The
+# end counts, as a block ends where the engine takes an instruction for a shorter one.
 _SUSPECT: Final = re.compile(
-    rb"[\xc4\xc5]|\x8f[^\xc0-\xc7]|\x0f\xae|[\xd9\xdd][\x20-\x3f\x60-\x7f\xa0-\xbf]|\xdf\xe0|\xdb[\xe2\xe3]",
+    rb"\xc5.(?:[\x10-\x17\x28-\x2f\x41-\x4b\x50-\x7f\x90-\x9b\xae\xc2\xc4-\xc6\xd0-\xff]|$)"
+    rb"|\xc4[\x01-\x03\x21-\x23\x41-\x43\x61-\x63\x81-\x83\xa1-\xa3\xc1-\xc3\xe1-\xe3]"
+    rb"|\x8f[\x08-\x0a\x28-\x2a\x48-\x4a\x68-\x6a\x88-\x8a\xa8-\xaa\xc8-\xca\xe8-\xea]"
+    rb"|\x0f\xae[\x00-\x1f\x40-\x5f\x80-\x9f]"
+    rb"|[\xd9\xdd][\x20-\x3f\x60-\x7f\xa0-\xbf]|\xdf\xe0|\xdb[\xe2\xe3]",
     re.DOTALL,
 )
+
+_suspect: Final = _SUSPECT.search
 
 _BMI: Final = frozenset(
     [(MAP_0F38, opcode) for opcode in (0xF2, 0xF3, 0xF5, 0xF6, 0xF7)] + [(MAP_0F3A, 0xF0)]
@@ -91,7 +99,7 @@ def sites(code: bytes) -> list[int]:
 class Errata:
     """The remedies of one engine."""
 
-    __slots__ = ("_engine", "_mmu", "_ram", "_watched", "stale")
+    __slots__ = ("_engine", "_mem", "_mmu", "_q", "_watched", "stale")
 
     stale: tuple[int, int] | None  # (address, size) of a block that has to be translated again
     _watched: set[int]  # addresses, in whatever space, of instructions that the engine calls for
@@ -99,7 +107,8 @@ class Errata:
     def __init__(self, engine: Engine, mmu: Mmu, ram: Ram) -> None:
         self._engine = engine
         self._mmu = mmu
-        self._ram = ram
+        self._mem = ram.mem
+        self._q = ram.q
         self._watched = set()
         self.stale = None
 
@@ -107,7 +116,7 @@ class Errata:
         """A block of code was translated. Whether it must not be executed as it is: it is `stale`,
         and the engine has to stop for `retranslate`."""
         code = self._code(pc, size)
-        if _SUSPECT.search(code) is None:
+        if _suspect(code) is None:
             return False
         new = [pc + at for at in sites(code) if pc + at not in self._watched]
         if not new:
@@ -160,7 +169,7 @@ class Errata:
     def _code(self, va: int, size: int) -> bytes:
         """Code in the space that is loaded; less of it where there is no page."""
         # A table that is not there leads to frame 0, which is never used: all zeros.
-        q = self._ram.q
+        q = self._q
         entry = q[(self._mmu.cr3 >> 3) + (va >> 39 & 511)]
         entry = q[((entry & PG_FRAME) >> 3) + (va >> 30 & 511)]
         entry = q[((entry & PG_FRAME) >> 3) + (va >> 21 & 511)]
@@ -170,6 +179,6 @@ class Errata:
         offset = va & 4095
         pa = entry & PG_FRAME | offset
         if offset + size <= 4096:
-            return bytes(self._ram.mem[pa : pa + size])
+            return self._mem[pa : pa + size].tobytes()
         n = 4096 - offset
-        return bytes(self._ram.mem[pa : pa + n]) + self._code(va + n, size - n)
+        return self._mem[pa : pa + n].tobytes() + self._code(va + n, size - n)

@@ -536,3 +536,28 @@ def test_birth_times() -> None:
     }
     """)
     assert by_guest(program)[1] == b"1 1\n0 0\n"
+
+
+def test_a_hole_in_a_hole_takes_no_room() -> None:
+    same(r"""
+    int main(void) {
+        char dir[] = "/tmp/holeXXXXXX";
+        chdir(mkdtemp(dir));
+        struct stat st;
+        int fd = open("f", O_RDWR | O_CREAT, 0600);
+        ftruncate(fd, 131073);
+        for (int i = 0; i < 3; i++) {
+            static const long holes[][2] = {{0, 131073}, {5000, 100}, {4000, 20000}};
+            int r = fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, holes[i][0],
+                              holes[i][1]);
+            fsync(fd), fstat(fd, &st);
+            printf("%d %ld\n", r, (long)st.st_blocks);
+        }
+        char c = 'x', got[3];
+        pwrite(fd, &c, 1, 5000), pwrite(fd, &c, 1, 6000), pwrite(fd, &c, 1, 131072), fsync(fd);
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 5500, 131073 - 5500);
+        for (int i = 0; i < 3; i++) pread(fd, got + i, 1, (int[]){5000, 6000, 131072}[i]);
+        printf("%d %d %d\n", got[0], got[1], got[2]);
+        return 0;
+    }
+    """)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_FSETID
-from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, EOPNOTSUPP, err
+from dfvm.kern.kern_errno import EFBIG, EINVAL, EIO, ENODEV, ENXIO, EOPNOTSUPP, err
 from dfvm.kern.vfs.seals import sealed_size, sealed_write, sealed_zero
 from dfvm.kern.vfs.vnode_param import (
     FALLOC_KEEP_SIZE,
@@ -305,8 +305,18 @@ def _zero(vp: Vnode, off: int, end: int) -> None:
         parts = ((off, mid), (mid, end))
     for start, stop in parts:
         stop = min(stop, vp.v_filesize)
-        if start < stop:
+        if start < stop and not _is_hole(vp, start >> _SHIFT):
             _zero_part(vm, vp, start, stop)
+
+
+def _is_hole(vp: Vnode, pindex: int) -> bool:
+    """Whether the file has nothing at that page, in memory or in its storage."""
+    if vp.v_object is not None and pindex in vp.v_object.rb_memq:
+        return False
+    try:
+        return vp.vop_seek_data(pindex << _SHIFT, False) >= pindex + 1 << _SHIFT
+    except OSError as e:
+        return e.errno == ENXIO
 
 
 def _zero_part(vm: VmSystem, vp: Vnode, start: int, stop: int) -> None:

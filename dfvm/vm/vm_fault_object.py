@@ -106,7 +106,7 @@ class FaultState:
     """
 
     __slots__ = ("ba", "depth", "entry", "fault_flags", "first_ba", "first_held", "first_m",
-                 "first_prot", "first_shared", "hardfault", "how", "m", "map", "map_locked",
+                 "first_prot", "first_shared", "hardfault", "how", "lost", "m", "map", "map_locked",
                  "pindex", "prefault", "prot", "shared", "soft", "stored", "vm",
                  "wflags", "zeroed")  # fmt: skip
 
@@ -128,6 +128,7 @@ class FaultState:
     soft: bool  # m is soft-busied only
     m: VmPage | None
     first_m: VmPage | None
+    lost: VmPage | None  # a page on the way to m that is wired, and lost its contents
     zeroed: bool  # a page that was allocated in the first object is zero already
     hardfault: bool  # a pager had to read
     prefault: int  # neighbours mapped along with it
@@ -142,7 +143,7 @@ class FaultState:
         self.first_held = False
         self.first_shared = self.shared = bool(map.vm.sysctl.shared_fault)
         self.soft = False
-        self.m = self.first_m = None
+        self.m = self.first_m = self.lost = None
         self.hardfault = self.zeroed = False
         self.entry = None
         self.stored = None
@@ -246,7 +247,9 @@ def vm_fault_object(fs: FaultState, first_pindex: int, fault_type: int) -> int:
         panic(f"vm_fault_object: page {m!r} is not busy")
 
     if fs.ba is not fs.first_ba:
-        if fault_type & VM_PROT_WRITE:
+        first_m = fs.first_m
+        # A wired page that lost its contents, with the end of a file, is still what is wired here.
+        if fault_type & VM_PROT_WRITE or (first_m is not None and first_m.wire_count):
             m = _copy(fs, first_pindex)
         else:
             # Nobody writes to what is behind the first object.
@@ -283,6 +286,7 @@ def _find(fs: FaultState, first_pindex: int) -> int:
     PIP of the first object is still there, else _give_up has run."""
     pindex = first_pindex
     fs.zeroed = False
+    fs.lost = None
     while True:
         rv = _look(fs, pindex)
         if rv != _NOT_HERE:
@@ -347,6 +351,7 @@ def _look(fs: FaultState, pindex: int) -> int:
     elif m is not None:
         # A page that was invalidated but, being wired, could not go.
         vm_page_wakeup(vm, m)
+        fs.lost = m
     return _NOT_HERE
 
 

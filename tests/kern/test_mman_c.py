@@ -794,6 +794,36 @@ def test_what_is_locked_stays_so() -> None:
     )
 
 
+def test_locked_private_pages_go_with_the_end_of_the_file() -> None:
+    """And come back as the file's, which are locked in their place: pages of the mapping's own, and
+    such that a fork has put behind it."""
+    same(
+        HELP
+        + r"""
+    int main(int argc, char **argv) {
+        for (int forks = 0; forks < 2; forks++) {
+            int fd = file(4), ends[2];
+            char *p = map(4, RW, MAP_PRIVATE, fd);
+            p[2 * P] = p[3 * P] = 'w';
+            pipe(ends);
+            fflush(stdout);
+            if (forks && !fork()) { close(ends[1]), read(ends[0], ends, 1); R(p + 2 * P); exit(0); }
+            p[P] = 'w';
+            SAY(mprotect(p, 4 * P, PROT_READ)); SAY(mlock(p, 4 * P)); SAY(ftruncate(fd, P));
+            R(p + 2 * P);
+            for (int n = 1; n < 4; n++) pwrite(fd, "new", 4, n * P);
+            for (int n = 0; n < 4; n++) R(p + n * P);
+            if (forks) SMAPS(p, "Locked"); else SAY(munlock(p, 4 * P));
+            for (int n = 0; n < 4; n++) R(p + n * P);
+            SAY(munmap(p, 4 * P));
+            close(ends[1]), wait(0);
+        }
+        return 0;
+    }
+    """
+    )
+
+
 def test_a_stack_grows_up_to_the_limit_of_all_memory() -> None:
     same(
         HELP

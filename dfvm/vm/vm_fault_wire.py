@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.panic import panic
 from dfvm.machine.pte import PG_FRAME
-from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_ready, pmap_remove, pmap_unwire
+from dfvm.vm.pmap import pmap_enter, pmap_pte, pmap_ptes, pmap_ready, pmap_remove, pmap_unwire
 from dfvm.vm.vm import (
     KERN_SUCCESS,
     KERN_TRY_AGAIN,
@@ -94,6 +94,9 @@ def vm_fault_wire(map: VmMap, entry: VmMapEntry, user_wire: bool) -> int:
     vm_map_lock(map)
     if rv != KERN_SUCCESS:
         _unwire_range(map, start, va)
+        # Others' faults may have mapped what comes next as part of a wired entry.
+        for beyond, _ in pmap_ptes(map.pmap, va, end):
+            pmap_unwire(map.pmap, beyond)
     return rv
 
 

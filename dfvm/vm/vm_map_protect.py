@@ -23,16 +23,18 @@ from dfvm.vm.vm_map_clip import (
     vm_map_lookup_entry,
     vm_map_range_check,
     vm_map_simplify_entry,
+    vm_map_transition_wait,
 )
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_COW,
+    MAP_ENTRY_IN_TRANSITION,
     VM_MAPTYPE_SUBMAP,
     vm_map_lock,
     vm_map_lock_read,
     vm_map_unlock,
     vm_map_unlock_read,
 )
-from dfvm.vm.vm_map_wire import vm_map_rewire
+from dfvm.vm.vm_map_wire import vm_map_rewire, vm_map_rewire_begin
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_map_entry import VmMap
@@ -48,6 +50,15 @@ def vm_map_protect(map: VmMap, start: int, end: int, new_prot: int, set_max: boo
     entry = first = vm_map_first_entry(map, start)
     while entry is not None and entry.ba.start < end:
         rv = KERN_SUCCESS
+        if (
+            entry.eflags & MAP_ENTRY_IN_TRANSITION
+            and entry.eflags & MAP_ENTRY_COW
+            and new_prot & ~entry.protection & VM_PROT_WRITE
+        ):
+            # Whoever wires it wires what shows through from behind.
+            vm_map_transition_wait(map, entry, relock=True)
+            entry = first = vm_map_first_entry(map, start)
+            continue
         if entry.maptype == VM_MAPTYPE_SUBMAP:
             rv = KERN_INVALID_ARGUMENT
         elif new_prot & ~entry.max_protection:
@@ -77,12 +88,13 @@ def vm_map_protect(map: VmMap, start: int, end: int, new_prot: int, set_max: boo
         if entry.wired_count and entry.eflags & MAP_ENTRY_COW:
             if entry.protection & ~old_prot & VM_PROT_WRITE:
                 rewire.append((entry.ba.start, entry.ba.end))
+                vm_map_rewire_begin(map, entry)
         vm_map_simplify_entry(map, entry)
         entry = entry.next
-    vm_map_unlock(map)
     rv = KERN_SUCCESS
     for bounds in rewire:
-        rv = rv or vm_map_rewire(map, *bounds)
+        rv = vm_map_rewire(map, *bounds) or rv
+    vm_map_unlock(map)
     return rv
 
 

@@ -30,6 +30,7 @@ from dfvm.vm.vm_map_clip import (
 )
 from dfvm.vm.vm_map_entry import (
     MAP_CLIP_NO_HOLES,
+    MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
@@ -242,31 +243,34 @@ def _entry_at(map: VmMap, start: int) -> VmMapEntry:
     return entry
 
 
-def vm_map_rewire(map: VmMap, start: int, end: int) -> int:
-    """Wired private memory has become writable: copy what shows through from behind, before a
-    write would put another page in place of a wired one. Locks the map; blocks for memory. What
-    can't be copied is not wired any more, and the answer KERN_RESOURCE_SHORTAGE."""
+def vm_map_rewire_begin(map: VmMap, entry: VmMapEntry) -> None:
+    """Wired private memory becomes writable: let go of the pages that show through from behind, and
+    make the object that their copies belong in, before a write could put another page in place of a
+    wired one. The entry is in transition until vm_map_rewire, which wires it again. Exclusive map
+    lock, from the change of its protection on; may block for busy pages."""
     from dfvm.vm.vm_fault import vm_fault_unwire
 
-    vm_map_lock(map)
+    entry.eflags |= MAP_ENTRY_IN_TRANSITION
+    vm_fault_unwire(map, entry)
+    _prepare(map, entry)
+
+
+def vm_map_rewire(map: VmMap, start: int, end: int) -> int:
+    """Wire what was the entry [start, end) at vm_map_rewire_begin. Exclusive map lock, which is
+    given up meanwhile; blocks for memory. What can't be copied is not wired any more, and the
+    answer KERN_RESOURCE_SHORTAGE."""
     rv = KERN_SUCCESS
-    entry = vm_map_clip_range(map, start, end, 0)
+    entry: VmMapEntry | None = _entry_at(map, start)
     while entry is not None and entry.ba.start < end:
         save_start, save_end = entry.ba.start, entry.ba.end
-        if entry.wired_count != 0:
-            vm_fault_unwire(map, entry)
-            _prepare(map, entry)
-            user_wire = entry.eflags & MAP_ENTRY_USER_WIRED != 0
-            wired, entry = _wire_pages(map, entry, user_wire)
-            if wired != KERN_SUCCESS:
-                rv = KERN_RESOURCE_SHORTAGE
-                scan: VmMapEntry | None = _entry_at(map, save_start)
-                while scan is not None and scan.ba.start < save_end:
-                    scan.wired_count = 0
-                    scan.eflags &= ~MAP_ENTRY_USER_WIRED
-                    scan = scan.next
+        wired, entry = _wire_pages(map, entry, entry.eflags & MAP_ENTRY_USER_WIRED != 0)
+        if wired != KERN_SUCCESS:
+            rv = KERN_RESOURCE_SHORTAGE
+            scan: VmMapEntry | None = _entry_at(map, save_start)
+            while scan is not None and scan.ba.start < save_end:
+                scan.wired_count = 0
+                scan.eflags &= ~MAP_ENTRY_USER_WIRED
+                scan = scan.next
         entry = entry.next
-    if vm_map_lookup_entry(map, start)[0]:
-        vm_map_unclip_range(map, start, end)
-    vm_map_unlock(map)
+    vm_map_unclip_range(map, start, end)
     return rv

@@ -11,24 +11,28 @@ Cost is in proportion to memory, entries and processes.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.vfs.vfs_check import vfs_check
+from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.lwkt.panic import panic
 from dfvm.vm.pmap_check import pmap_check, pmap_check_all
 from dfvm.vm.vm_map_check import vm_map_check
 from dfvm.vm.vm_map_entry import MAP_ENTRY_IN_TRANSITION
 from dfvm.vm.vm_object_check import vm_object_check
 from dfvm.vm.vm_page_check import vm_page_check
+from dfvm.vm.vmspace import vmspace_getrefs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Pgrp, Proc
+    from dfvm.lwkt.lwkt_thread import Thread
     from dfvm.vm.vmspace import Vmspace
 
+_OUTSIDE: Final = ("", "ppwait", "stop", "pipelk", "f_pos")  # sleeps that no signal ends
 _SHOWN = 20  # complaints that a panic lists
 
 
@@ -49,7 +53,7 @@ def at_rest(kernel: Kernel) -> bool:
     current = kernel.sched.curthread
     for p in kernel.procs.values():
         for lp in p.p_lwps.values():
-            if lp.lwp_thread.td_toks and lp.lwp_thread is not current:
+            if lp.lwp_thread is not current and _is_inside(lp.lwp_thread, p.p_vmspace):
                 return False
             if lp.lwp_cr3 != p.p_vmspace.vm_pmap.pm_pml4:
                 return False  # in exec, which has a space nobody else knows of
@@ -58,6 +62,16 @@ def at_rest(kernel: Kernel) -> bool:
         for space in _spaces(kernel)
         for entry in space.vm_map
     )
+
+
+def _is_inside(td: Thread, space: Vmspace) -> bool:
+    """Whether `td`, which does not run, may be in the middle of the VM. One that waits for a lock
+    of a space that it shares may have been woken, and not have run since."""
+    if td.td_toks:
+        return True
+    if td.td_sflags & PCATCH or td.td_wmesg in _OUTSIDE:
+        return False
+    return td.td_wchan is not None or vmspace_getrefs(space) > 1
 
 
 def _complaints(kernel: Kernel) -> Iterator[str]:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.spec import REQUIREMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST_BIN = ROOT / "guest" / "bin"
 
+# What is tried at random is the same in each run, so that a failure is one of the change that was
+# made. HYPOTHESIS_PROFILE=explore looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # A shell starts what it runs in the background with these ignored, nohup another; programs inherit
 # that, and then neither side of a comparison shows what a signal does.

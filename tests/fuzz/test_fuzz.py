@@ -22,8 +22,6 @@ from dfvm import PIPE, Machine, Process
 SLOW = settings(
     max_examples=40,
     deadline=None,
-    derandomize=False,
-    print_blob=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

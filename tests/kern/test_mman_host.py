@@ -125,6 +125,7 @@ STEP = st.one_of(
 FILL = ("mmap", 0, PAGES - 4, 3, PRIVATE_ANON, MAP_FIXED, 0)
 
 
+MREMAP_DONTUNMAP = 4
 FD = 1000  # stands for the file
 
 
@@ -198,6 +199,11 @@ def skip(host: Host, name: str, args: tuple[int, ...], rights: dict[int, tuple[s
     if name == "mremap":
         first = (args[0] - WINDOW) // PAGE
         span = {rights.get(n, ("", -1)) for n in range(first, first + max(args[1] // PAGE, 1))}
+        # MREMAP_DONTUNMAP of a part takes the lock off the whole mapping on Linux.
+        last = first + args[1] // PAGE
+        around = {rights.get(n, ("", -2))[1] for n in (first - 1, last)}
+        if args[3] & MREMAP_DONTUNMAP and around & {n for _, n in span}:
+            return True
         # Linux 6.17 moves several mappings at once; earlier ones answer EFAULT. What is shared
         # and grows has no memory there: reading it would be SIGBUS.
         return len(span) > 1 or (args[2] > args[1] and any("s-" in how for how, _ in span))

@@ -35,8 +35,8 @@ FORGET_SSE: Final = 4  # it sets MXCSR
 FORGET_X87: Final = 8  # it sets the x87 status, or clears it
 
 # Code without any of this has no such instruction: a VEX prefix and an opcode that there is with it
-# (two bytes long, and three, by its field for the map), XOP, and what is in the tables below. The end
-# counts, as a block ends where the engine takes an instruction for a shorter one.
+# (two bytes long, and three, by its field for the map), XOP, and what is in the tables below. The
+# end counts, as a block ends where the engine takes an instruction for a shorter one.
 _SUSPECT: Final = re.compile(
     rb"\xc5.(?:[\x10-\x17\x28-\x2f\x41-\x4b\x50-\x7f\x90-\x9b\xae\xc2\xc4-\xc6\xd0-\xff]|$)"
     rb"|\xc4[\x01-\x03\x21-\x23\x41-\x43\x61-\x63\x81-\x83\xa1-\xa3\xc1-\xc3\xe1-\xe3]"

@@ -23,9 +23,9 @@ Source: DragonFly sys/kern/imgact_elf.c; where they differ, Linux fs/binfmt_elf.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Final
-
-from elftools.elf.structs import ELFStructs
 
 from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.vm.copyio import copyout
@@ -61,6 +61,8 @@ from dfvm.vm.vm_param import (
 )
 
 if TYPE_CHECKING:
+    from elftools.elf.structs import ELFStructs
+
     from dfvm.kern.kern_exec import ImageParams
     from dfvm.vm.vm_object import VmObject
     from dfvm.vm.vmspace import Vmspace
@@ -77,7 +79,19 @@ _PF_R: Final = 4
 
 def _elf64_structs() -> ELFStructs:
     """pyelftools' description of what is in a little-endian ELF64 file. Its ELFFile would be more
-    than is needed, and takes longer to import than half of what starts with dfvm."""
+    than is needed, and takes longer to import than half of what starts with dfvm. So does what its
+    parsers import to be debugged with (pdb and more): they do without."""
+    debug = "elftools.construct.debug"
+    if debug not in sys.modules:
+        stand_in = ModuleType(debug)
+        stand_in.Probe = stand_in.Debugger = None  # type: ignore[attr-defined]
+        sys.modules[debug] = stand_in
+        try:
+            from elftools.elf.structs import ELFStructs
+        finally:
+            del sys.modules[debug]
+    from elftools.elf.structs import ELFStructs
+
     structs = ELFStructs(little_endian=True, elfclass=64)
     structs.create_basic_structs()
     structs.create_advanced_structs("ET_EXEC", "EM_X86_64")

@@ -453,6 +453,8 @@ def vm_page_freezwq(vm: VmSystem, m: VmPage) -> None:
     m.wire_count = 0
     vm_page_count_wired(vm, -1)
     vm_page_free(vm, m)
+    # The next one that belongs to no object takes this frame, which is in the host's cache.
+    vm.pages.rover = m.pc - 1
 
 
 def vm_page_grab(object: VmObject, pindex: int, page_req: int) -> VmPage | None:

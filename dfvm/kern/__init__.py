@@ -15,6 +15,7 @@
     kern_resource.py limits, usage, nice values
     sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays; vma.py: Linux's VMAs
     sys_process.py   what one process may do to another's memory
+    sysv_ipc.py      System V IPC: what its kinds share; sysv_shm.py, sysv_sem.py, sysv_msg.py
     sys_futex.py     sleeping on words of memory; sys_prctl.py: what a process says about itself
     sys_misc.py      uname, random bytes, and other small things
     kern_check.py    verification of the whole machine
@@ -31,6 +32,7 @@ Open files:
                      what is between the keys and the program
     sys_eventfd.py, sys_timerfd.py, sys_signalfd.py, sys_pidfd.py, sys_inotify.py
                      a counter, a timer, signals, a process, events of files: each as a file
+    sys_mqueue.py    POSIX message queues
     sys_epoll.py     epoll; kern_event.py: who hears of a file that becomes ready
     sys_sigio.py     a signal when it does; sys_dnotify.py: when something happens in a directory
     kern_lockf.py    file locks; kern_lease.py: leases

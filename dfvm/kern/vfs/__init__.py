@@ -18,8 +18,9 @@ hostfd.py    the host's file descriptors, opened late and bounded
 overlay.py   files in memory over an optional host directory (the root, /tmp)
 hostfs.py    host directories written through (--rw)
 tmpfs.py     files in memory with a size limit
+mqueuefs.py  /dev/mqueue: POSIX message queues
 devfs.py     /dev
-procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py: what its files say
+procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py, procfs_sysctl.py: its files
 sysfs.py     /sys
 vfs_check.py the checker's part
 """

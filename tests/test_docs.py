@@ -1,4 +1,4 @@
-"""What docs/ says is so: its example runs, and what it names is there."""
+"""What README and docs/ say is so: their examples run, and what they name is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = "".join(path.read_text() for path in (ROOT / "dfvm").rglob("*.py"))
 
 
@@ -29,6 +29,15 @@ def test_the_example_of_a_guest_test(tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     exec("from dfvm.machine.pte import PG_RW\nfrom tests.guest.watch import *\n" + test, names)
     names["test_a_page_that_was_read_can_be_written"](tmp_path)
+
+
+def test_the_example_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(example, {})
+    assert capsys.readouterr().out.endswith("copies on write\n")
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

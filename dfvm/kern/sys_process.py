@@ -202,8 +202,10 @@ def sys_kcmp(lp: Lwp, pid1: int, pid2: int, kind: int, idx1: int, idx2: int) -> 
         return _order(p.p_fs, q.p_fs)
     if kind == KCMP_SIGHAND:
         return _order(p.p_sigacts, q.p_sigacts)
-    if kind in (KCMP_IO, KCMP_SYSVSEM):
-        return 0  # nobody has any of it
+    if kind == KCMP_SYSVSEM:
+        return _order(p.p_semundo, q.p_semundo)
+    if kind == KCMP_IO:
+        return 0  # no block device, so nobody has an I/O context
     raise err(EINVAL)
 
 

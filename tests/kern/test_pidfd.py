@@ -214,6 +214,28 @@ int main() {
 }""")  # fmt: skip
 
 
+def test_whether_processes_undo_together() -> None:
+    same(OTHERS + r"""
+#include <sys/sem.h>
+static char stack[65536]; static pid_t me;
+static void take(void) {
+    int id = semget(IPC_PRIVATE, 1, 0600); struct sembuf up = {0, 1, SEM_UNDO};
+    semop(id, &up, 1); semctl(id, 0, IPC_RMID);
+}
+static int compare(void *arg) {
+    R(!KCMP(me, getpid(), 6, 0, 0)); take(); R(!KCMP(me, getpid(), 6, 0, 0)); return 0;
+}
+int main() {
+    setvbuf(stdout, 0, _IONBF, 0); me = getpid();
+    for (int i = 0; i < 2; i++) {
+        clone(compare, stack + sizeof stack, SIGCHLD, 0); while (wait(0) < 0);
+        clone(compare, stack + sizeof stack, CLONE_SYSVSEM | SIGCHLD, 0); while (wait(0) < 0);
+        take();
+    }
+    return 0;
+}""")  # fmt: skip
+
+
 def test_what_processes_share() -> None:
     same(OTHERS + r"""
 static char stack[65536]; static int p[2]; static pid_t me;

@@ -41,6 +41,7 @@ from dfvm.kern.kern_errno import (
     err,
 )  # fmt: skip
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
+from dfvm.kern.proc import RLIMIT_NOFILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,7 +90,6 @@ FIONREAD: Final = 0x541B  # ioctl: how many bytes can be read
 
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 
-RLIMIT_NOFILE: Final = 7
 NR_OPEN: Final = 1 << 20  # no descriptor is this high or higher, whatever the limit
 FILE_MAX: Final = 1 << 22  # open files on the machine
 

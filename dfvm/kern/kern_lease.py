@@ -11,9 +11,10 @@ Source: behaviour of Linux fs/locks.c (generic_setlease, __break_lease).
 from __future__ import annotations
 
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from dfvm.kern.abi.linux.args import s32
+from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_caps import CAP_LEASE
 from dfvm.kern.kern_descrip import FASYNC, FPATH
 from dfvm.kern.kern_errno import EACCES, EAGAIN, EINVAL, EWOULDBLOCK, err
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Lwp
     from dfvm.kern.vfs.vnode import Vnode
-
-_NS: Final = 1_000_000_000
 
 
 class Lease:
@@ -181,7 +180,7 @@ def _ask(lease: Lease, target: int) -> None:
         return
     lease.ls_target = target
     fp = lease.ls_file
-    lease.ls_deadline = monotonic_ns() + fp.f_table.lease_break_s * _NS
+    lease.ls_deadline = monotonic_ns() + fp.f_table.lease_break_s * NS
     send_sigio(lease.ls_kernel, fp, lease.ls_fd, POLL_MSG, POLL_READABLE | POLLMSG)
 
 

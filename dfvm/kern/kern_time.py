@@ -19,6 +19,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.abi.linux.linux_struct import NS, TIMESPEC
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EINVAL,
@@ -82,12 +83,10 @@ SIGEV_NONE: Final = 1
 SIGEV_THREAD: Final = 2
 SIGEV_THREAD_ID: Final = 4
 
-NS: Final = 1_000_000_000
 USER_HZ: Final = 100  # clock ticks in a second, as times() counts
 TIME_MAX: Final = (1 << 63) - 1  # ns; later times saturate, as the kernel's ktime_t does
 LONGEST_NS: Final = 1 << 61  # what a sleep is cut into, when it is longer
 
-_TIMESPEC: Final = Struct("<qq")
 ITIMERSPEC: Final = Struct("<qqqq")  # interval, value: seconds and ns each
 _TMS: Final = Struct("<qqqq")
 _SIGEVENT: Final = Struct("<Qiii44x")
@@ -110,7 +109,7 @@ def copyin_timespec(lp: Lwp, addr: int) -> int:
 
     :raises OSError: EFAULT, EINVAL for negative seconds or ns out of range.
     """
-    seconds, ns = _TIMESPEC.unpack(copyin(lp.lwp_proc.p_vmspace, addr, 16))
+    seconds, ns = TIMESPEC.unpack(copyin(lp.lwp_proc.p_vmspace, addr, 16))
     return timespec_ns(seconds, ns)
 
 
@@ -123,12 +122,12 @@ def timespec_ns(seconds: int, ns: int) -> int:
 
 def copyout_timespec(lp: Lwp, ns: int, addr: int) -> None:
     """Write `ns` as a struct timespec."""
-    copyout(lp.lwp_proc.p_vmspace, _TIMESPEC.pack(ns // NS, ns % NS), addr)
+    copyout(lp.lwp_proc.p_vmspace, TIMESPEC.pack(ns // NS, ns % NS), addr)
 
 
 def copyin_timeval(lp: Lwp, addr: int) -> int:
     """A struct timeval as ns, at most TIME_MAX; errors as copyin_timespec."""
-    seconds, us = _TIMESPEC.unpack(copyin(lp.lwp_proc.p_vmspace, addr, 16))
+    seconds, us = TIMESPEC.unpack(copyin(lp.lwp_proc.p_vmspace, addr, 16))
     return timespec_ns(seconds, us * 1000)
 
 
@@ -194,7 +193,7 @@ def sys_clock_gettime(lp: Lwp, clock: int, tp: int) -> int:
         now = time_ns()
     else:
         now = clock_gettime(lp, clock)
-    copyout(lp.lwp_proc.p_vmspace, _TIMESPEC.pack(now // NS, now % NS), tp)
+    copyout(lp.lwp_proc.p_vmspace, TIMESPEC.pack(now // NS, now % NS), tp)
     return 0
 
 
@@ -223,7 +222,7 @@ def sys_gettimeofday(lp: Lwp, tv: int, tz: int) -> int:
     space = lp.lwp_proc.p_vmspace
     if tv:
         us = time_ns() // 1000
-        copyout(space, _TIMESPEC.pack(us // 1_000_000, us % 1_000_000), tv)
+        copyout(space, TIMESPEC.pack(us // 1_000_000, us % 1_000_000), tv)
     if tz:
         copyout(space, bytes(8), tz)
     return 0

@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
+from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_descrip import FASYNC, FPATH, O_NONBLOCK, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
@@ -46,7 +47,6 @@ from dfvm.kern.kern_sig import (
     set_user_sigmask,
     signal_pending,
 )  # fmt: skip
-from dfvm.kern.kern_time import NS
 from dfvm.kern.sys_sigio import set_async
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.kern.vnode_file import SEEK_HOLE, VnodeFile

@@ -11,9 +11,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
+from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import EINVAL, ENODEV, ENOSYS, EPERM, err
-from dfvm.kern.kern_time import NS
 from dfvm.vm.copyio import copyin, copyout, suword32
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_param import PAGE_SHIFT, VM_MAX_USER_ADDRESS

@@ -39,7 +39,7 @@ from dfvm.kern.kern_path import user_path
 from dfvm.kern.kern_sig import NSIG, SI_MESGQ, Siginfo, ksignal
 from dfvm.kern.kern_time import LONGEST_NS, SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, copyin_timespec
 from dfvm.kern.vfs.mqueuefs import MQ_PRIO_MAX, MqRoot, MqVnode, MqWaiter
-from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VREAD, VWRITE, vfs_timestamp
+from dfvm.kern.vfs.vnode_param import FFLAGS, FREAD, FWRITE, VREAD, VWRITE, vfs_timestamp
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyin, copyout
@@ -58,7 +58,6 @@ _NICE_0: Final = 120  # the rank of an ordinary thread; real-time ones are below
 _RT_0: Final = 99
 
 _WANT: Final = (VREAD, VWRITE, VREAD | VWRITE)
-_FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, 0)
 
 
 class MqNotify:
@@ -182,11 +181,11 @@ def _open(
             raise err(EINVAL)
         vp.access(_WANT[acc], p.p_ucred)
     assert isinstance(vp, MqVnode)
-    vp.open(_FFLAGS[acc], p.p_ucred)
+    vp.open(FFLAGS[acc], p.p_ucred)
     try:
         return MqFile(p.p_fd.fd_table, oflag & ~(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC), vp)
     except OSError:
-        vp.close(_FFLAGS[acc])
+        vp.close(FFLAGS[acc])
         raise
 
 

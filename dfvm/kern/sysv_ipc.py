@@ -17,6 +17,7 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from dfvm.kern.abi.linux.args import s32
+from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_caps import CAP_IPC_OWNER, CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import (
     EACCES,
@@ -66,8 +67,6 @@ _S_IRWXUGO: Final = 0o777
 _PERM: Final = Struct("<iIIIIIH22x")
 PERM_SIZE: Final = _PERM.size
 _NOBODY: Final = 0xFFFF_FFFF  # an id that is none
-
-_NS: Final = 1_000_000_000
 
 
 class IpcPerm:
@@ -292,7 +291,7 @@ def ipc_ns(kernel: Kernel) -> IpcNs:
 
 def ipc_now() -> int:
     """The time in seconds, as the objects note it."""
-    return time_ns() // _NS
+    return time_ns() // NS
 
 
 def ipcperms(cred: Ucred, perm: IpcPerm, mode: int) -> None:

@@ -14,6 +14,7 @@ from struct import Struct, error, unpack_from
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.vfs.vnode import Vnode
+from dfvm.kern.vma import chain_end
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Symbols:
         if path not in self._tables:
             self._tables[path] = read_functions(os.path.join(self.root, path.lstrip("/")))
         starts, functions = self._tables[path]
-        at = address - entry.ba.start + _file_offset(entry)
+        at = address - entry.ba.start + chain_end(entry).offset
         n = bisect_right(starts, at) - 1
         if n < 0 or at >= functions[n][0]:
             return ""
@@ -60,19 +61,9 @@ class Symbols:
 
 def mapped_file(entry: VmMapEntry) -> Vnode | None:
     """The file at the bottom of an entry's chain, None for anonymous memory."""
-    ba = entry.ba
-    while ba.backing_ba is not None:
-        ba = ba.backing_ba
-    vp = ba.object.handle if ba.object is not None else None
+    obj = chain_end(entry).object
+    vp = None if obj is None else obj.handle
     return vp if isinstance(vp, Vnode) else None
-
-
-def _file_offset(entry: VmMapEntry) -> int:
-    """Where in that file the entry begins."""
-    ba = entry.ba
-    while ba.backing_ba is not None:
-        ba = ba.backing_ba
-    return ba.offset
 
 
 def read_functions(path: str) -> tuple[list[int], list[tuple[int, str]]]:

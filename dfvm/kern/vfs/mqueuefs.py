@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.kern_caps import CAP_SYS_RESOURCE
 from dfvm.kern.kern_errno import EINVAL, EMFILE, ENODEV, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM, err
 from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, Kqinfo
+from dfvm.kern.proc import RLIMIT_MSGQUEUE
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vfs_helper import may_add, new_ids, new_mode
 from dfvm.kern.vfs.vnode import Vnode
@@ -35,8 +36,6 @@ MQUEUE_MAGIC: Final = 0x19800202
 HARD_MSGMAX: Final = 65536  # messages of one queue, whatever the settings say
 HARD_MSGSIZEMAX: Final = 16 << 20  # bytes of one message
 MQ_PRIO_MAX: Final = 32768
-
-RLIMIT_MSGQUEUE: Final = 12
 
 _DIRENT_SIZE: Final = 20  # what a name adds to the directory's size
 _FILENT_SIZE: Final = 80  # the size of a queue, as a file

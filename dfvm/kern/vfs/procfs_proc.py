@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_caps import CAP_SYS_NICE, CAP_SYS_RESOURCE
 from dfvm.kern.kern_descrip import FPATH
 from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, EPERM, err
 from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
-from dfvm.kern.kern_time import NS, SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID, USER_HZ
+from dfvm.kern.kern_time import SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID, USER_HZ
 from dfvm.kern.proc import P_CONTROLT, RLIMIT_SIGPENDING, SSTOP, SZOMB, calcru
 from dfvm.kern.tty import HostTty
 from dfvm.kern.vfs.procfs import (
@@ -83,7 +84,6 @@ _LIMITS: Final = (
 )
 _SIGEV: Final = {SIGEV_SIGNAL: "signal", SIGEV_NONE: "none", SIGEV_THREAD: "thread"}
 _ID_MAP: Final = b"%10d %10d %10d\n" % (0, 0, (1 << 32) - 1)  # users are who they are
-_RLIMIT_RSS: Final = 5
 
 
 def proc_fileid(pid: int) -> int:

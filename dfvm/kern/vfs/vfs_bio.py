@@ -62,8 +62,6 @@ _SHIFT: Final = 12
 _PAGE: Final = 1 << _SHIFT
 _MASK: Final = _PAGE - 1
 
-# fallocate(2)
-
 
 def vn_lock(vp: Vnode) -> Lock:
     """Take vp's lock, exclusively. May block."""

@@ -34,8 +34,7 @@ from dfvm.kern.kern_errno import (
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei, nameiat
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vnode_param import (
-    FREAD,
-    FWRITE,
+    FFLAGS,
     VDIR,
     VFIFO,
     VLNK,
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
 
-# The access mode 3 asks for both rights, and gives none: such a file is only good for ioctl.
-_FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, 0)
 _WANT: Final = (VREAD, VWRITE, VREAD | VWRITE, VREAD | VWRITE)
 
 
@@ -79,7 +76,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
         vp = dvp.tmpfile(mode, cred)
         if oflags & O_EXCL:
             vp.v_flag |= VNOLINK
-        return vp, vp.open(_FFLAGS[acc], cred)
+        return vp, vp.open(FFLAGS[acc], cred)
     if oflags & O_CREAT:
         if oflags & O_DIRECTORY:
             raise err(EINVAL)
@@ -111,7 +108,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
         try:
             vp.setsize(0)
         except OSError:
-            vp.close(_FFLAGS[acc])
+            vp.close(FFLAGS[acc])
             raise
     return vp, other
 
@@ -124,7 +121,7 @@ def _opened(vp: Vnode, oflags: int, cred: Cred) -> object | None:
         from dfvm.kern.kern_lease import break_lease
 
         break_lease(vp, bool(oflags & O_ACCMODE), bool(oflags & O_NONBLOCK))
-    other = vp.open(_FFLAGS[oflags & O_ACCMODE], cred)
+    other = vp.open(FFLAGS[oflags & O_ACCMODE], cred)
     if other is None and vp.v_type != VFIFO:
         vp.event(IN_OPEN)
     return other

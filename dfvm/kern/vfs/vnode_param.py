@@ -38,8 +38,8 @@ VRECLAIMED: Final = 0x08  # recycled: no longer stands for its file
 VNOCACHE: Final = 0x10  # a directory whose names must not be cached (procfs)
 VUNLINKED: Final = 0x20  # the name in v_parent, v_name is gone
 VREFD: Final = 0x40  # found by a lookup since the recycler last looked
-VSEALABLE: Final = 0x100  # made by memfd_create: v_seals counts
 VNOLINK: Final = 0x80  # made with O_TMPFILE | O_EXCL: never gets a name
+VSEALABLE: Final = 0x100  # made by memfd_create: v_seals counts
 VSTALE: Final = VRECLAIMED | VUNLINKED  # found under a cached name: look it up, which names it anew
 
 # access()
@@ -50,6 +50,8 @@ VREAD: Final = 4
 # open()
 FREAD: Final = 1
 FWRITE: Final = 2
+# By O_ACCMODE. 3 asks for both rights, and gives none: such a file is only good for ioctl.
+FFLAGS: Final = (FREAD, FWRITE, FREAD | FWRITE, 0)
 
 # read() and write()
 IO_APPEND: Final = 0x02

@@ -24,7 +24,8 @@ class Mmu:
     need_flush: bool  # the TLB may hold a stale translation of the loaded space
     need_flush_code: bool  # translated code of a frame that was overwritten may be alive
     code_frames: set[int]  # frames (pa >> 12) that have been mapped executable since they were
-    #                        given out: only they can have translated code
+    #                        given out, or could last be written where they are not: only they can
+    #                        have translated code
     flushes: int  # how many TLB flushes were made, for the tools
     pc: Callable[[], int]  # RIP of the engine, which stands
     step: Callable[[], None] | None
@@ -49,8 +50,9 @@ class Mmu:
             self.need_flush = True
 
     def code_written(self, pfn: int) -> None:
-        """Python is about to write to frame `pfn`, which stays mapped where it is. Stores by the
-        guest itself need no such call: the engine notices them."""
+        """Frame `pfn`, which stays mapped where it is, is about to be written by Python, or by the
+        guest where it is not executable. Other stores need no such call: the engine notices
+        them."""
         if pfn in self.code_frames:
             self.need_flush_code = True
             self.need_flush = True

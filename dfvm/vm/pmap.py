@@ -154,7 +154,7 @@ def pmap_enter(pmap: Pmap, va: int, m: VmPage, prot: int, wired: bool, entry: Vm
         pmap.code_frames.add(pa >> 12)
         if flags & PG_MAPPEDMULTI and m.flags & PG_WRITEABLE:
             pmap_alias(pmap, va, m, new)
-    elif flags & PG_MAPPEDMULTI and new & PG_RW and pa >> 12 in pmap.code_frames:
+    elif new & PG_RW and pa >> 12 in pmap.code_frames:
         pmap_alias(pmap, va, m, new)
     return new
 
@@ -172,20 +172,23 @@ def pmap_enter_run(pmap: Pmap, va: int, run: list[VmPage], prot: int) -> None:
     q = pmap.q
     bits = pmap.pm_prot[prot & 7]
     mapped = PG_MAPPED | PG_WRITEABLE if bits & PG_RW else PG_MAPPED
-    multi = 0
+    code_frames = pmap.code_frames
+    alias = False
     for m in run:
         flags = m.flags
         if flags & PG_MAPPED:
-            multi |= flags & PG_WRITEABLE | bits & PG_RW
+            alias |= flags & PG_WRITEABLE != 0
             flags |= PG_MAPPEDMULTI
         m.flags = flags | mapped
         q[slot] = m.phys_addr | bits
         slot += 1
     if not bits & PG_NX:
-        pmap.code_frames.update([m.phys_addr >> 12 for m in run])
-    if multi:
+        code_frames.update([m.phys_addr >> 12 for m in run])
+    elif bits & PG_RW:
+        alias = not code_frames.isdisjoint([m.phys_addr >> 12 for m in run])
+    if alias:
         for i, m in enumerate(run):
-            if m.flags & PG_MAPPEDMULTI and m.phys_addr >> 12 in pmap.code_frames:
+            if m.phys_addr >> 12 in code_frames:
                 pmap_alias(pmap, va + (i << 12), m, bits)
     pmap.pm_pt_m[key].wire_count += len(run)
     pmap.pm_stats.resident_count += len(run)
@@ -324,8 +327,10 @@ def _present(pmap: Pmap, first: int, end: int) -> list[int]:
 
 def pmap_protect(pmap: Pmap, sva: int, eva: int, prot: int) -> None:
     """Take from the mappings in [sva, eva) what `prot` does not have. Nobody gains a right by it:
-    that takes a fault. A and M stay as they are. Without the right to read a mapping goes, also a
-    wired one (its page stays wired, and is mapped wired by the next fault). Does not block."""
+    that takes a fault. What is no longer executable can't be written either until the next store
+    has faulted, which pmap_alias has to know of. A and M stay as they are. Without the right to
+    read a mapping goes, also a wired one (its page stays wired, and is mapped wired by the next
+    fault). Does not block."""
     if not prot & VM_PROT_READ:
         pmap_remove(pmap, sva, eva)
         return
@@ -355,6 +360,8 @@ def _protect_few(q: memoryview, start: int, end: int, clear: int, nx: int) -> in
         if old:
             new = old & ~clear | nx
             if new != old:
+                if (old ^ new) & PG_NX:
+                    new &= ~PG_RW
                 q[slot] = new
                 stale |= old & PG_A
     return stale
@@ -371,6 +378,7 @@ def _protect_many(mem: memoryview, start: int, end: int, clear: int, nx: int) ->
         new ^= old & ones << 1  # PG_RW
     if nx:
         new |= (old & ones) << 63  # PG_V, moved to PG_NX
+        new &= ~(((new ^ old) >> 63 & ones) << 1)  # PG_RW, where PG_NX is new
     if new == old:
         return 0
     mem[start:end] = new.to_bytes(end - start, "little")

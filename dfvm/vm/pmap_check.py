@@ -82,13 +82,19 @@ def pmap_check(pmap: Pmap, map: VmMap | None = None) -> list[str]:
 
 def pmap_check_all(vm: VmSystem, maps: Collection[VmMap]) -> list[str]:
     """What takes all maps there are to see. A page that is mapped more than once must know it, or
-    it would pass for unmapped as soon as one mapping goes; and a page is wired once by every wired
-    entry that shows it, and by nobody else. Does not block."""
+    it would pass for unmapped as soon as one mapping goes; what is executable somewhere is
+    remembered, and nowhere writable only; and a page is wired once by every wired entry that shows
+    it, and by nobody else. Does not block."""
     mapped: Counter[int] = Counter()
     wired: Counter[VmPage] = Counter()
+    code: set[int] = set()
+    data: set[int] = set()
     for pmap in {map.pmap for map in maps}:
         for base in pmap.pm_pt.values():
-            mapped.update(pte & PG_FRAME for pte in pmap.q[base : base + 512] if pte & PG_MANAGED)
+            ptes = [pte for pte in pmap.q[base : base + 512] if pte & PG_MANAGED]
+            mapped.update(pte & PG_FRAME for pte in ptes)
+            code.update((pte & PG_FRAME) >> 12 for pte in ptes if not pte & PG_NX)
+            data.update((pte & PG_FRAME) >> 12 for pte in ptes if pte & PG_NX and pte & PG_RW)
     for map in maps:
         for entry in map:
             if entry.wired_count and entry.ba.object is not None:
@@ -96,7 +102,9 @@ def pmap_check_all(vm: VmSystem, maps: Collection[VmMap]) -> list[str]:
                     m, _depth = vm_fault_lookup(entry, va)
                     if m is not None:
                         wired[m] += 1
-    bad = []
+    bad = [f"frame {pfn:#x} is executable, and forgotten" for pfn in code - vm.mmu.code_frames]
+    if vm.mmu.step is None:
+        bad += [f"frame {pfn:#x} is executable, and writable elsewhere" for pfn in code & data]
     for m in vm.pages.vm_page_array:
         if m is None or m.object is None:
             continue

@@ -78,37 +78,67 @@ def pmap_mapped(m: VmPage) -> Iterator[tuple[Pmap, int, int]]:
 
 def pmap_alias(pmap: Pmap, va: int, m: VmPage, pte: int) -> None:
     """`pte` has just mapped page `m` at `va`, executable, or writable where it has been executable:
-    what the page's other mappings in this space may have left.
+    what the page's other mappings may have left.
 
-    The engine drops translated code when it sees a store to it, but it does not see one by way of
-    a translation that was writable before the code was translated. So a page is executable at some
-    addresses and writable at others by turns only, and the fault of either takes the other's right.
-    An instruction that writes to its own page elsewhere could never be done so: there are both
-    rights until it is over."""
+    The engine drops translated code when it sees a store to it, but by way of a translation that is
+    not executable it sees only the first store. So a page is executable at some addresses and
+    writable without being executable at others by turns only, and the fault of either takes the
+    other's right: the writer's drops the code, too. In one space that holds for what is executable
+    and writable as well, as a translation may be older than the code. An instruction that writes to
+    its own page elsewhere could never be done so: there are both rights until it is over."""
+    mmu = pmap.vm.mmu
+    if m.flags & PG_MAPPEDMULTI and _take_turns(pmap, va, m, pte):
+        mmu.step = partial(_end_alias, pmap, va, m.phys_addr)
+        mmu.need_flush = True
+    elif pte & PG_NX:
+        mmu.code_written(m.phys_addr >> 12)
+        _forget_code(pmap, va, m)
+
+
+def _forget_code(pmap: Pmap, va: int, m: VmPage) -> None:
+    """All translated code is going to be dropped, and `m`, at `va`, is executable nowhere any more.
+    Nor are other pages near by that are mapped once: who has made many writable, to put code there,
+    pays once."""
+    pmap.code_frames.discard(m.phys_addr >> 12)
+    base, array = pmap.pm_pt[va >> 21], pmap.vm.pages.vm_page_array
+    data = PG_NX | PG_MANAGED
+    near = {(pte & PG_FRAME) >> 12 for pte in pmap.q[base : base + 512] if pte & data == data}
+    for pfn in near & pmap.code_frames:
+        page = array[pfn]
+        if page is not None and not page.flags & PG_MAPPEDMULTI:
+            pmap.code_frames.discard(pfn)
+
+
+def _take_turns(pmap: Pmap, va: int, m: VmPage, pte: int) -> bool:
+    """Take from the other mappings of `m` what pmap_alias says. Whether one was spared, as the
+    instruction that writes at `va` is there."""
     vm = pmap.vm
     pc = vm.mmu.pc()
     here = (pc >> 12, pc + _INSTRUCTION_BYTES - 1 >> 12)  # where the instruction may lie
+    spared = False
     for other, at, slot in pmap_mapped(m):
-        if other is not pmap or at == va:
+        mine = other is pmap
+        if mine and at == va:
             continue
         old = pmap.q[slot]
         new = old
-        if not pte & PG_NX:
+        if not pte & PG_NX and (mine or old & PG_NX):
             new &= ~PG_RW
-        if pte & PG_RW:
-            if not old & PG_NX and at >> 12 in here:
-                vm.mmu.step = partial(_end_alias, pmap, va, pte & PG_FRAME)
-                vm.mmu.need_flush = True
+        if pte & PG_RW and (mine or pte & PG_NX):
+            if mine and not old & PG_NX and at >> 12 in here:
+                spared = True
             else:
                 new |= PG_NX
         if new != old:
             pmap.q[slot] = new
             if old & PG_A:
-                vm.mmu.stale(pmap.pm_pml4)
+                vm.mmu.stale(other.pm_pml4)
+    return spared
 
 
 def _end_alias(pmap: Pmap, va: int, pa: int) -> None:
     """The instruction that had to write at `va`, to the page it is in itself, is over."""
+    pmap.vm.mmu.code_written(pa >> 12)
     base = pmap.pm_pt.get(va >> 21)
     if base is not None:
         slot = base + (va >> 12 & 511)

@@ -721,6 +721,66 @@ def test_code_next_to_what_is_written_elsewhere() -> None:
     )
 
 
+def test_code_that_is_written_while_it_is_data() -> None:
+    """Two functions of a page are called, both are written where, or while, the page is writable
+    and not executable, and called again."""
+    same(
+        HELP
+        + r"""
+    static char *x;
+    static void put(char *w, int n) {
+        for (int at = 0; at < 2; at++)
+            memcpy(w + at * 2048, "\xb8\0\0\0\0\xc3", 6), w[at * 2048 + 1] = 2 * n + at;
+    }
+    static void call(int line) {
+        for (int k = 0; k < 4; k++) printf("%d ", ((int (*)(void))(x + k % 2 * 2048))());
+        printf("line %d\n", line);
+    }
+    #define CALL() call(__LINE__)
+
+    int main(void) {
+        int fd = file(64);
+        char *w = map(1, RW, MAP_SHARED, fd);
+        x = map(64, 7, MAP_SHARED, fd);
+        for (int n = 0; n < 3; n++) {
+            put(x, n), CALL();
+            put(w, n + 10), CALL();
+            madvise(x, P, MADV_DONTNEED), put(x, n + 20), CALL();
+            mprotect(x, P, RW), put(x, n + 30), mprotect(x, P, PROT_READ | PROT_EXEC), CALL();
+            mprotect(x, P, 7), put(x, n + 40), CALL();
+            mprotect(x, 64 * P, RW), put(x, n + 50), mprotect(x, 64 * P, 7), CALL();
+            CHILD(munmap(x, P), put(w, n + 60));
+            CALL();
+            CHILD(CALL(), put(w, n + 70), CALL());
+            CALL();
+        }
+        x = map(2, 7, PRIVATE, -1);
+        put(x, 1), put(x + P, 2), CALL(), x += P, CALL();
+        mprotect(x - P, 2 * P, RW), put(x, 3), put(x - P, 4);
+        mprotect(x - P, 2 * P, 7), CALL(), x -= P, CALL();
+
+        /* Code that overwrites the page it is in from 256 on, and thus two functions: movabs $at,
+         * %rdi; mov $800, %ecx; mov $0xc3, %al; rep stosb; ret. */
+        char *at = w + 256;
+        x = map(1, PROT_READ | PROT_EXEC, MAP_SHARED, fd);
+        for (int n = 0; n < 3; n++) {
+            for (int k = 0; k < 2; k++)
+                memcpy(w + 512 + k * 256, "\xff\xc0\xc3", 3);  // inc %eax; ret
+            memcpy(w, "\x48\xbf", 2), memcpy(w + 2, &at, 8);
+            memcpy(w + 10, "\xb9\x20\3\0\0\xb0\xc3\xf3\xaa\xc3", 10);
+            for (int k = 0; k < 4; k++) {
+                long answer = k;
+                __asm__ volatile("call *%1" : "+a"(answer) : "r"(x + 512 + k % 2 * 256));
+                printf("%ld ", answer);
+                if (k == 1) ((void (*)(void))x)();
+            }
+        }
+        return 0;
+    }
+    """
+    )
+
+
 def test_mremap_that_leaves_the_old_place_mapped() -> None:
     """MREMAP_DONTUNMAP takes room for as much as it moves, besides what was at the new place; and
     what is left may be one with what comes next."""

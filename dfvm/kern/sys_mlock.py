@@ -56,7 +56,9 @@ def lock_range(map: VmMap, entry: VmMapEntry, start: int, end: int, on_fault: bo
     locked all the same. May block for memory and I/O."""
     mark = MARK_ONFAULT if on_fault else 0
     if (entry.eflags ^ mark) & MARK_ONFAULT:
-        vm_map_mark(map, start, end, MARK_ONFAULT, mark)
+        # All at once: two changes of what shows a segment would leave it in more pieces.
+        wire = MAP_ENTRY_WIREONFAULT if on_fault and not entry.eflags & MAP_ENTRY_USER_WIRED else 0
+        vm_map_mark(map, start, end, MARK_ONFAULT, mark | wire)
     if entry.eflags & MAP_ENTRY_USER_WIRED:
         # What was wired may have gone since with the end of its file, or be out of reach.
         return on_fault or populate(map, start, end, VM_PROT_READ) == KERN_SUCCESS

@@ -99,7 +99,10 @@ def _wire_pages(map: VmMap, entry: VmMapEntry, user_wire: bool) -> tuple[int, Vm
     from dfvm.vm.vm_fault import vm_fault_wire  # vm_fault looks up in maps
 
     start, end, timestamp = entry.ba.start, entry.ba.end, map.timestamp
+    cut = map.shm_cut.copy() if map.shm_cut_at == timestamp else None
     rv = vm_fault_wire(map, entry, user_wire)
+    if cut is not None:  # it is one operation all the same
+        map.shm_cut, map.shm_cut_at = cut, map.timestamp
     if map.timestamp != timestamp + 1:  # ours is one; others were here, too
         entry = clip_check_fwd(_entry_at(map, start), end)
     return rv, entry

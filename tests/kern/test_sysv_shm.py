@@ -689,3 +689,31 @@ int main(void)
 }
 """
     )
+
+
+def test_borders_of_locks() -> None:
+    """So do mlock and mlock2, which wait for pages on their way or take several steps."""
+    same(
+        HEAD
+        + r"""
+int main(void)
+{
+    id = shmget(IPC_PRIVATE, 6 * P, 0600);
+    char *p = shmat(id, (char *)0x10000000000, 0);
+    mlock(p + 4 * P, 2 * P); stat_("the end");
+    mlock(p + P, 4 * P); stat_("from the second page on");
+    munlock(p + 2 * P, P); stat_("without the third");
+    mlock(p, 6 * P); stat_("all");
+    shmdt(p);
+    for (int n = 0; n < 6; n++) munmap(p + n * P, P);
+    stat_("gone");
+    p = shmat(id, (char *)0x10000000000, 0);
+    mlock2(p + P, 2 * P, 1); stat_("when they come");
+    mlock2(p, 4 * P, 1); stat_("those around them, too");
+    munlock(p + 2 * P, 4 * P); stat_("not so many");
+    for (int n = 0; n < 6; n++) munmap(p + n * P, P);
+    shmctl(id, IPC_RMID, 0);
+    return 0;
+}
+"""
+    )

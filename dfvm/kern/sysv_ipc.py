@@ -267,13 +267,20 @@ class IpcNs:
         self.msg_ctlmax, self.msg_ctlmnb, self.msg_ctlmni = 8192, 16384, 32000
         self.msg_bytes = self.msg_hdrs = 0
 
-    def charge(self, size: int) -> None:
-        """`size` more bytes are needed.
+    def check_room(self, size: int) -> None:
+        """Whether there could be `size` more bytes.
 
         :raises OSError: ENOMEM when that is more than the machine could have.
         """
         if self.charged + size > self.kernel.ram.size // 2:
             raise err(ENOMEM)
+
+    def charge(self, size: int) -> None:
+        """`size` more bytes are needed.
+
+        :raises OSError: ENOMEM, as check_room.
+        """
+        self.check_room(size)
         self.charged += size
 
     def uncharge(self, size: int) -> None:

@@ -273,6 +273,7 @@ def sys_msgsnd(lp: Lwp, msqid: int, umsg: int, size: int, flags: int) -> int:
     mtype = s64(int.from_bytes(copyin(p.p_vmspace, umsg, 8), "little"))
     if size > ns.msg_ctlmax or msqid < 0 or mtype < 1:
         raise err(EINVAL)
+    ns.check_room(size)  # before it is gathered
     msg = (mtype, copyin(p.p_vmspace, umsg + 8, size) if size else b"")
     msq = ns.msg_ids.get(msqid)
     while True:
@@ -308,7 +309,9 @@ def sys_msgrcv(lp: Lwp, msqid: int, umsg: int, size: int, mtype: int, flags: int
     if flags & MSG_COPY:
         if flags & MSG_EXCEPT or not flags & IPC_NOWAIT:
             raise err(EINVAL)
-        copyin(p.p_vmspace, umsg, min(size, ns.msg_ctlmax))  # as Linux, which does not look at it
+        length = min(size, ns.msg_ctlmax)
+        ns.check_room(length)
+        copyin(p.p_vmspace, umsg, length)  # as Linux, which does not look at it
     room = _INT_MAX if flags & MSG_NOERROR else size
     want = MsgReceiver(*_convert_mode(mtype, flags), room, p.p_pid)
     msg = _receive(ns, p, msqid, want, size, flags)

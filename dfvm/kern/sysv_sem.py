@@ -80,6 +80,7 @@ _SEMUSZ: Final = 20
 
 _SEM_BYTES: Final = 64  # what a semaphore is charged as
 _SET_BYTES: Final = 256
+_SOP_BYTES: Final = 64  # what an operation occupies while its call lasts
 _UNDO_BYTES: Final = 8  # … and again for each process that may have to take something back
 
 _SEMBUF: Final = Struct("<Hhh")
@@ -421,11 +422,13 @@ def sys_semtimedop(lp: Lwp, semid: int, usops: int, nsops: int, utimeout: int) -
 
 def _copyin_sops(lp: Lwp, usops: int, nsops: int) -> list[Sembuf]:
     p = lp.lwp_proc
+    ns = ipc_ns(p.kernel)
     nsops = u32(nsops)
-    if nsops > ipc_ns(p.kernel).sem_opm:
+    if nsops > ns.sem_opm:
         raise err(E2BIG)
     if nsops < 1:
         raise err(EINVAL)
+    ns.check_room(nsops * _SOP_BYTES)
     return list(_SEMBUF.iter_unpack(copyin(p.p_vmspace, usops, nsops * _SEMBUF.size)))
 
 

@@ -440,6 +440,32 @@ int main(void)
     assert (status, out) == (0, b"16 12\n15 16 512000\n")
 
 
+def test_more_than_there_could_be_memory_for() -> None:
+    """Limits may be raised beyond it: who then asks for that much does not get the host's."""
+    program = build(r"""
+#include <sys/msg.h>
+#include <sys/sem.h>
+#define E(call) do { int r_ = call; printf("%d %d\n", r_, errno); } while (0)
+static void put(const char *name, const char *s) {
+    int fd = open(name, O_WRONLY); write(fd, s, strlen(s)); close(fd);
+}
+int main(void)
+{
+    put("/proc/sys/kernel/sem", "2147483647\t2147483647\t2147483647");
+    put("/proc/sys/kernel/msgmax", "2147483647");
+    put("/proc/sys/kernel/msgmnb", "2147483647");
+    char *m = mmap(0, 1L << 34, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *w = mmap(m, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    int id = semget(IPC_PRIVATE, 1, 0600), q = msgget(IPC_PRIVATE, 0600);
+    *(long *)w = 1;
+    E(semop(id, (void *)m, 0x7fffffff));
+    E(msgsnd(q, m, 0x7fffffff, IPC_NOWAIT));
+    E((int)msgrcv(q, m, 0x7fffffff, 0, IPC_NOWAIT | 040000));
+    return 0;
+}""")  # fmt: skip
+    assert by_guest(program)[:2] == (0, b"-1 12\n-1 12\n-1 12\n")
+
+
 def test_proc() -> None:
     same(
         HEAD

@@ -11,7 +11,7 @@ Source: behaviour of Linux fs/locks.c (generic_setlease, __break_lease).
 from __future__ import annotations
 
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32
 from dfvm.kern.abi.linux.linux_struct import NS
@@ -32,15 +32,18 @@ if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
     from dfvm.kern.vfs.vnode import Vnode
 
+_NAMES: Final = {F_RDLCK: "READ ", F_WRLCK: "WRITE", F_UNLCK: "UNLCK"}
+
 
 class Lease:
     """One lease."""
 
-    __slots__ = ("ls_deadline", "ls_fd", "ls_file", "ls_kernel", "ls_target", "ls_type")
+    __slots__ = ("ls_deadline", "ls_fd", "ls_file", "ls_kernel", "ls_pid", "ls_target", "ls_type")
 
     ls_file: File  # whose it is; not referenced: goes with it
     ls_fd: int  # the number it was set by: si_fd
     ls_kernel: Kernel
+    ls_pid: int  # who took it
     ls_type: int  # F_RDLCK or F_WRLCK
     ls_target: int  # what it has to become, F_RDLCK or F_UNLCK; -1: nobody is waiting
     ls_deadline: int  # monotonic ns: when it will be made so
@@ -49,9 +52,17 @@ class Lease:
         self.ls_file = fp
         self.ls_fd = fd
         self.ls_kernel = lwp.lwp_proc.kernel
+        self.ls_pid = lwp.lwp_proc.p_pid
         self.ls_type = kind
         self.ls_target = -1
         self.ls_deadline = 0
+
+    def show(self) -> str:
+        """What /proc/locks tells of it: the lease that is left when it has been broken."""
+        breaking = self.ls_target >= 0
+        left = self.ls_target if breaking else self.ls_type
+        state = "BREAKING " if breaking else "ACTIVE   "
+        return f"LEASE  {state} {_NAMES[left]} {self.ls_pid}"
 
 
 def get_lease(fp: File) -> int:

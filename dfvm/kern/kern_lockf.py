@@ -92,6 +92,9 @@ def lf_show(files: Iterable[File], inode: Callable[[File], str]) -> str:
             for want in head.lh_waiters:
                 if want.clashes(lock) and _is_flock(want) == _is_flock(lock):
                     lines.append(f"{n}: -> {_show(want, where)}")
+        for lease in head.lh_leases:
+            n += 1
+            lines.append(f"{n}: {lease.show()} {where} 0 EOF\n")
     return "".join(lines)
 
 

@@ -227,3 +227,26 @@ int main() {
     int s; while (wait(&s) < 0); return s || get(r) != F_UNLCK || !got;
 }""")  # fmt: skip
     assert by_guest(program)[0] == 0
+
+
+def test_leases_are_listed_with_the_locks() -> None:
+    program = build(T + LEASE + r"""
+static int listed(const char *state, const char *way) {
+    char want[100], line[200]; int n = 0; FILE *f = fopen("/proc/locks", "r");
+    while (fgets(line, sizeof line, f)) {
+        char kind[20], is[20], left[20], start[20], end[20]; int pid;
+        if (sscanf(line, "%*s %s %s %s %d %*s %s %s", kind, is, left, &pid, start, end) == 6)
+            n += !strcmp(kind, "LEASE") && !strcmp(is, state) && !strcmp(left, way)
+                && pid == getpid() && !strcmp(start, "0") && !strcmp(end, "EOF");
+    }
+    fclose(f); return n;
+}
+int main() {
+    put_("f", ""); handle(SIGIO); int r = open("f", O_RDONLY);
+    if (listed("ACTIVE", "WRITE")) return 1;
+    lease(r, F_WRLCK); if (!listed("ACTIVE", "WRITE")) return 2;
+    open("f", O_RDONLY | O_NONBLOCK); if (!listed("BREAKING", "READ")) return 3;
+    open("f", O_RDWR | O_NONBLOCK); if (!listed("BREAKING", "UNLCK")) return 4;
+    lease(r, F_UNLCK); return listed("BREAKING", "UNLCK") ? 5 : 0;
+}""")  # fmt: skip
+    assert by_guest(program)[0] == 0

@@ -18,7 +18,7 @@ from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink, parse_int
-from dfvm.kern.vfs.procfs_sysctl import IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, Sysctl
+from dfvm.kern.vfs.procfs_sysctl import INT_MAX, IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, Sysctl
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
 from dfvm.vm.vm_meter import vm_page_rollup
@@ -303,18 +303,12 @@ def _set_domainname(kernel: Kernel, data: bytes) -> None:
     kernel.domainname = _name(data)
 
 
-def _set_max_map_count(kernel: Kernel, data: bytes) -> None:
-    n = parse_int(data)
-    if not 0 <= n < 1 << 31:
-        raise err(EINVAL)
-    kernel.vm.sysctl.max_proc_mmap = n
+def _set_max_map_count(kernel: Kernel, new: tuple[int, ...]) -> None:
+    kernel.vm.sysctl.max_proc_mmap = new[0]
 
 
-def _set_lease_break(kernel: Kernel, data: bytes) -> None:
-    n = parse_int(data)
-    if not 0 <= n < 1 << 31:
-        raise err(EINVAL)
-    kernel.files.lease_break_s = n
+def _set_lease_break(kernel: Kernel, new: tuple[int, ...]) -> None:
+    kernel.files.lease_break_s = new[0]
 
 
 def _drop_caches(kernel: Kernel, data: bytes) -> None:
@@ -352,7 +346,9 @@ _SYS: Final[_Tree] = {
             b"max_queued_events": str(MAX_QUEUED_EVENTS),
             b"max_user_watches": str(MAX_USER_WATCHES),
         },
-        b"lease-break-time": Setting(lambda k: str(k.files.lease_break_s), _set_lease_break),
+        b"lease-break-time": Sysctl(
+            lambda k: (k.files.lease_break_s,), _set_lease_break, 0, INT_MAX
+        ),
         b"leases-enable": "1",
         b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
         b"mqueue": {**MQ_SYSCTLS},
@@ -405,7 +401,9 @@ _SYS: Final[_Tree] = {
     b"vm": {
         b"drop_caches": Setting(None, _drop_caches),
         b"legacy_va_layout": "0",
-        b"max_map_count": Setting(lambda k: str(k.vm.sysctl.max_proc_mmap), _set_max_map_count),
+        b"max_map_count": Sysctl(
+            lambda k: (k.vm.sysctl.max_proc_mmap,), _set_max_map_count, 0, INT_MAX
+        ),
         b"mmap_min_addr": "4096",
         b"nr_hugepages": "0",
         b"oom_kill_allocating_task": "0",

@@ -15,7 +15,7 @@ For other modules, in one place:
                                     f_mode (FREAD, FWRITE, FPATH), f_offset, f_count,
                                     f_vnode (None for what is no vnode), and fo_* operations
 
-Who holds a File counts in f_count; fhold() and fdrop() keep it. Everything here runs without
+Whoever holds a File counts in f_count; fhold() and fdrop() keep it. Everything here runs without
 blocking except what fdrop may do when a last reference goes (a vnode's close).
 
 Source: DragonFly sys/kern/kern_descrip.c, sys/sys/file.h, sys/sys/filedesc.h; behaviour as

@@ -161,7 +161,7 @@ class ImageArgs:
         return kcopyin(self.kernel.vm, self.kva, self.used)
 
     def free(self) -> None:
-        """Give the memory back and wake who waits for some."""
+        """Give the memory back and wake whoever waits for some."""
         kmem_free_wakeup(self.kernel.exec_map, self.kva, self.size)
 
 

@@ -1,9 +1,9 @@
-"""Leases: who has one on a file is told before somebody else opens it, or cuts it off.
+"""Leases: whoever has one on a file is told before somebody else opens or truncates it.
 
-A lease belongs to an open file. A read lease is in the way of who opens the file for writing, a
-write lease of everybody. The holder gets a signal (SIGIO, or what F_SETSIG says) and has
-`lease_break_s` seconds to give the lease up, or to be content with a read lease if that is enough;
-then it is taken away. Who opens waits meanwhile. Leases hang off the file's locks (LockfHead).
+A lease belongs to an open file. A read lease is broken by an open for writing, a write lease by any
+open. The holder gets a signal (SIGIO, or what F_SETSIG says) and has `lease_break_s` seconds to
+give the lease up, or to make it a read lease if that is enough; then it is taken away. The open
+waits meanwhile. Leases hang off the file's locks (LockfHead).
 
 Source: behaviour of Linux fs/locks.c (generic_setlease, __break_lease).
 """
@@ -120,8 +120,11 @@ def set_lease(lwp: Lwp, fp: File, fd: int, kind: int) -> None:
 
 
 def _check_opens(lwp: Lwp, fp: File, vp: Vnode, kind: int) -> None:
-    """A read lease takes that nobody has the file open for writing, a write lease that nobody else
-    has it open at all."""
+    """Check that a lease may be had: a read lease while nobody has the file open for writing, a
+    write lease while nobody else has it open at all.
+
+    :raises OSError: EAGAIN if not.
+    """
     if kind == F_RDLCK:
         if vp.v_writecount:
             raise err(EAGAIN)
@@ -133,7 +136,7 @@ def _check_opens(lwp: Lwp, fp: File, vp: Vnode, kind: int) -> None:
 
 
 def _change(head: LockfHead, lease: Lease, kind: int) -> None:
-    """The lease becomes one of `kind`, by the holder's will or in spite of it."""
+    """The lease becomes one of `kind`, as the holder wants it or because its time is over."""
     table = lease.ls_file.f_table
     if kind == F_UNLCK:
         head.lh_leases.remove(lease)
@@ -157,8 +160,8 @@ def _expire(head: LockfHead) -> None:
 
 
 def break_lease(vp: Vnode, write: bool, nonblock: bool) -> None:
-    """Somebody opens vp, or with `write` opens it for writing or cuts it off: have whoever has a
-    lease in the way give it up. May block.
+    """Somebody opens vp, or with `write` opens it for writing or truncates it: have the leases that
+    this breaks given up, and wait for it. May block.
 
     :raises OSError: EWOULDBLOCK; EINTR, ERESTART
     """

@@ -79,8 +79,8 @@ class Lockf:
 
 
 def lf_show(files: Iterable[File], inode: Callable[[File], str]) -> str:
-    """Lines for /proc/locks: who has locked what, and below who waits for it, of all open `files`.
-    inode(file) names the inode."""
+    """Lines for /proc/locks: who has locked what, and below each who waits for it, of all open
+    `files`. inode(file) names the inode."""
     heads = {id(head): (head, fp) for fp in files if (head := fp.fo_lockf()) is not None}
     lines = []
     n = 0

@@ -139,7 +139,7 @@ def _store_ids(lp: Lwp, where: tuple[tuple[int, int], ...]) -> None:
 
 
 def _changed(lp: Lwp, cred: Ucred) -> None:
-    """Install new credentials. Who changed his identity is no longer to be looked into."""
+    """Install new credentials. A process of another identity is no longer to be looked into."""
     p = lp.lwp_proc
     old = p.p_ucred
     cap_setuid(old, cred)

@@ -112,7 +112,7 @@ def _futex_key(space: Vmspace, uaddr: int, private: bool) -> tuple[int, int]:
 
 
 def sys_futex(lp: Lwp, uaddr: int, op: int, val: int, utime: int, uaddr2: int, val3: int) -> int:
-    """Sleep on a word, and wake who does."""
+    """Sleep on a word, or wake those who do."""
     op = s32(op)
     cmd = op & ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
     private = bool(op & FUTEX_PRIVATE_FLAG)

@@ -174,7 +174,7 @@ def find_room(map: VmMap, hint: int, size: int, flags: int = 0) -> int:
 
 
 def check_place(p: Proc, addr: int, size: int) -> None:
-    """Whether [addr, addr + size) may be mapped with MAP_FIXED.
+    """Check that [addr, addr + size) may be mapped with MAP_FIXED.
 
     :raises OSError: EINVAL not aligned, ENOMEM outside of user memory, EPERM too low.
     """
@@ -302,8 +302,8 @@ def _mmap_size(map: VmMap, length: int) -> int:
 def _check_room(
     p: Proc, addr: int, size: int, bits: int, flags: int, shared: bool, anonymous: bool
 ) -> None:
-    """Whether the limits and memory allow the mapping. What MAP_FIXED is going to replace does not
-    count.
+    """Check that the limits and memory allow the mapping. What MAP_FIXED is going to replace does
+    not count.
 
     :raises OSError: ENOMEM
     """

@@ -61,7 +61,7 @@ _WANT: Final = (VREAD, VWRITE, VREAD | VWRITE)
 
 
 class MqNotify:
-    """Who is told that a queue is empty no more."""
+    """Who is told when a message comes to an empty queue."""
 
     __slots__ = ("notify", "proc", "signo", "space", "value")
 
@@ -212,7 +212,7 @@ def _queue(lp: Lwp, fd: int, right: int) -> MqFile:
 
 
 def _rank(lp: Lwp) -> int:
-    # Who waits goes by his priority, as the scheduler sees it.
+    # Those who wait go by their priority, as the scheduler sees it.
     td = lp.lwp_thread
     return _RT_0 - td.td_rtprio if td.td_rtprio else _NICE_0 + lp.lwp_proc.p_nice
 

@@ -9,7 +9,7 @@ read: an idle pipe holds no memory.
 A fifo is the same thing hung on a vnode while somebody has it open.
 
 Locking: `pi_locked` is held across the copies, which may block on the user's pages, so that two
-readers or writers don't meet in the middle of a buffer. Who waits for data or room gives it up.
+readers or writers don't meet in the middle of a buffer. Whoever waits for data or room gives it up.
 
 Source: DragonFly sys/kern/sys_pipe.c and sys/vfs/fifofs/fifo_vnops.c; behaviour of Linux fs/pipe.c.
 """

@@ -155,28 +155,35 @@ class IpcIds(Generic[T]):
             raise err(ENOSPC)
         perm = obj.perm
         wanted, self.next_id = self.next_id, -1
-        if wanted >= 0:
-            place = self._free(wanted & _IDX_MASK, IPCMNI)
-            if place is None:
-                raise err(ENOSPC)
-            perm.seq = wanted >> _IDX_BITS
-        else:
-            end = min(max(len(self.ipcs) * 3 // 2, _MIN_CYCLE), IPCMNI)
-            place = self._free(self._next, end)
-            if place is None:
-                place = self._free(0, end)
-            assert place is not None  # a third of the places below `end` are free
-            self._next = place + 1
-            if place <= self._last:
-                self._seq = (self._seq + 1) % _SEQ_MAX
-            self._last = place
+        if wanted < 0:
+            place = self._next_place()
             perm.seq = self._seq
+        else:
+            found = self._free(wanted & _IDX_MASK, IPCMNI)
+            if found is None:
+                raise err(ENOSPC)
+            place = found
+            perm.seq = wanted >> _IDX_BITS
         self.places |= 1 << place
         perm.id = (perm.seq << _IDX_BITS) + place
         self.ipcs[place] = obj
         if perm.key != IPC_PRIVATE:
             self.keys[perm.key] = obj
         return perm.id
+
+    def _next_place(self) -> int:
+        """The free place behind the one that was given last, or, all gone through, the first one,
+        with another `_seq`."""
+        end = min(max(len(self.ipcs) * 3 // 2, _MIN_CYCLE), IPCMNI)
+        place = self._free(self._next, end)
+        if place is None:
+            place = self._free(0, end)
+        assert place is not None  # a third of the places below `end` are free
+        self._next = place + 1
+        if place <= self._last:
+            self._seq = (self._seq + 1) % _SEQ_MAX
+        self._last = place
+        return place
 
     def _free(self, start: int, end: int) -> int | None:
         # The first free place in [start, end).
@@ -234,7 +241,7 @@ class IpcNs:
     shm_ctlmax: int  # bytes of one segment at most
     shm_ctlall: int  # pages of all segments
     shm_ctlmni: int  # segments
-    shm_rmid_forced: int  # segments go with their last attachment, and with who made them
+    shm_rmid_forced: int  # segments go with their last attachment, and with their maker
     shm_tot: int  # pages of the segments there are
     shm_created: dict[Proc, dict[ShmSegment, None]]  # what each process has made, until it ends
     shm_locked: dict[int, int]  # pages that each user has locked with SHM_LOCK
@@ -302,7 +309,7 @@ def ipc_now() -> int:
 
 
 def ipcperms(cred: Ucred, perm: IpcPerm, mode: int) -> None:
-    """Whether one may do what `mode` (permission bits, in any of the three places) stands for.
+    """Check that one may do what `mode` (permission bits, in any of the three places) stands for.
 
     :raises OSError: EACCES.
     """
@@ -317,7 +324,7 @@ def ipcperms(cred: Ucred, perm: IpcPerm, mode: int) -> None:
 
 
 def ipc_own(cred: Ucred, perm: IpcPerm) -> None:
-    """Whether one may change or remove an object.
+    """Check that one may change or remove an object.
 
     :raises OSError: EPERM.
     """

@@ -1,8 +1,8 @@
 """System V message queues.
 
-A message goes straight to the one who has waited for such a one longest; only if there is nobody it
-is entered in the queue. Whoever waits for room is woken in the order in which he came, as far as
-what he has fits.
+A message goes straight to whoever has waited longest for one of its type; only if there is nobody
+is it entered in the queue. Those who wait for room are woken in the order in which they came, as
+far as what they have fits.
 
 Source: Linux ipc/msg.c for the behaviour, DragonFly sys/kern/sysv_msg.c for the names.
 """
@@ -86,10 +86,10 @@ class MsgReceiver:
 
     mode: int  # _ANY … _LESSEQUAL
     type: int
-    room: int  # bytes that he takes at most
+    room: int  # bytes that are taken at most
     pid: int
-    msg: _Msg | None  # what he has got
-    error: int  # or why he has got nothing; EAGAIN while he waits, or is to look again
+    msg: _Msg | None  # what has come
+    error: int  # or why nothing has; EAGAIN while it waits, or is to look again
 
     def __init__(self, mode: int, type: int, room: int, pid: int) -> None:
         self.mode, self.type, self.room, self.pid = mode, type, room, pid
@@ -97,7 +97,7 @@ class MsgReceiver:
         self.error = EAGAIN
 
     def wants(self, type: int) -> bool:
-        """Whether a message of that type is for him."""
+        """Whether a message of that type will do."""
         mode = self.mode
         if mode == _EQUAL:
             return type == self.type
@@ -111,7 +111,7 @@ class MsgSender:
 
     __slots__ = ("size",)
 
-    size: int  # bytes of what he has
+    size: int  # bytes of the message
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -411,7 +411,7 @@ def _set(ns: IpcNs, p: Proc, msq: MsgQueue, raw: bytes) -> None:
     msq.perm.update(raw)
     msq.q_qbytes = qbytes
     msq.q_ctime = ipc_now()
-    msq.expunge(EAGAIN)  # who waits may not be allowed to any more
+    msq.expunge(EAGAIN)  # those who wait may not be allowed to any more
     msq.wake_senders()
 
 

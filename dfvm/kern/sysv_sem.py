@@ -1,12 +1,12 @@
 """System V semaphores.
 
-An operation on several semaphores is done as a whole or not at all. Who can't go on is entered in
-a queue, with everything he wants, and sleeps; whoever changes a semaphore does what has become
-possible on behalf of those who sleep, in the order in which they came, before anybody else gets to
-see the set. So nobody is woken in vain, and the values he sees are those of his turn.
+An operation on several semaphores is done as a whole or not at all. A process that can't go on is
+entered in a queue, with all that it wants, and sleeps; whoever changes a semaphore does what has
+become possible on behalf of those who sleep, in the order in which they came, before anybody else
+gets to see the set. So nobody is woken in vain, and the values seen are those of one's turn.
 
-Who wants one semaphore only waits in a queue of that semaphore, so that a set of many costs no more
-than a small one; who wants several, in a queue of the set.
+Those who want one semaphore wait in a queue of that semaphore, so that a set of many costs no more
+than a small one; those who want several, in a queue of the set.
 
 Source: Linux ipc/sem.c for the behaviour, DragonFly sys/kern/sysv_sem.c for the names.
 """
@@ -115,12 +115,12 @@ class SemQueue:
     __slots__ = ("alter", "blocking", "pid", "serial", "sops", "status", "undo")
 
     sops: list[Sembuf]
-    alter: bool  # some semaphore changes, and he does not only wait for zeros
+    alter: bool  # some semaphore is to change; not only zeros are waited for
     undo: list[int] | None  # where SEM_UNDO is noted: of SemUndoList.undos
     pid: int
-    serial: int  # his place among those who sleep
-    blocking: Sembuf | None  # what he could not do when last tried
-    status: int  # while he sleeps EINTR; then 0, or the error that he is to return
+    serial: int  # its place among those that sleep
+    blocking: Sembuf | None  # what could not be done when it was last tried
+    status: int  # EINTR during the sleep; then 0, or the error that is to be returned
 
     def __init__(self, sops: list[Sembuf], alter: bool, undo: list[int] | None, pid: int) -> None:
         self.sops = sops
@@ -187,7 +187,7 @@ class SemSet:
     sem_const: dict[int, _Queue]  # … for it to be 0, and changes nothing
     alter: _Queue  # who waits for several, and changes something
     const: _Queue  # … and changes nothing
-    serial: int  # of who came last
+    serial: int  # of the one that came last
     undo_lists: dict[SemUndoList, None]  # who has something of it to take back
 
     def __init__(self, ns: IpcNs, perm: IpcPerm, nsems: int) -> None:
@@ -243,8 +243,8 @@ class SemSet:
         yield from self.const
 
     def count(self, num: int, zero: bool) -> int:
-        """How many wait for semaphore `num`, to be 0 or to be higher. Who wants several counts for
-        the one that he could not have."""
+        """How many wait for semaphore `num`, to be 0 or to be higher. Those who want several count
+        for the one that they could not have."""
         return sum(
             q.blocking is not None and q.blocking[0] == num and (q.blocking[1] == 0) == zero
             for q in self.sleepers()

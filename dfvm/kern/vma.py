@@ -180,7 +180,7 @@ def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
 
 
 def check_expand(p: Proc, size: int, data: bool, reserve: bool) -> None:
-    """Whether `size` more bytes may be mapped, `data` or not (is_data), and with `reserve` whether
+    """Check that `size` more bytes may be mapped, `data` or not (is_data), and with `reserve` that
     there could be so much memory.
 
     :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or without the memory.
@@ -195,7 +195,7 @@ def check_expand(p: Proc, size: int, data: bool, reserve: bool) -> None:
 
 
 def check_data(p: Proc, size: int) -> None:
-    """Whether `size` more bytes may be private and writable.
+    """Check that `size` more bytes may be private and writable.
 
     :raises OSError: ENOMEM beyond RLIMIT_DATA. A soft limit of 0, which debuggers of memory set to
         forbid brk, leaves it to the hard one.
@@ -225,6 +225,9 @@ def lock_room(p: Proc) -> int:
     if p.p_ucred.cr_cap_e & CAP_IPC_LOCK or limit == RLIM_INFINITY:
         return U64
     return trunc_page(limit) - locked_size(p.p_vmspace.vm_map)
+
+
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def page_range(start: int, length: int) -> tuple[int, int]:

@@ -323,8 +323,8 @@ class Scheduler(Synch):
     # -- choosing -------------------------------------------------------------------------------
 
     def setrunnable(self, td: Thread) -> None:
-        """Put `td`, which is on no queue, on the run queue. Who slept does not get back what it
-        did not use: it starts at the present virtual time."""
+        """Put `td`, which is on no queue, on the run queue. If it slept it does not get back what
+        it did not use: it starts at the present virtual time."""
         if td.td_pass < self._vpass:
             if not td.td_rtprio:
                 td.td_pass = self._vpass

@@ -92,8 +92,6 @@ _CODE_HOOK: Final = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
 )
 _INVALID_HOOK: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
-
-
 # A block is its address and, in the next word, the number of instructions and the size.
 _BLOCK: Final = ctypes.POINTER(ctypes.c_uint64)
 _BLOCK_HOOK: Final = ctypes.CFUNCTYPE(
@@ -246,14 +244,13 @@ class Engine:
             self.on_io()
             return 0
 
+        def block(_uc: Any, it: Any, _before: Any, _data: Any) -> None:
+            self.on_translated(it[0], it[1] >> 16 & 0xFFFF)
+
         intr = _INTR_HOOK(lambda _uc, vector, _data: self.on_exception(vector))
         insn = _INSN_HOOK(lambda _uc, _data: self.on_syscall())
         bad = _INVALID_HOOK(invalid)
         ins = _IN_HOOK(port_in)
-
-        def block(_uc: Any, it: Any, _before: Any, _data: Any) -> None:
-            self.on_translated(it[0], it[1] >> 16 & 0xFFFF)
-
         outs = _OUT_HOOK(lambda _uc, _port, _size, _value, _data: self.on_io())
         blocks = _BLOCK_HOOK(block)
         code = _CODE_HOOK(lambda _uc, address, _size, _data: self.on_code(address))
@@ -269,7 +266,7 @@ class Engine:
     def _hook_add(
         self, kind: int, callback: Any, *extra: Any, begin: int = 1, end: int = 0
     ) -> ctypes.c_size_t:
-        """Register a callback for addresses from `begin` to `end`, for all when there are none."""
+        """Register a callback for addresses from `begin` to `end`; without them, for all."""
         handle = ctypes.c_size_t()
         error = uclib.uc_hook_add(
             self.uch, ctypes.byref(handle), kind, ctypes.cast(callback, ctypes.c_void_p), None,

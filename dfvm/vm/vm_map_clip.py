@@ -293,7 +293,7 @@ def clip_check_fwd(entry: VmMapEntry, save_end: int) -> VmMapEntry:
 
 
 def vm_map_unclip_range(map: VmMap, start: int, end: int) -> None:
-    """Undo vm_map_clip_range for the same range: clear the marks, wake who waits, and merge.
+    """Undo vm_map_clip_range for the same range: clear the marks, wake whoever waits, and merge.
     Exclusive map lock."""
     found, entry = vm_map_lookup_entry(map, start)
     if not found or entry is None or entry.ba.start != start:

@@ -69,7 +69,7 @@ def vm_page_sleep_busy(vm: VmSystem, m: VmPage, also_m_busy: bool, wmesg: str) -
 
 
 def vm_page_wakeup(vm: VmSystem, m: VmPage) -> None:
-    """Give up the caller's hard busy and wake who waits for the page. Does not block."""
+    """Give up the caller's hard busy and wake whoever waits for the page. Does not block."""
     busy = m.busy_count
     if not busy & PBUSY_LOCKED:
         panic(f"vm_page_wakeup: page not busy: {m}")
@@ -88,7 +88,7 @@ def vm_page_sbusy_try(vm: VmSystem, m: VmPage) -> bool:
 
 
 def vm_page_sbusy_drop(vm: VmSystem, m: VmPage) -> None:
-    """Give up one soft busy; the last one wakes who waits for the page. Does not block."""
+    """Give up one soft busy; the last one wakes whoever waits for the page. Does not block."""
     busy = m.busy_count
     if not busy & PBUSY_MASK:
         panic(f"vm_page_sbusy_drop: page not soft-busied: {m}")

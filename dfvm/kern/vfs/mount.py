@@ -224,7 +224,7 @@ class Vfs:
             ):
                 self.reclaim(vp)
             else:
-                # Who has found it a moment ago may still be at it: once more round.
+                # Whoever found it a moment ago may still be at it: once more round.
                 vp.v_flag &= ~VREFD
                 inactive[vp] = None
 

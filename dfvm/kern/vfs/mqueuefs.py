@@ -1,9 +1,10 @@
 """POSIX message queues: a directory of them, at /dev/mqueue. A queue is a file; what it holds,
 who waits at it, and whom it tells of a first message is here. The system calls are in sys_mqueue.
 
-A message goes straight to the one who has waited for one with the highest priority, and longest;
-only if there is nobody it is entered in the queue, from where the messages of the highest priority
-are taken first. Who waits for room has his message entered by the one who makes room.
+A message goes straight to a waiting receiver: the one that the scheduler prefers, and of several
+the one that has waited longest. Only if there is none is it entered in the queue, from where the
+messages of the highest priority are taken first. The message of a sender that waits for room is
+entered by whoever makes room.
 
 Source: Linux ipc/mqueue.c.
 """
@@ -49,9 +50,9 @@ class MqWaiter:
 
     __slots__ = ("done", "msg", "prio", "rank")
 
-    rank: int  # who goes first: the lower the sooner
+    rank: int  # who goes first: the lower, the sooner
     prio: int  # the message's priority
-    msg: bytes  # the message; of a receiver once he is done
+    msg: bytes  # the message; a receiver's once it is done
     done: bool
 
     def __init__(self, rank: int, prio: int = 0, msg: bytes = b"") -> None:
@@ -68,7 +69,7 @@ class MqVnode(Vnode):
 
     v_mount: MqMount
     m_fileid: int  # inode number; never changes
-    m_named: bool  # it has its name still
+    m_named: bool  # it still has its name
     m_maxmsg: int  # messages that it holds; never changes
     m_msgsize: int  # bytes of one message at most; never changes
     m_curmsgs: int  # messages in it
@@ -244,16 +245,8 @@ class MqRoot(Vnode):
         privileged = bool(p.p_ucred.cr_cap_e & CAP_SYS_RESOURCE)
         if mount.m_nqueues >= mount.m_queues_max and not privileged:
             raise err(ENOSPC)
-        maxmsg, msgsize = attr or (
-            min(mount.m_msg_max, mount.m_msg_default),
-            min(mount.m_msgsize_max, mount.m_msgsize_default),
-        )
-        if maxmsg <= 0 or msgsize <= 0:
-            raise err(EINVAL)
-        most = HARD_MSGMAX if privileged else mount.m_msg_max
-        largest = HARD_MSGSIZEMAX if privileged else mount.m_msgsize_max
-        if maxmsg > most or msgsize > largest:
-            raise err(EINVAL)
+        maxmsg, msgsize = attr or mount.default_attr()
+        mount.check_attr(maxmsg, msgsize, privileged)
         size = maxmsg * (msgsize + _MSG_BYTES) + min(maxmsg, MQ_PRIO_MAX) * _NODE_BYTES
         if size > _ULONG_MAX:
             raise err(EOVERFLOW)
@@ -342,6 +335,22 @@ class MqMount(Mount):
         self.m_msgsize_max = self.m_msgsize_default = 8192
         self.m_root = MqRoot(self)
         self.set_root(self.m_root)
+
+    def default_attr(self) -> tuple[int, int]:
+        """How many messages a queue is for, and of how many bytes, if nobody says."""
+        return min(self.m_msg_max, self.m_msg_default), min(
+            self.m_msgsize_max, self.m_msgsize_default
+        )
+
+    def check_attr(self, maxmsg: int, msgsize: int, privileged: bool) -> None:
+        """Check that a queue may be for so many messages of so many bytes.
+
+        :raises OSError: EINVAL.
+        """
+        most = HARD_MSGMAX if privileged else self.m_msg_max
+        largest = HARD_MSGSIZEMAX if privileged else self.m_msgsize_max
+        if not (0 < maxmsg <= most and 0 < msgsize <= largest):
+            raise err(EINVAL)
 
     def attr(self, vp: Vnode) -> Vattr:
         """The attributes that all files here have."""

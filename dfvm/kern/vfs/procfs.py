@@ -328,7 +328,7 @@ class FdescVnode(ProcNode):
         return self.p_file.fo_stat(self.kernel.sched.curthread.td_lwp)
 
     def access(self, want: int, cred: Cred) -> None:
-        # Who has the descriptor has the right; what the file allows, its reopening decides.
+        # Whoever has the descriptor has the right; what the file allows, its reopening decides.
         if want & 1:
             raise err(EACCES)
 

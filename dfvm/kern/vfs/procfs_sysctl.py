@@ -32,10 +32,11 @@ class Sysctl:
 
     __slots__ = ("get", "high", "low", "mode", "put")
 
-    get: Callable[[Kernel], tuple[int, ...]]
-    put: Callable[[Kernel, tuple[int, ...]], None]
+    get: Callable[[Kernel], tuple[int, ...]]  # what the numbers are
+    put: Callable[[Kernel, tuple[int, ...]], None]  # make them others
     low: int  # what each of them is at least
     high: tuple[int, ...]  # and at most
+    mode: int  # of the file
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Sysctl:
             self.put(kernel, tuple(new))
 
     def node(self, dvp: ProcDir, ino: int) -> ProcFile:
-        """The vnode."""
+        """A vnode for it."""
         kernel = dvp.kernel
         return ProcFile(
             dvp.v_mount, ino, lambda: self.show(kernel), lambda data: self.store(kernel, data),

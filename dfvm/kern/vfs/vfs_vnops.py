@@ -114,7 +114,7 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
 
 
 def _opened(vp: Vnode, oflags: int, cred: Cred) -> object | None:
-    # Vnode.open, with leases out of the way, and told to who watches; of a fifo it is only when its
+    # Vnode.open, with leases out of the way, and told to those who watch; of a fifo only when its
     # other end is there, too.
     head = vp.v_lockf
     if head is not None and head.lh_leases:

@@ -464,7 +464,7 @@ def test_what_can_be_written_has_its_effect(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(4_000_000))
     out = run(f"""cd /proc/sys; BIG={tmp_path}/big
     echo here > kernel/hostname; hostname; echo there > kernel/domainname; cat kernel/domainname
-    echo 100 > vm/max_map_count; cat vm/max_map_count; echo -1 > vm/max_map_count
+    echo 0x64 > vm/max_map_count; cat vm/max_map_count; echo -1 > vm/max_map_count
     echo 0 > vm/drop_caches; cat vm/drop_caches; stat -c %a vm/drop_caches
     cat $BIG > /dev/null; cached() {{ grep ^Cached /proc/meminfo | tr -dc 0-9; }}
     BEFORE=$(cached); echo 3 > vm/drop_caches; AFTER=$(cached); test $AFTER -lt $((BEFORE - 3000))

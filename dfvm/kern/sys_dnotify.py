@@ -29,15 +29,22 @@ if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Lwp
 
-DN_RENAME: Final = 0x10
+DN_ACCESS: Final = 0x01
+DN_MODIFY: Final = 0x02
+DN_CREATE: Final = 0x04
+DN_DELETE: Final = 0x08
+DN_RENAME: Final = 0x10  # within the directory; no one IN_* event says so
+DN_ATTRIB: Final = 0x20
 DN_MULTISHOT: Final = 0x8000_0000
 _EVENTS: Final = (
-    (0x01, IN_ACCESS),
-    (0x02, IN_MODIFY),
-    (0x04, IN_CREATE | IN_MOVED_TO),
-    (0x08, IN_DELETE | IN_MOVED_FROM),
-    (0x20, IN_ATTRIB),
+    (DN_ACCESS, IN_ACCESS),
+    (DN_MODIFY, IN_MODIFY),
+    (DN_CREATE, IN_CREATE | IN_MOVED_TO),
+    (DN_DELETE, IN_DELETE | IN_MOVED_FROM),
+    (DN_ATTRIB, IN_ATTRIB),
 )
+_WANTED: Final = sum(mask for _, mask in _EVENTS)
+_RENAME: Final = 1 << 30  # DN_RENAME in dn_mask, where no IN_* is
 
 
 class Dnotify(Watch):
@@ -48,7 +55,7 @@ class Dnotify(Watch):
     dn_file: File  # not referenced: a close ends this
     dn_fdp: FileDesc  # likewise
     dn_fd: int  # the number it was asked for by: si_fd
-    dn_mask: int  # IN_* that are wanted, DN_RENAME in its own place, DN_MULTISHOT; 0: it is over
+    dn_mask: int  # IN_* that are wanted, _RENAME, DN_MULTISHOT; 0: it is over
     dn_cookie: int  # of the last rename of something in the directory
     dn_kernel: Kernel
 
@@ -73,10 +80,6 @@ class Dnotify(Watch):
         self.dn_file.f_table.nlockf -= 1
 
 
-_RENAME: Final = 1 << 30  # DN_RENAME in dn_mask, where it is no IN_*
-_WANTED: Final = sum(mask for _, mask in _EVENTS)
-
-
 def _find(fp: File, fdp: FileDesc) -> Dnotify | None:
     vp = fp.f_vnode
     for w in (vp.v_watches or ()) if vp is not None else ():
@@ -86,7 +89,7 @@ def _find(fp: File, fdp: FileDesc) -> Dnotify | None:
 
 
 def dnotify(lwp: Lwp, fp: File, fd: int, arg: int) -> None:
-    """F_NOTIFY. What is asked for adds to what was; nothing ends it. May block.
+    """F_NOTIFY. What is asked for adds to what was; asking for nothing ends it. May block.
 
     :raises OSError: ENOTDIR
     """

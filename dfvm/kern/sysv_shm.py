@@ -260,6 +260,10 @@ def sys_shmget(lp: Lwp, key: int, size: int, flags: int) -> int:
 
 
 def _newseg(ns: IpcNs, p: Proc, key: int, size: int, flags: int) -> ShmSegment:
+    """Make a segment, if size, flags and limits allow it.
+
+    :raises OSError: EINVAL, ENOSPC, EPERM, ENOMEM; in the order that Linux has.
+    """
     if not SHMMIN <= size <= ns.shm_ctlmax:
         raise err(EINVAL)
     pages = ShmSegment.pages_of(size)
@@ -271,7 +275,7 @@ def _newseg(ns: IpcNs, p: Proc, key: int, size: int, flags: int) -> ShmSegment:
         if not p.p_ucred.cr_cap_e & CAP_IPC_LOCK and not p.p_ucred.groupmember(_HUGE_GROUP):
             raise err(EPERM)
         raise err(ENOMEM)  # there is no pool of huge pages
-    if size >= 1 << 63:
+    if size >= 1 << 63:  # for Linux a segment is a file, and none is so large
         raise err(EINVAL)
     if not flags & SHM_NORESERVE:
         check_memory(p.p_vmspace.vm_map, size)

@@ -244,7 +244,8 @@ class Process:
 
 
 class Machine:
-    """A computer with DragonFly's virtual memory, running Linux programs.
+    """A computer with DragonFly's virtual memory, running Linux programs. It is used by the thread
+    that made it, one call at a time: any other one is a RuntimeError.
 
     :param mem: RAM, in bytes or as "64M"; at least 8 MiB.
     :param root: host directory that is the root of the file system; None is the host's own. It is
@@ -498,8 +499,9 @@ class Machine:
         :raises TimeoutError: they are over; everything stays as it is and can be run on.
         :raises KeyboardInterrupt: likewise.
         :raises Deadlock: nothing can run, and nothing can change that.
-        :raises Panic: the machine's state is broken. That is so as well after any other exception
-            that came out of here, from a signal handler for example.
+        :raises Panic: the machine's state is broken; as it is once any other exception (of a signal
+            handler, for example) has come out of here.
+        :raises ValueError: `until` is another machine's.
         """
         if until is not None and until.proc.kernel is not self.kernel:
             raise ValueError(f"{until!r} is another machine's")

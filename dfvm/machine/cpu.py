@@ -403,9 +403,10 @@ class Vcpu:
 
     @contextmanager
     def catching(self) -> Iterator[None]:
-        """What leaves a callback meanwhile comes out of run(). Python would print it and go on; it
-        is the exception of a signal handler of the host's, which Python runs in its main thread
-        where a function begins, and so most of all where the engine calls one."""
+        """An exception that leaves one of the engine's callbacks meanwhile comes out of run();
+        Python would print it and go on. It is that of a signal handler of the host's: Python runs
+        those in its main thread where a function begins, and so mostly where the engine calls
+        one."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

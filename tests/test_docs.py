@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGES = ("kern", "kern/abi/linux", "kern/vfs", "lwkt", "machine", "tools", "trace", "vm")
 SOURCES = "".join(path.read_text() for path in (ROOT / "dfvm").rglob("*.py"))
 
 
@@ -38,6 +40,14 @@ def test_the_example_of_a_machine(
     monkeypatch.chdir(ROOT)
     exec(example, {})
     assert capsys.readouterr().out.endswith("copies on write\n")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_is_in_the_overview_of_its_package(package: str) -> None:
+    text = (ROOT / "dfvm" / package / "__init__.py").read_text()
+    named = [(name, name.replace("_*", "")) for name in re.findall(r"[\w*]+\.py\b", text)]
+    modules = {path.name for path in (ROOT / "dfvm" / package).glob("*.py")} - {"__init__.py"}
+    assert {m for m in modules if not any(fnmatch(m, n) or m == one for n, one in named)} == set()
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

@@ -15,8 +15,6 @@ Source: DragonFly sys/vm/vm_kern.c, sys/vm/vm_kern.h.
 
 from __future__ import annotations
 
-from errno import ENOMEM
-from os import strerror
 from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.panic import panic
@@ -62,6 +60,7 @@ from dfvm.vm.vm_page import (
     VM_ALLOC_NORMAL,
     VM_ALLOC_ZERO,
     VM_PAGE_BITS_ALL,
+    vm_no_memory,
     vm_page_alloc,
     vm_page_free,
     vm_page_insert,
@@ -319,7 +318,7 @@ def kva_to_pa(vm: VmSystem, kva: int, write: bool = False) -> int:
         prot = VM_PROT_READ | VM_PROT_WRITE if write else VM_PROT_READ
         rv = vm_fault(vm.kernel_map, trunc_page(kva), prot, VM_FAULT_NORMAL)
         if rv == KERN_RESOURCE_SHORTAGE:
-            raise OSError(ENOMEM, strerror(ENOMEM))
+            raise vm_no_memory()
         if rv != KERN_SUCCESS:
             panic(f"kernel access to {kva:#x} cannot be resolved: {rv}")
         base = pmap.pm_pt[kva >> 21]

@@ -133,6 +133,7 @@ from dfvm.vm.vm_page_valid import (
 )
 from dfvm.vm.vm_page_wait import (
     VM_PAGE_FREE_HYSTERESIS,
+    vm_no_memory,
     vm_wait,
     vm_wait_nominal,
     vm_wait_pfault,
@@ -191,6 +192,7 @@ __all__ = [
     "VmPage",
     "VpgQueue",
     "page_color",
+    "vm_no_memory",
     "vm_page_activate",
     "vm_page_alloc",
     "vm_page_alloc_run",

@@ -15,6 +15,8 @@ Source: DragonFly sys/vm/vm_page.c.
 
 from __future__ import annotations
 
+from errno import ENOMEM
+from os import strerror
 from typing import TYPE_CHECKING, Final
 
 from dfvm.vm.vm_page2 import (
@@ -53,6 +55,11 @@ def vm_wait(vm: VmSystem, timo: int = 0) -> bool:
     if not proc.p_lowmemkill:
         _wait(vm, "vmwait", timo, proc.p_nice + 1)
     return not proc.p_lowmemkill
+
+
+def vm_no_memory() -> OSError:
+    """What is to be raised when vm_wait has answered False."""
+    return OSError(ENOMEM, strerror(ENOMEM))
 
 
 def vm_wait_pfault(vm: VmSystem, wmesg: str = "pfault", timo: int = 0) -> None:

@@ -10,8 +10,6 @@ Source: DragonFly sys/vm/vm_map.c (vmspace_*), sys/vm/vm_map.h (struct vmspace).
 
 from __future__ import annotations
 
-from errno import ENOMEM
-from os import strerror
 from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.lwkt_token import lwkt_gettoken, lwkt_reltoken
@@ -57,6 +55,7 @@ from dfvm.vm.vm_map_entry import (
 )
 from dfvm.vm.vm_map_insert import vm_map_clear, vm_map_delete, vm_map_remove
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
+from dfvm.vm.vm_page import vm_no_memory
 from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS, VM_MIN_USER_ADDRESS
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def vmspace_alloc(
     """
     vmspace = Vmspace(vm, min, max)
     if not pmap_pinit(vmspace.vm_pmap):
-        raise OSError(ENOMEM, strerror(ENOMEM))
+        raise vm_no_memory()
     return vmspace
 
 
@@ -286,7 +285,7 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     lwkt_reltoken(old_map.token)
     if not ok:
         vmspace_free(vm2)
-        raise OSError(ENOMEM, strerror(ENOMEM))
+        raise vm_no_memory()
     return vm2
 
 

@@ -15,7 +15,7 @@ Source: DragonFly sys/vm/vnode_pager.c, and what sys/kern/vfs_bio.c and vfs_subr
 
 from __future__ import annotations
 
-from errno import EIO, ENOMEM
+from errno import EIO
 from os import strerror
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +51,7 @@ from dfvm.vm.vm_page import (
     VM_ALLOC_NULL_OK,
     VM_ALLOC_QUICK,
     VM_PAGE_BITS_ALL,
+    vm_no_memory,
     vm_page_alloc,
     vm_page_alloc_run,
     vm_page_deactivate,
@@ -335,7 +336,7 @@ def _readpage_slow(object: VmObject, pindex: int, count: int) -> VmPage:
                 m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK)
                 if m is None:
                     if not vm_wait(vm, 0):
-                        raise OSError(ENOMEM, strerror(ENOMEM))
+                        raise vm_no_memory()
                     continue
             break
         ahead = m.flags & PG_RAM

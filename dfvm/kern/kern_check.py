@@ -49,7 +49,7 @@ def check_machine(kernel: Kernel) -> None:
 
 def at_rest(kernel: Kernel) -> bool:
     """Whether no other thread is in the middle of the VM, where it waits for memory or for another
-    thread, with things half done. Only then everything can be expected to be as it should."""
+    thread, with things half done. Only then can everything be expected to be as it should."""
     current = kernel.sched.curthread
     for p in kernel.procs.values():
         for lp in p.p_lwps.values():

@@ -25,6 +25,7 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.kern_path import AT_FDCWD, path_vnode, user_path
 from dfvm.kern.proc import RLIMIT_FSIZE
+from dfvm.kern.sys_generic import MAX_RW_COUNT
 from dfvm.kern.vfs.vnode_param import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
 
 _COPY_CHUNK: Final = 1 << 16  # bytes that sendfile and copy_file_range move at a time
-_MAX_COUNT: Final = 0x7FFF_F000
 _U64: Final = (1 << 64) - 1
 _CACHESTAT_RANGE: Final = Struct("<QQ")  # offset, length
 _CACHESTAT: Final = Struct("<5Q")  # pages cached, dirty, being written, evicted, evicted recently
@@ -276,7 +276,7 @@ def sys_copy_file_range(
         raise err(EFBIG)
     if src < 0 or dst < 0 or s64(count) < 0:
         raise err(EINVAL)
-    count = max(min(count, _MAX_COUNT, ivp.v_filesize - src, OFF_MAX - dst), 0)
+    count = max(min(count, MAX_RW_COUNT, ivp.v_filesize - src, OFF_MAX - dst), 0)
     if ivp is ovp and src < dst + count and dst < src + count:
         raise err(EINVAL)
 

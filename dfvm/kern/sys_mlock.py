@@ -28,6 +28,7 @@ from dfvm.kern.vma import (
     may_lock,
     page_range,
 )
+from dfvm.machine.pte import PG_FRAME
 from dfvm.vm.pmap import pmap_ptes
 from dfvm.vm.vm import KERN_SUCCESS, VM_PROT_READ
 from dfvm.vm.vm_map import (
@@ -38,6 +39,8 @@ from dfvm.vm.vm_map import (
     vm_map_mark,
     vm_map_user_wiring,
 )
+from dfvm.vm.vm_map_wire import vm_map_wire_copies
+from dfvm.vm.vm_page import PHYS_TO_VM_PAGE
 from dfvm.vm.vm_param import PAGE_SIZE, trunc_page
 from dfvm.vm.vm_proc import RLIMIT_MEMLOCK
 
@@ -63,7 +66,7 @@ def lock_range(map: VmMap, entry: VmMapEntry, start: int, end: int, on_fault: bo
         # What was wired may have gone since with the end of its file, or be out of reach.
         return on_fault or populate(map, start, end, VM_PROT_READ) == KERN_SUCCESS
     if on_fault:
-        _wire_present(map, start, end)
+        _wire_present(map, entry, start, end)
         return True
     if entry.protection and vm_map_user_wiring(map, start, end, False) == KERN_SUCCESS:
         return True
@@ -75,11 +78,14 @@ def lock_range(map: VmMap, entry: VmMapEntry, start: int, end: int, on_fault: bo
     return False
 
 
-def _wire_present(map: VmMap, start: int, end: int) -> None:
-    """Wire what is mapped already in [start, end), and have the rest wired on fault."""
+def _wire_present(map: VmMap, entry: VmMapEntry, start: int, end: int) -> None:
+    """Wire what is mapped already in [start, end), which lies in `entry`, and have the rest wired
+    on fault. What a private view shows of its file is not copied for it."""
     vm_map_mark(map, start, end, 0, MAP_ENTRY_WIREONFAULT)
     runs: list[tuple[int, int]] = []
-    for va, _ in pmap_ptes(map.pmap, start, end):
+    for va, pte in pmap_ptes(map.pmap, start, end):
+        if vm_map_wire_copies(entry, PHYS_TO_VM_PAGE(map.vm, pte & PG_FRAME)):
+            continue
         if runs and runs[-1][1] == va:
             runs[-1] = (runs[-1][0], va + PAGE_SIZE)
         else:

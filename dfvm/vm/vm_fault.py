@@ -134,8 +134,13 @@ def vm_fault(map: VmMap, vaddr: int, fault_type: int, fault_flags: int) -> int:
     if rv == KERN_SUCCESS and entry is not None and entry.eflags & MAP_ENTRY_WIREONFAULT:
         if not fault_flags & VM_FAULT_WIRE_MASK:
             from dfvm.vm.vm_map_madvise import vm_map_mark
-            from dfvm.vm.vm_map_wire import vm_map_user_wiring  # which faults pages in
+            from dfvm.vm.vm_map_wire import (  # which faults pages in
+                vm_map_user_wiring,
+                vm_map_wire_copies,
+            )
 
+            if vm_map_wire_copies(entry, fs.m):
+                return rv  # nobody has written to it: what others write to the file is to show
             # That it can't be wired is no reason to fail: it is there.
             if vm_map_user_wiring(map, va, va + PAGE_SIZE, False) != KERN_SUCCESS:
                 vm_map_mark(map, va, va + PAGE_SIZE, 0, MAP_ENTRY_WIREONFAULT)

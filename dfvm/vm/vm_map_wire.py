@@ -30,6 +30,7 @@ from dfvm.vm.vm_map_clip import (
 )
 from dfvm.vm.vm_map_entry import (
     MAP_CLIP_NO_HOLES,
+    MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_USER_WIRED,
@@ -38,9 +39,11 @@ from dfvm.vm.vm_map_entry import (
     vm_map_lock,
     vm_map_unlock,
 )
+from dfvm.vm.vm_object import OBJT_VNODE
 
 if TYPE_CHECKING:
     from dfvm.vm.vm_map_entry import VmMap, VmMapEntry
+    from dfvm.vm.vm_page import VmPage
 
 KM_PAGEABLE: Final = 0x0001  # kernel_wiring: unwire. kmem_alloc3: don't wire in the first place
 
@@ -244,6 +247,18 @@ def _entry_at(map: VmMap, start: int) -> VmMapEntry:
     if entry is None or entry.ba.start != start:
         panic(f"vm_map_wire: no entry begins at {start:#x} any more")
     return entry
+
+
+def vm_map_wire_copies(entry: VmMapEntry, m: VmPage | None) -> bool:
+    """Whether to wire page `m`, which `entry` shows, would put a copy in its place: it is a file's,
+    and a private view may be written to."""
+    return (
+        m is not None
+        and m.object is not None
+        and m.object.type == OBJT_VNODE
+        and entry.eflags & MAP_ENTRY_COW != 0
+        and entry.protection & VM_PROT_WRITE != 0
+    )
 
 
 def vm_map_rewire_begin(map: VmMap, entry: VmMapEntry) -> None:

@@ -781,6 +781,40 @@ def test_code_that_is_written_while_it_is_data() -> None:
     )
 
 
+def test_a_private_view_that_is_locked_as_it_is_used() -> None:
+    """It shows what is written to the file, as long as it has not been written to itself."""
+    same(
+        HELP
+        + r"""
+    static int fd;
+    static void both(int line, volatile char *p, char c) {
+        for (int n = 0; n < 3; n++) pwrite(fd, &c, 1, n * P);
+        printf("%d: %c %c %c\n", line, p[0], p[P], p[2 * P]);
+    }
+    #define BOTH(p, c) both(__LINE__, p, c)
+
+    int main(void) {
+        fd = file(4);
+        char *p = map(3, RW, MAP_PRIVATE, fd);
+        R(p), W(p + P);
+        SAY(mlock2(p, 3 * P, 1));
+        R(p + 2 * P), BOTH(p, '1');
+        W(p), BOTH(p, '2');
+        CHILD(BOTH(p, '3'); W(p + 2 * P); BOTH(p, '4'));
+        BOTH(p, '5'), munlock(p, 2 * P), BOTH(p, '6');
+        SAY(mlock(p, 3 * P));
+        BOTH(p, '7');
+        p = map(4, RW, MAP_PRIVATE, fd);
+        ftruncate(fd, 2 * P);
+        SAY(mlock(p, 4 * P));
+        ftruncate(fd, 4 * P);
+        R(p + 2 * P), BOTH(p, '8'), W(p + 2 * P), BOTH(p, '9');
+        return 0;
+    }
+    """
+    )
+
+
 def test_mremap_that_leaves_the_old_place_mapped() -> None:
     """MREMAP_DONTUNMAP takes room for as much as it moves, besides what was at the new place; and
     what is left may be one with what comes next."""

@@ -166,8 +166,10 @@ def vm_fault_copy_entry(
 ) -> bool:
     """Give the child's `dst_entry`, which has no object yet, one of its own with a copy of every
     page of the parent's wired `src_entry`, and map them: wired pages can't be write-protected for
-    a copy later. Both maps are locked exclusively. May block for memory. False: there is not
-    enough, and the process is being killed for it; `dst_entry` has a part of the pages."""
+    a copy later. Pages of a file, which a private view shows that can't be written to, need no
+    copy: the child shows the file, too. Both maps are locked exclusively. May block for memory.
+    False: there is not enough, and the process is being killed for it; `dst_entry` has a part of
+    the pages."""
     vm = dst_map.vm
     vm_map_entry_allocate_object(dst_entry)
     ba = dst_entry.ba
@@ -180,6 +182,8 @@ def vm_fault_copy_entry(
             panic(f"vm_fault_copy_entry: page at {va:#x} of a wired entry is missing")
         if not src_m.valid:
             continue  # a file was truncated; only the wiring has kept the page
+        if src_m.object is not None and src_m.object.type == OBJT_VNODE:
+            continue
         pindex = va - ba.start + ba.offset >> PAGE_SHIFT
         while (m := vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL)) is None:
             if not vm_wait(vm, 0):

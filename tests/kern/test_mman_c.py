@@ -809,6 +809,13 @@ def test_a_private_view_that_is_locked_as_it_is_used() -> None:
         SAY(mlock(p, 4 * P));
         ftruncate(fd, 4 * P);
         R(p + 2 * P), BOTH(p, '8'), W(p + 2 * P), BOTH(p, '9');
+
+        /* Locked when it can't be written to, which copies nothing, and forked. */
+        p = map(3, RW, MAP_PRIVATE, fd);
+        W(p), mprotect(p, 3 * P, PROT_READ);
+        SAY(mlock(p, 3 * P));
+        CHILD(BOTH(p, 'a'); mprotect(p, 3 * P, RW); BOTH(p, 'b'); W(p + P); BOTH(p, 'c'));
+        BOTH(p, 'd');
         return 0;
     }
     """

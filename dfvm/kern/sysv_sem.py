@@ -457,7 +457,7 @@ def _semop(lp: Lwp, semid: int, sops: list[Sembuf], timeout: int) -> int:
     rv = q.attempt(sma)
     if not rv:
         if alter:
-            sma.update([num for num, op, _ in sops if op], True)
+            sma.update([num for num, _, _ in sops], True)
         else:
             sma.sem_otime = ipc_now()
         return 0
@@ -583,7 +583,7 @@ def _setval(ns: IpcNs, p: Proc, semid: int, semnum: int, value: int) -> None:
     sma.semval[semnum] = value
     sma.sempid[semnum] = p.p_pid
     sma.sem_ctime = ipc_now()
-    sma.update((semnum,), False)
+    sma.update(range(len(sma.semval)), False)  # Linux does not tell which one it was
 
 
 def _all(ns: IpcNs, p: Proc, semid: int, cmd: int, addr: int) -> None:
@@ -650,7 +650,11 @@ def sem_check(ns: IpcNs) -> Iterator[str]:
             if q.status != EINTR:
                 yield f"{name}: pid {q.pid} sleeps, but is done"
             values, undo = sma.semval[:], None if q.undo is None else q.undo[:]
-            if q.attempt(sma) != _BLOCKED:
+            blocking = q.blocking
+            rv = q.attempt(sma)
+            q.blocking = blocking
+            # Who only waits for zeros is not tried when there is none, even if he would fail now.
+            if not rv or (rv != _BLOCKED and q.alter):
                 yield f"{name}: pid {q.pid} could go on"
             if values != sma.semval:
                 sma.semval[:] = values

@@ -515,3 +515,31 @@ int main(void)
 }
 """
     )
+
+
+def test_who_waits_for_zeros_may_sleep_though_he_would_fail() -> None:
+    """He is tried again when what was changed is zero, and after SETVAL when anything is."""
+    same(
+        HEAD
+        + r"""
+static void zeros(void) { printf("%d\n", OPS({0, 0, IPC_NOWAIT}, {1, 0, 0})); }
+static void nothing(void) {}
+int main(void)
+{
+    id = semget(IPC_PRIVATE, 3, 0600);
+    semctl(id, 1, SETVAL, 1);
+    fflush(stdout);
+    if (!fork()) { zeros(); fflush(stdout); _exit(0); }
+    asleep(1, 1, GETZCNT);
+    op1(0, 1, 0);
+    child(nothing); /* when it ends, the machine is checked */
+    printf("%d %d\n", semctl(id, 0, GETZCNT), semctl(id, 1, GETZCNT));
+    fflush(stdout);
+    semctl(id, 1, SETVAL, 2); /* the third one is zero, that is enough */
+    wait(0);
+    printf("%d %d\n", semctl(id, 0, GETZCNT), semctl(id, 1, GETZCNT));
+    semctl(id, 0, IPC_RMID);
+    return 0;
+}
+"""
+    )

@@ -186,6 +186,8 @@ def pmap_enter_run(pmap: Pmap, va: int, run: list[VmPage], prot: int) -> None:
         code_frames.update([m.phys_addr >> 12 for m in run])
     elif bits & PG_RW:
         alias = not code_frames.isdisjoint([m.phys_addr >> 12 for m in run])
+    else:
+        alias = False  # to be read only: that disturbs nobody
     if alias:
         for i, m in enumerate(run):
             if m.phys_addr >> 12 in code_frames:

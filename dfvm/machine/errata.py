@@ -12,7 +12,7 @@ costs a search for a few bytes, and the engine is told to call before those that
 without them runs as ever.
 
 Not put right: an exception that is unmasked does not trap; x87 takes 0/0 for a division by zero,
-too; no operand is ever denormal.
+too; FPREM raises nothing; no operand is ever denormal.
 """
 
 from __future__ import annotations

@@ -42,6 +42,34 @@ PRELUDE = r"""
 #include <sys/wait.h>
 """
 
+# Run a function in a child and wait for it; its status.
+CHILD = r"""
+static int child(void (*fn)(void))
+{
+    int st;
+    fflush(stdout);
+    if (!fork()) { fn(); fflush(stdout); _exit(0); }
+    wait(&st);
+    return st;
+}
+"""
+
+# Wait until process `pid` sleeps.
+SLEEPS = r"""
+static void sleeps(int pid)
+{
+    char path[40], text[200];
+    sprintf(path, "/proc/%d/stat", pid);
+    for (;;) {
+        int fd = open(path, O_RDONLY), n = read(fd, text, sizeof text - 1);
+        close(fd);
+        text[n] = 0;
+        if (strstr(text, ") S")) return;
+        sched_yield();
+    }
+}
+"""
+
 
 def build(source: str, *flags: str, link: tuple[str, ...] = ("-static",)) -> Path:
     """The program that `source` compiles to, a static one unless `link` says otherwise."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from tests.kern.guest_util import build, by_guest, same
+from tests.kern.guest_util import CHILD, SLEEPS, build, by_guest, same
 
-HEAD = r"""
+HEAD = (
+    CHILD
+    + SLEEPS
+    + r"""
 #include <limits.h>
 #include <mqueue.h>
 #include <poll.h>
@@ -45,27 +48,8 @@ static void status(void)
     sscanf(at, "PID:%d", &pid);
     printf("%.*s %d %d\n", (int)(at - text), text, r, pid == getpid() ? 1 : pid ? 2 : 0);
 }
-static void sleeps(int pid)
-{
-    char path[40], text[200];
-    sprintf(path, "/proc/%d/stat", pid);
-    for (;;) {
-        int fd = open(path, O_RDONLY), n = read(fd, text, sizeof text - 1);
-        close(fd);
-        text[n] = 0;
-        if (strstr(text, ") S")) return;
-        sched_yield();
-    }
-}
-static int child(void (*fn)(void))
-{
-    int st;
-    fflush(stdout);
-    if (!fork()) { fn(); fflush(stdout); _exit(0); }
-    wait(&st);
-    return st;
-}
 """
+)
 
 
 def test_messages() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from tests.kern.guest_util import same
+from tests.kern.guest_util import CHILD, SLEEPS, same
 
-HEAD = r"""
+HEAD = (
+    CHILD
+    + SLEEPS
+    + r"""
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #ifndef MSG_COPY
@@ -33,28 +36,8 @@ static void stat_(const char *what)
            ds.msg_qnum, ds.__msg_cbytes, ds.msg_qbytes, ds.msg_perm.mode, ds.msg_stime != 0,
            ds.msg_lspid == getpid(), ds.msg_rtime != 0, ds.msg_lrpid == getpid());
 }
-/* until process `pid` sleeps; `before` is what it did to be sure that it began */
-static void sleeps(int pid)
-{
-    char path[40], text[200];
-    sprintf(path, "/proc/%d/stat", pid);
-    for (;;) {
-        int fd = open(path, O_RDONLY), n = read(fd, text, sizeof text - 1);
-        close(fd);
-        text[n] = 0;
-        if (strstr(text, ") S")) return;
-        sched_yield();
-    }
-}
-static int child(void (*fn)(void))
-{
-    int st;
-    fflush(stdout);
-    if (!fork()) { fn(); fflush(stdout); _exit(0); }
-    wait(&st);
-    return st;
-}
 """
+)
 
 
 def test_messages() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.kern.guest_util import build, by_guest, same
+from tests.kern.guest_util import CHILD, build, by_guest, same
 
-HEAD = r"""
+HEAD = (
+    CHILD
+    + r"""
 #include <sys/ipc.h>
 #include <sys/sem.h>
 static int id;
@@ -28,19 +30,12 @@ static void asleep(int n, int num, int cmd)
 {
     while (semctl(id, num, cmd) < n) sched_yield();
 }
-static int child(void (*fn)(void))
-{
-    int st;
-    fflush(stdout);
-    if (!fork()) { fn(); fflush(stdout); _exit(0); }
-    wait(&st);
-    return st;
-}
 #define OPS(...) ({                                  \
     struct sembuf s_[] = {__VA_ARGS__};              \
     got(semop(id, s_, sizeof s_ / sizeof *s_));      \
 })
 """
+)
 
 
 def test_values() -> None:

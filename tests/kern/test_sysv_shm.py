@@ -12,12 +12,14 @@ from dfvm.kern.sysv_shm import SHM_LOCK, SHM_UNLOCK, sys_shmat, sys_shmctl, sys_
 from dfvm.lwkt.panic import Panic
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_PHYS
 from dfvm.vm.vm_page import PG_UNQUEUED
-from tests.kern.guest_util import build, by_guest, same
+from tests.kern.guest_util import CHILD, build, by_guest, same
 
 if TYPE_CHECKING:
     from tests.kern.user_util import User
 
-HEAD = r"""
+HEAD = (
+    CHILD
+    + r"""
 #include <sys/ipc.h>
 #include <sys/shm.h>
 #define P 4096
@@ -58,15 +60,8 @@ static int touch(volatile char *p, int write)
     if (write) *p = 1; else *p;
     return 0;
 }
-static int child(void (*fn)(void))
-{
-    int st;
-    fflush(stdout);
-    if (!fork()) { fn(); fflush(stdout); _exit(0); }
-    wait(&st);
-    return st;
-}
 """
+)
 
 
 def test_pieces() -> None:

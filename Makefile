@@ -33,7 +33,8 @@ guests: setup
 
 setup: $(VENV)/.installed system
 
-$(VENV)/.installed: pyproject.toml
+# With system first: the native half of dfvm/machine is compiled here.
+$(VENV)/.installed: pyproject.toml $(wildcard dfvm/machine/native/*.[ch]) | system
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
@@ -44,4 +45,4 @@ system:
 	@tools/system.sh
 
 clean:
-	rm -rf $(VENV) guest/bin build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) guest/bin build *.egg-info dfvm/machine/_native*.so .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
     ram.py      guest physical memory, shared by the engine and Python
     engine.py   Unicorn as a whole processor, and its registers found in memory
     cpu.py      the VCPU: runs a context until the kernel is needed
-    errata.py   instructions that the engine gets wrong, put right; x86_length.py: where one ends
+    native.py   loads native/, in C: instructions that the engine gets wrong, done right
     mmu.py      what must be flushed before it runs again
     reg.py      numbers of registers and exceptions
     pte.py      bits of page-table entries, memory types

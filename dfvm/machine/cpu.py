@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Final
 from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXCSR
 
 from dfvm.machine.engine import Engine
-from dfvm.machine.errata import Errata
-from dfvm.machine.reg import RIP, X86_TRAP_DB, X86_TRAP_GP, X86_TRAP_PF, X86_TRAP_UD
+from dfvm.machine.reg import RIP, X86_TRAP_DB, X86_TRAP_PF, X86_TRAP_UD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +183,6 @@ class CpuContext:
     def fxsave(self) -> bytes:
         """The x87 and SSE state as the FXSAVE instruction writes it, 512 bytes."""
         self.load()
-        self._vcpu.errata.gather()
         engine, b, q = self._vcpu.engine, self.b, self.q
         fpuc = engine.o_fpuc
         image = bytearray(512)
@@ -245,7 +243,6 @@ class CpuContext:
             engine.uc.reg_write(UC_X86_REG_FPCW, int.from_bytes(image[0:2], "little"))
         if b[mxcsr_at : mxcsr_at + 4] != image[24:28]:
             engine.uc.reg_write(UC_X86_REG_MXCSR, mxcsr)
-        b[engine.o_sse_exceptions] = b[engine.o_x87_exceptions] = 0
 
 
 class Vcpu:
@@ -254,14 +251,13 @@ class Vcpu:
     :raises EngineError: when the installed Unicorn is not the one dfvm knows.
     """
 
-    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned",
-                 "_refused", "_start", "_wake", "engine", "errata", "exception", "exception_err",
-                 "exit", "fault_err", "fault_va", "loaded", "mmu", "on_fault", "ram")  # fmt: skip
+    __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned", "_start",
+                 "_wake", "engine", "exception", "exception_err", "exit", "fault_err", "fault_va",
+                 "loaded", "mmu", "on_fault", "ram")  # fmt: skip
 
     ram: Ram
     mmu: Mmu
     engine: Engine
-    errata: Errata  # what has to be put right in the engine's idea of some instructions
     loaded: CpuContext | None  # whose registers are live
     exit: int  # why the last run ended, EXIT_*
     fault_va: int  # with EXIT_FAULT: the address
@@ -283,8 +279,6 @@ class Vcpu:
         self._failure: BaseException | None = None
         self._poisoned = False
         self._owed = False  # a tick for `loaded` that no run has ended with; see _owe
-        self.errata = Errata(self.engine, mmu, ram)
-        self._refused: bytes | None = None  # the state before an I/O instruction
         self._clock_lock = threading.Lock()  # held by the clock thread while it does something
         self._at_large: list[int] = []  # see _RUNNING
         self._start = self.engine.start
@@ -332,12 +326,6 @@ class Vcpu:
             if ticked:
                 self._poisoned = False
                 engine.cure(mmu.cr3)
-            if self._refused is not None:
-                # Whatever came after the instruction has not happened.
-                engine.b[:], self._refused = self._refused, None
-                engine.q[engine.q_cr3] = mmu.cr3
-                self.exception, self.exception_err = X86_TRAP_GP, 0
-                self.exit = EXIT_EXCEPTION
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -346,7 +334,7 @@ class Vcpu:
                     self._owe()
                 return self.exit
             engine.i[engine.i_old] = -1  # the clock may have hit while a fault was being raised
-            if self.exit == EXIT_PREEMPTED and self.errata.stale is None:
+            if self.exit == EXIT_PREEMPTED:
                 if self._clock is None:
                     raise RuntimeError("the engine stopped by itself")
                 if time.perf_counter_ns() >= over:
@@ -355,8 +343,6 @@ class Vcpu:
                 self._flush()
                 if mmu.step is not None and self._step(mmu.step):
                     continue
-            if self.errata.stale is not None:
-                self.errata.retranslate()
             self.exit = EXIT_PREEMPTED
             self._at_large[:] = _RUNS
             self._start(engine.uch, engine.q[RIP], 0, 0, 0)
@@ -465,14 +451,8 @@ class Vcpu:
         may be any, as the one that this was for may have been the kernel's own access on its
         behalf, or another thread runs now."""
         self.mmu.step = None
-        while True:
-            self.exit = EXIT_PREEMPTED
-            self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
-            if self.errata.stale is None or self._failure is not None:
-                break
-            if self.mmu.need_flush:
-                self._flush()
-            self.errata.retranslate()
+        self.exit = EXIT_PREEMPTED
+        self._start(self.engine.uch, self.engine.q[RIP], 0, 0, 1)
         then()
         if self.exit != EXIT_PREEMPTED or self._poisoned or self._failure is not None:
             return True
@@ -524,19 +504,7 @@ class Vcpu:
             stop(handle)
 
         engine.on_exception, engine.on_syscall = on_exception, on_syscall
-        engine.on_invalid, engine.on_io = self._on_invalid, self._on_io
-        engine.on_code = self._on_code
-
-        def on_translated(pc: int, size: int) -> None:
-            try:
-                if translated(pc, size):
-                    stop(handle)
-            except BaseException as failure:
-                self._failure = failure
-                stop(handle)
-
-        translated = self.errata.translated
-        engine.on_translated = on_translated
+        engine.on_invalid = self._on_invalid
 
     def _on_invalid(self) -> None:
         """An invalid opcode, or an int instruction that is not allowed."""
@@ -548,26 +516,3 @@ class Vcpu:
             engine.q[RIP] += 2  # behind it, as for other int instructions
         self.exception_err = 0
         self.exit = EXIT_EXCEPTION
-
-    def _on_io(self) -> None:
-        """An instruction for an I/O port. Ring 3 may not, which the engine does not check. It can't
-        be kept from going on to the end of the block, but from touching memory there; registers are
-        put back."""
-        engine = self.engine
-        if self._refused is None:
-            self._refused = bytes(engine.b)
-            self._poisoned = True
-            engine.poison()
-            engine.stop(engine.uch)
-
-    def _on_code(self, pc: int) -> None:
-        """An instruction that errata has asked for is about to be executed."""
-        engine = self.engine
-        try:
-            if self.errata.before(pc):
-                self.exception, self.exception_err = X86_TRAP_UD, 0
-                self.exit = EXIT_EXCEPTION
-                engine.stop(engine.uch)
-        except BaseException as failure:
-            self._failure = failure
-            engine.stop(engine.uch)

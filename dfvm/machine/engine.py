@@ -17,13 +17,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from unicorn import (
     UC_ARCH_X86,
-    UC_HOOK_CODE,
-    UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
@@ -33,8 +30,6 @@ from unicorn import (
 from unicorn.unicorn_const import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH, UC_TLB_CPU
 from unicorn.unicorn_py3.unicorn import Uc, uclib
 from unicorn.x86_const import (
-    UC_X86_INS_IN,
-    UC_X86_INS_OUT,
     UC_X86_INS_SYSCALL,
     UC_X86_REG_CR0,
     UC_X86_REG_CR3,
@@ -53,6 +48,7 @@ from unicorn.x86_const import (
     UC_X86_REG_XMM1,
 )
 
+from dfvm.machine import native
 from dfvm.machine.pte import MSR_PAT, PAT_MSR_VALUE, PG_NX, PG_RW, PG_U, PG_V
 from dfvm.machine.reg import R11, RBX, RDI, RDX, RIP, RSI, X86_TRAP_DF, X86_TRAP_PF
 
@@ -82,22 +78,7 @@ STAR_VALUE: Final = 0x23 << 48 | 0x10 << 32
 
 _INTR_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _INSN_HOOK: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-_IN_HOOK: Final = ctypes.CFUNCTYPE(
-    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
-)
-_OUT_HOOK: Final = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
-)
-_CODE_HOOK: Final = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
-)
 _INVALID_HOOK: Final = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
-# A block is its address and, in the next word, the number of instructions and the size.
-_BLOCK: Final = ctypes.POINTER(ctypes.c_uint64)
-_BLOCK_HOOK: Final = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, _BLOCK, ctypes.c_void_p, ctypes.c_void_p
-)
-
 # QEMU's cpu-all.h and cpu-defs.h.
 _EXCP_HLT: Final = 0x10001  # the processor has halted
 _TLB_ENTRY_BYTES: Final = 64  # addr_read, addr_write, addr_code, then what an access adds
@@ -106,9 +87,6 @@ _TLB_ENTRY_WORDS: Final = _TLB_ENTRY_BYTES // 8
 _TLB_DESC_BYTES: Final = 696  # CPUTLBDesc
 _TLB_DESC_VICTIMS: Final = 40  # where its victim TLB of 8 entries begins
 _U64: Final = (1 << 64) - 1
-
-_FPE_INVALID: Final = 1
-_FPE_DIVIDE: Final = 4
 
 _SEARCH_BYTES: Final = 0x10000  # how far behind a pointer of the engine's the registers may lie
 _POINTER_WORDS: Final = 512  # how many words of the engine's own structure are followed
@@ -125,11 +103,10 @@ class Engine:
     """
 
     __slots__ = ("_countdown", "_exception", "_exit_request", "_hooks", "_keep", "_nothing",
-                 "_tlb", "_victims", "_watched", "b", "cpu_state", "flush_code", "flush_tlb", "i",
-                 "i_error", "i_int", "i_old", "image_bytes", "o_fpregs", "o_fpuc", "o_mxcsr",
-                 "o_sse_exceptions", "o_x87_exceptions", "o_xmm", "on_code", "on_exception",
-                 "on_invalid", "on_io", "on_syscall", "on_translated", "q", "q_cr2", "q_cr3",
-                 "q_fs_base", "q_gs_base", "start", "stop", "template", "uc", "uch",
+                 "_tlb", "_victims", "b", "cpu_state", "flush_code", "flush_tlb", "i", "i_error",
+                 "i_int", "i_old", "image_bytes", "o_fpregs", "o_fpuc", "o_mxcsr", "o_xmm",
+                 "on_exception", "on_invalid", "on_syscall", "q", "q_cr2", "q_cr3", "q_fs_base",
+                 "q_gs_base", "start", "stop", "template", "uc", "uch",
                  "xmm_stride")  # fmt: skip
 
     uc: Any  # the unicorn.Uc, whose methods are mostly made at run time
@@ -151,18 +128,16 @@ class Engine:
     o_fpregs: int  # byte offset of the x87 registers, 16 bytes each, physical order
     o_fpuc: int  # byte offset of the control word; 6 below it the top of stack (32 bits), 2 below
     #              it the status, 2 above it the eight tags (bytes, 1 is empty)
-    o_sse_exceptions: int  # byte offset of what the engine collects of SSE's exceptions by itself,
-    o_x87_exceptions: int  # and of x87's; as bits of MXCSR and of the status word
     template: bytes  # the state of a fresh user context: ring 3, all registers zero
     on_exception: Callable[[int], None]  # called inside the engine with the vector
     on_syscall: Callable[[], None]  # at a syscall instruction, RIP still before it
     on_invalid: Callable[[], None]  # at an invalid opcode
-    on_io: Callable[[], None]  # at an instruction for an I/O port, which the engine goes on to do
-    on_translated: Callable[[int, int], None]  # (address, size) of a block that was translated for
-    #                                            the first time and is about to be executed
-    on_code: Callable[[int], None]  # before an instruction, by address, that watch() has named
 
     def __init__(self, ram: Ram) -> None:
+        try:
+            native.install(uclib.uc_emu_start)
+        except native.NativeError as e:
+            raise EngineError(str(e)) from None
         uc: Any = Uc(UC_ARCH_X86, UC_MODE_64)
         self.uc = uc
         uc.ctl_set_tlb_mode(UC_TLB_CPU)
@@ -223,6 +198,7 @@ class Engine:
             uc.reg_write(UC_X86_REG_RIP, 0)  # as in the image that the next place must show
         else:
             raise EngineError("the engine's live CPU state was not found")
+        native.found(len(self.cpu_state))
         self.q[0] = magic + 10
         if uc.reg_read(UC_X86_REG_RAX) != magic + 10:
             raise EngineError("the engine's registers do not follow the live state")
@@ -232,66 +208,28 @@ class Engine:
         self.on_exception = lambda vector: None
         self.on_syscall = lambda: None
         self.on_invalid = lambda: None
-        self.on_io = lambda: None
-        self.on_translated = lambda pc, size: None
-        self.on_code = lambda pc: None
 
         def invalid(_uc: Any, _data: Any) -> bool:
             self.on_invalid()
             return False
 
-        def port_in(_uc: Any, _port: int, _size: int, _data: Any) -> int:
-            self.on_io()
-            return 0
-
-        def block(_uc: Any, it: Any, _before: Any, _data: Any) -> None:
-            self.on_translated(it[0], it[1] >> 16 & 0xFFFF)
-
         intr = _INTR_HOOK(lambda _uc, vector, _data: self.on_exception(vector))
         insn = _INSN_HOOK(lambda _uc, _data: self.on_syscall())
         bad = _INVALID_HOOK(invalid)
-        ins = _IN_HOOK(port_in)
-        outs = _OUT_HOOK(lambda _uc, _port, _size, _value, _data: self.on_io())
-        blocks = _BLOCK_HOOK(block)
-        code = _CODE_HOOK(lambda _uc, address, _size, _data: self.on_code(address))
-        self._watched: list[ctypes.c_size_t] = []
-        self._hooks = (code, intr, insn, bad, ins, outs, blocks)
+        self._hooks = (intr, insn, bad)
         self._hook_add(UC_HOOK_INTR, intr)
         self._hook_add(UC_HOOK_INSN, insn, ctypes.c_int(UC_X86_INS_SYSCALL))
         self._hook_add(UC_HOOK_INSN_INVALID, bad)
-        self._hook_add(UC_HOOK_INSN, ins, ctypes.c_int(UC_X86_INS_IN))
-        self._hook_add(UC_HOOK_INSN, outs, ctypes.c_int(UC_X86_INS_OUT))
-        self._hook_add(UC_HOOK_EDGE_GENERATED, blocks)
 
-    def _hook_add(
-        self, kind: int, callback: Any, *extra: Any, begin: int = 1, end: int = 0
-    ) -> ctypes.c_size_t:
-        """Register a callback for addresses from `begin` to `end`; without them, for all."""
+    def _hook_add(self, kind: int, callback: Any, *extra: Any) -> None:
+        """Register a callback for all addresses."""
         handle = ctypes.c_size_t()
         error = uclib.uc_hook_add(
             self.uch, ctypes.byref(handle), kind, ctypes.cast(callback, ctypes.c_void_p), None,
-            ctypes.c_uint64(begin), ctypes.c_uint64(end), *extra
+            ctypes.c_uint64(1), ctypes.c_uint64(0), *extra
         )  # fmt: skip
         if error:
             raise EngineError(f"the engine refused a hook of kind {kind}: error {error}")
-        return handle
-
-    def watch(self, address: int) -> None:
-        """Call on_code before the instruction at `address`, in code that is translated from now
-        on. No other code is the slower for it."""
-        code = self._hooks[0]
-        self._watched.append(self._hook_add(UC_HOOK_CODE, code, begin=address, end=address))
-
-    def forget_block(self, pc: int, size: int) -> None:
-        """Forget what was translated from a block of code, so that it is translated again."""
-        self.uc.ctl_remove_cache(pc, pc + size)
-
-    def unwatch(self) -> None:
-        """Watch no instruction any more. To be called while the engine stands, with all code
-        flushed."""
-        for handle in self._watched:
-            uclib.uc_hook_del(self.uch, handle)
-        self._watched.clear()
 
     def _calibrate(self, ram: Ram) -> None:
         """Enter ring 3 on scratch tables outside RAM, provoke faults, and find the fields."""
@@ -304,7 +242,7 @@ class Engine:
         self._check_faults(scratch)
         self._check_tlb(0x13000)
         self._find_int()
-        self._find_exceptions(0x1100D)
+        self._check_layout()
 
         self.on_exception = lambda vector: None
         uc.reg_write(UC_X86_REG_EFLAGS, 0x202)
@@ -437,20 +375,18 @@ class Engine:
             raise EngineError("the x87 control word is not before the x87 registers")
         uc.reg_write(UC_X86_REG_FPCW, 0x037F)
 
-    def _find_exceptions(self, at: int) -> None:
-        """Find where the engine collects floating-point exceptions, on the page of code that is
-        mapped at `at`: they lie before MXCSR and behind the x87 registers, and two operations that
-        are known to fail must show there."""
-        self.o_sse_exceptions = self.o_mxcsr - 6
-        self.o_x87_exceptions = self.o_fpregs + 154
-        b = self.b
-        before = bytes(b)
-        b[self.o_xmm : self.o_xmm + 8] = struct.pack("<d", 1)
-        self.uc.emu_start(at, 0)
-        found = b[self.o_sse_exceptions], b[self.o_x87_exceptions]
-        if found != (_FPE_DIVIDE, _FPE_INVALID):
-            raise EngineError(f"floating-point exceptions appear as {found}")
-        b[:] = before
+    def _check_layout(self) -> None:
+        """The native half goes by the layout that was found."""
+        word = 8
+        ours = {
+            "eip": RIP * word, "fs_base": self.q_fs_base * word, "gs_base": self.q_gs_base * word,
+            "cr3": self.q_cr3 * word, "fpuc": self.o_fpuc, "fpregs": self.o_fpregs,
+            "mxcsr": self.o_mxcsr, "xmm": self.o_xmm, "xmm1": self.o_xmm + self.xmm_stride,
+        }  # fmt: skip
+        theirs = native.layout()
+        if ours != theirs:
+            wrong = [name for name in ours if ours[name] != theirs[name]]
+            raise EngineError(f"the engine keeps {', '.join(wrong)} elsewhere than expected")
 
     def _find_brakes(self, one: bytes, two: bytes, stopped: bytes) -> None:
         """Find what poison() and kick() need in the state before the registers, from how that
@@ -575,8 +511,6 @@ class _Scratch:
         mem[4 * 4096 : 4 * 4096 + 3] = b"\x48\x0f\x07"  # sysretq, in ring 0 at 0x10000
         # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx; int 0x20
         code = bytes.fromhex("488b07 488906 488902 ffe3 cd20")
-        # At 0x1100D: divsd xmm0,xmm1; fld1; fchs; fsqrt; int 0x20
-        code += bytes.fromhex("f20f5ec1 d9e8 d9e0 d9fa cd20")
         mem[5 * 4096 : 5 * 4096 + len(code)] = code
 
     def unmap(self) -> None:

@@ -1,4 +1,4 @@
-"""Instructions that the engine gets wrong, and the lengths of all others."""
+"""Instructions that the engine gets wrong, and where all others end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from pathlib import Path
 import capstone
 import pytest
 from elftools.elf.elffile import ELFFile
+from unicorn.unicorn_py3.unicorn import uclib
 
 from dfvm import PIPE, Machine
-from dfvm.machine import cpu, errata
-from dfvm.machine.x86_length import Insn
+from dfvm.machine import cpu, native
 from tests.kern.guest_util import build, same
 
 MATH = ("-frounding-math", "-lm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def installed() -> None:
+    native.install(uclib.uc_emu_start)
 
 
 def lengths_differ(code: bytes) -> list[str]:
@@ -24,7 +29,7 @@ def lengths_differ(code: bytes) -> list[str]:
     return [
         f"{code[at : at + size].hex()} {name} {operands}"
         for at, size, name, operands in disassembler.disasm_lite(code, 0)
-        if Insn(padded, at).end != at + size and not name.startswith("ev")
+        if native.instruction_length(padded[at : at + 15]) != size and not name.startswith("ev")
         if code[at] != 0x62  # EVEX: an invalid opcode to the engine, too
     ]
 
@@ -51,7 +56,7 @@ def test_lengths_of_random_instructions() -> None:
         insn = next(disassembler.disasm(code, 0), None)
         if insn is None or 0x62 in code[:3]:
             continue
-        if Insn(code + bytes(8), 0).end == insn.size:
+        if native.instruction_length((code + bytes(8))[:15]) == insn.size:
             same_size += 1
         elif not (
             insn.mnemonic in ("ud0", "ud1", "extrq", "insertq")
@@ -235,9 +240,7 @@ int main(void)
 
 
 def test_many_places_and_places_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More instructions than are watched at a time, other code where one was, and a clock that
-    ticks while the engine is told of them."""
-    monkeypatch.setattr(errata, "_MAX_WATCHED", 8)
+    """Many such instructions, other code where one was, and a clock that ticks meanwhile."""
     monkeypatch.setattr(cpu, "TICK_NS", 100_000)
     places = "\n".join(
         r'r = one / zero; asm volatile("jmp 1f\n 1: stmxcsr %0" : "=m"(k)); sum += k & 4;'

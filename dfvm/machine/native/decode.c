@@ -1,0 +1,299 @@
+/* Where an instruction of 64-bit x86 ends, what its operands are, and what it does to memory. */
+
+#include "native.h"
+
+enum { M = 1, B = 2, W = 4, Z = 8, Q = 16, A = 32, T = 64 };
+
+/* What follows an opcode: M a ModRM byte; B, W, Z, Q, A an immediate of 1 byte, 2, 4 (2 with prefix
+ * 66), 8 with REX.W, or an address; T an immediate for two of the eight instructions it stands for. */
+static const u8 follows_1[256] = {
+    [0x00 ... 0x03] = M, [0x04] = B, [0x05] = Z, [0x08 ... 0x0b] = M, [0x0c] = B, [0x0d] = Z,
+    [0x10 ... 0x13] = M, [0x14] = B, [0x15] = Z, [0x18 ... 0x1b] = M, [0x1c] = B, [0x1d] = Z,
+    [0x20 ... 0x23] = M, [0x24] = B, [0x25] = Z, [0x28 ... 0x2b] = M, [0x2c] = B, [0x2d] = Z,
+    [0x30 ... 0x33] = M, [0x34] = B, [0x35] = Z, [0x38 ... 0x3b] = M, [0x3c] = B, [0x3d] = Z,
+    [0x62 ... 0x63] = M, [0x68] = Z, [0x69] = M | Z, [0x6a] = B, [0x6b] = M | B,
+    [0x70 ... 0x7f] = B, [0x80] = M | B, [0x81] = M | Z, [0x82 ... 0x83] = M | B,
+    [0x84 ... 0x8f] = M, [0xa0 ... 0xa3] = A, [0xa8] = B, [0xa9] = Z, [0xb0 ... 0xb7] = B,
+    [0xb8 ... 0xbf] = Q, [0xc0 ... 0xc1] = M | B, [0xc2] = W, [0xc4 ... 0xc5] = M,
+    [0xc6] = M | B, [0xc7] = M | Z, [0xc8] = W | B, [0xca] = W, [0xcd] = B,
+    [0xd0 ... 0xd3] = M, [0xd4 ... 0xd5] = B, [0xd8 ... 0xdf] = M, [0xe0 ... 0xe7] = B,
+    [0xe8 ... 0xe9] = Z, [0xeb] = B, [0xf6 ... 0xf7] = M | T, [0xfe ... 0xff] = M,
+};
+static const u8 follows_0f[256] = {
+    [0x00 ... 0x03] = M, [0x0d] = M, [0x0f] = M | B, [0x10 ... 0x2f] = M, [0x38 ... 0x6f] = M,
+    [0x70 ... 0x73] = M | B, [0x74 ... 0x76] = M, [0x78 ... 0x7f] = M, [0x80 ... 0x8f] = Z,
+    [0x90 ... 0x9f] = M, [0xa3] = M, [0xa4] = M | B, [0xa5 ... 0xa7] = M, [0xab] = M,
+    [0xac] = M | B, [0xad ... 0xb9] = M, [0xba] = M | B, [0xbb ... 0xc1] = M, [0xc2] = M | B,
+    [0xc3] = M, [0xc4 ... 0xc6] = M | B, [0xc7] = M, [0xd0 ... 0xff] = M,
+};
+
+static u64 little_endian(const u8 *p, int bytes)
+{
+    u64 value = 0;
+    memcpy(&value, p, bytes);
+    return value;
+}
+
+/* Decode what `code` begins with, of which `available` bytes can be read. Its length; 0 when more
+ * bytes than these would be needed; -1 when it is longer than an instruction may be. */
+int decode(Insn *in, const u8 *code, int available)
+{
+    int at = 0, rex = 0;
+    memset(in, 0, sizeof *in);
+    in->seg = in->base = in->index = -1;
+#define NEED(n)                                                                                \
+    do {                                                                                       \
+        if (at + (n) > 15)                                                                     \
+            return -1;                                                                         \
+        if (at + (n) > available)                                                              \
+            return 0;                                                                          \
+    } while (0)
+    for (;; at++) {
+        NEED(1);
+        u8 c = code[at];
+        if ((c & 0xf0) == 0x40) {
+            rex = c;
+            continue;
+        }
+        switch (c) {
+        case 0x26: in->seg = SEG_ES; break;
+        case 0x2e: in->seg = SEG_CS; break;
+        case 0x36: in->seg = SEG_SS; break;
+        case 0x3e: in->seg = SEG_DS; break;
+        case 0x64: in->seg = SEG_FS; break;
+        case 0x65: in->seg = SEG_GS; break;
+        case 0x66: in->opsize = true; break;
+        case 0x67: in->addr32 = true; break;
+        case 0xf0: in->lock = true; break;
+        case 0xf2:
+        case 0xf3: in->rep = c; break;
+        default: goto opcode;
+        }
+        rex = 0; /* only right before the opcode */
+    }
+opcode:
+    in->rex = rex != 0;
+    in->rex_w = rex & 8;
+    u8 op = code[at++];
+    const u8 *follows = follows_1;
+    if (op == 0x0f) {
+        NEED(1);
+        op = code[at++];
+        in->map = MAP_0F;
+        follows = follows_0f;
+        if (op == 0x38 || op == 0x3a) {
+            in->map = op == 0x38 ? MAP_0F38 : MAP_0F3A;
+            NEED(1);
+            op = code[at++];
+        }
+    } else if (op == 0xc5 || op == 0xc4 || op == 0x8f) {
+        NEED(1);
+        if (op != 0x8f || code[at] & 0x38) {
+            u8 first = code[at++], second = first;
+            in->vex = true;
+            in->map = MAP_0F;
+            rex = ~first >> 5 & 4; /* R */
+            if (op != 0xc5) {
+                u8 map = first & 0x1f;
+                in->map = map == 1 ? MAP_0F : map == 3 || map == 8 ? MAP_0F3A : MAP_0F38;
+                rex |= (~first >> 5 & 3); /* X, B */
+                NEED(1);
+                second = code[at++];
+                in->rex_w = second & 0x80;
+            }
+            in->vex_v = ~second >> 3 & 15;
+            in->vex_l = second >> 2 & 1;
+            in->vex_pp = second & 3;
+            NEED(1);
+            op = code[at++];
+            follows = follows_0f;
+        }
+    }
+    in->opcode = op;
+    u8 what = in->map == MAP_0F38 ? M : in->map == MAP_0F3A ? M | B : follows[op];
+    in->width = in->rex_w ? 8 : in->opsize ? 2 : 4;
+    if (in->map == MAP_1 && !(op & 1) &&
+        (op < 0x40 || (op >= 0x80 && op < 0x8c) || op == 0xc0 || op == 0xc6 || op == 0xd0 ||
+         op == 0xd2 || op == 0xf6 || op == 0xfe || op == 0xa4 || op == 0xaa))
+        in->width = 1;
+    if (what & M) {
+        NEED(1);
+        u8 modrm = code[at++];
+        in->has_modrm = true;
+        in->modrm = modrm;
+        in->mod = modrm >> 6;
+        in->reg = (modrm >> 3 & 7) | (rex & 4) << 1;
+        in->rm = (modrm & 7) | (rex & 1) << 3;
+        if (in->mod != 3) {
+            int size = in->mod == 1 ? 1 : in->mod == 2 ? 4 : 0;
+            in->base = in->rm;
+            if ((modrm & 7) == 4) {
+                NEED(1);
+                u8 sib = code[at++];
+                in->scale = sib >> 6;
+                in->index = (sib >> 3 & 7) | (rex & 2) << 2;
+                if (in->index == 4)
+                    in->index = -1;
+                in->base = (sib & 7) | (rex & 1) << 3;
+                if ((sib & 7) == 5 && in->mod == 0) {
+                    in->base = -1;
+                    size = 4;
+                }
+            } else if ((modrm & 7) == 5 && in->mod == 0) {
+                in->base = 16;
+                size = 4;
+            }
+            NEED(size);
+            if (size == 1)
+                in->disp = (int8_t)code[at];
+            else if (size == 4)
+                in->disp = (i32)little_endian(code + at, 4);
+            at += size;
+        }
+        if (what & T && !(modrm & 0x30))
+            what |= op == 0xf6 ? B : Z;
+    }
+    int size = 0;
+    if (what & W)
+        size += 2;
+    if (what & B)
+        size += 1;
+    if (what & Z)
+        size += in->opsize && !in->rex_w ? 2 : 4;
+    if (what & Q)
+        size += in->rex_w ? 8 : in->opsize ? 2 : 4;
+    if (what & A)
+        size += in->addr32 ? 4 : 8;
+    NEED(size);
+    in->imm = little_endian(code + at, size > 8 ? 8 : size);
+    in->imm_bytes = size;
+    at += size;
+    in->length = at;
+    memcpy(in->bytes, code, at);
+    return at;
+#undef NEED
+}
+
+/* The address of the operand in memory. With an operand relative to RIP, `pc` must be known. */
+u64 effective_address(const Env *env, const Insn *in)
+{
+    u64 va = in->disp;
+    if (in->base == 16)
+        va += in->pc + in->length;
+    else if (in->base >= 0)
+        va += env->regs[in->base];
+    if (in->index >= 0)
+        va += env->regs[in->index] << in->scale;
+    if (in->addr32)
+        va = (u32)va;
+    if (in->seg == SEG_FS || in->seg == SEG_GS)
+        va += env->segs[in->seg].base;
+    return va;
+}
+
+/* Whether it reads its operand in memory to write it: for the processor one access, a write. */
+bool modifies_memory(const Insn *in)
+{
+    u8 op = in->opcode, n = in->modrm >> 3 & 7;
+    if (!in->has_modrm || in->mod == 3 || in->vex)
+        return false;
+    if (in->map == MAP_0F)
+        switch (op) {
+        case 0xab: case 0xb3: case 0xbb: case 0xa4: case 0xa5: case 0xac: case 0xad:
+        case 0xb0: case 0xb1: case 0xc0: case 0xc1:
+            return true;
+        case 0xba: return n >= 5;
+        case 0xc7: return n == 1;
+        default: return false;
+        }
+    if (in->map != MAP_1)
+        return false;
+    if (op < 0x38)
+        return (op & 7) < 2;
+    switch (op) {
+    case 0x80: case 0x81: case 0x83: return n != 7;
+    case 0x86: case 0x87: return true;
+    case 0xc0: case 0xc1: case 0xd0: case 0xd1: case 0xd2: case 0xd3: return true;
+    case 0xf6: case 0xf7: return n == 2 || n == 3;
+    case 0xfe: return n < 2;
+    case 0xff: return n < 2;
+    default: return false;
+    }
+}
+
+/* Whether its access to memory goes through SS: a bad address is then a stack fault. */
+bool through_stack(const Insn *in)
+{
+    u8 op = in->opcode, n = in->modrm >> 3 & 7;
+    if (in->map == MAP_1 && !in->vex) {
+        if ((op >= 0x50 && op <= 0x5f) || op == 0x68 || op == 0x6a || op == 0x9c || op == 0x9d ||
+            op == 0xc2 || op == 0xc3 || op == 0xc8 || op == 0xc9 || op == 0xe8 || op == 0xca ||
+            op == 0xcb || op == 0xcf)
+            return true;
+        if (op == 0xff && in->mod == 3 && (n == 2 || n == 6))
+            return true;
+    }
+    if (!in->has_modrm || in->mod == 3)
+        return false;
+    if (in->seg == SEG_FS || in->seg == SEG_GS)
+        return false;
+    return in->base == RSP || in->base == RBP;
+}
+
+/* Whether its operand of 16 bytes in memory must lie at a multiple of 16. */
+bool aligned_operand(const Insn *in)
+{
+    u8 op = in->opcode;
+    bool p66 = in->opsize && !in->rep, none = !in->opsize && !in->rep;
+    if (in->vex || !in->has_modrm || in->mod == 3)
+        return false;
+    switch (in->map) {
+    case MAP_0F:
+        if (op == 0x12 || op == 0x16)
+            return in->rep == 0xf3;
+        if (op == 0x14 || op == 0x15 || op == 0x28 || op == 0x29 || op == 0x2b || op == 0xc2 ||
+            op == 0xc6 || (op >= 0x51 && op <= 0x5f && op != 0x5a && op != 0x5b))
+            return !in->rep && !(op == 0x52 && p66) && !(op == 0x53 && p66);
+        if (op == 0x5a)
+            return p66;
+        if (op == 0x5b)
+            return in->rep != 0xf2;
+        if (op == 0x2c || op == 0x2d)
+            return p66;
+        if (op == 0x70)
+            return !none;
+        if (op == 0x7c || op == 0x7d || op == 0xd0)
+            return p66 || in->rep == 0xf2;
+        if (op == 0xe6)
+            return p66 || in->rep == 0xf2;
+        if ((op >= 0x60 && op <= 0x6d) || op == 0x6f || (op >= 0x74 && op <= 0x76) || op == 0x7f)
+            return p66;
+        if (op >= 0xd1 && op != 0xd6 && op != 0xd7 && op != 0xf0 && op != 0xf7 && op != 0xff)
+            return p66;
+        return false;
+    case MAP_0F38:
+        return p66 && (op <= 0x0b || op == 0x10 || op == 0x14 || op == 0x15 || op == 0x17 ||
+                       (op >= 0x1c && op <= 0x1e) || (op >= 0x28 && op <= 0x2b) || op == 0x37 ||
+                       (op >= 0x38 && op <= 0x41) || (op >= 0xdb && op <= 0xdf));
+    case MAP_0F3A:
+        return p66 && (op == 0x08 || op == 0x09 || (op >= 0x0c && op <= 0x0f) ||
+                       (op >= 0x40 && op <= 0x44) || op == 0xdf);
+    default:
+        return false;
+    }
+}
+
+/* Whether it stores 16 bytes, anywhere: MOVUPS, MOVUPD, MOVDQU. */
+bool unaligned_store(const Insn *in)
+{
+    if (in->vex || in->map != MAP_0F || !in->has_modrm || in->mod == 3)
+        return false;
+    return (in->opcode == 0x11 && !in->rep) || (in->opcode == 0x7f && in->rep == 0xf3);
+}
+
+/* The length of what `code` begins with, as decode() has it: for tests. */
+EXPORT int dfvm_native_length(const u8 *code, int available)
+{
+    Insn in;
+    return decode(&in, code, available);
+}

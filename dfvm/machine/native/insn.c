@@ -1,0 +1,404 @@
+/* Instructions that the engine gets wrong, or slowly, done by us. Which they are is in handler_for. */
+
+#include "native.h"
+#include "replace.h"
+
+/* ---- operands -------------------------------------------------------------------------------------- */
+
+static inline u64 mask_of(unsigned bytes) { return bytes == 8 ? ~0ull : (1ull << 8 * bytes) - 1; }
+static inline u64 sign_of(unsigned bytes) { return 1ull << (8 * bytes - 1); }
+
+/* A general register of one byte: without REX, 4 to 7 are AH, CH, DH, BH. */
+static u8 *byte_register(Env *env, const Insn *in, u8 n)
+{
+    if (!in->rex && n >= 4 && n < 8)
+        return (u8 *)&env->regs[n - 4] + 1;
+    return (u8 *)&env->regs[n];
+}
+
+static u64 get_register(Env *env, const Insn *in, u8 n)
+{
+    return in->width == 1 ? *byte_register(env, in, n) : env->regs[n] & mask_of(in->width);
+}
+
+static void set_register(Env *env, const Insn *in, u8 n, u64 value)
+{
+    if (in->width == 1)
+        *byte_register(env, in, n) = value;
+    else if (in->width == 2)
+        memcpy(&env->regs[n], &value, 2);
+    else
+        env->regs[n] = value & mask_of(in->width);
+}
+
+/* The operand that ModRM's rm names. `written`: it will be, so that must be possible. */
+static u64 get_rm(Env *env, const Insn *in, bool written, uintptr_t ra)
+{
+    u64 value = 0;
+    if (in->mod == 3)
+        return get_register(env, in, in->rm);
+    u64 va = effective_address(env, in);
+    if (written)
+        probe_store(env, va, in->width, ra);
+    read_guest(env, va, &value, in->width, ra);
+    return value;
+}
+
+static void set_rm(Env *env, const Insn *in, u64 value, uintptr_t ra)
+{
+    if (in->mod == 3)
+        set_register(env, in, in->rm, value);
+    else
+        write_guest(env, effective_address(env, in), &value, in->width, ra);
+}
+
+static u32 result_flags(u64 result, unsigned bytes)
+{
+    u32 flags = 0;
+    result &= mask_of(bytes);
+    if (!result)
+        flags |= CC_Z;
+    if (result & sign_of(bytes))
+        flags |= CC_S;
+    if (!__builtin_parity(result & 0xff))
+        flags |= CC_P;
+    return flags;
+}
+
+static u32 subtract_flags(u64 a, u64 b, unsigned bytes)
+{
+    u64 mask = mask_of(bytes), r = (a - b) & mask;
+    u32 flags = result_flags(r, bytes);
+    if ((a & mask) < (b & mask))
+        flags |= CC_C;
+    if ((a ^ b ^ r) & 0x10)
+        flags |= CC_A;
+    if ((a ^ b) & (a ^ r) & sign_of(bytes))
+        flags |= CC_O;
+    return flags;
+}
+
+/* ---- RCL, RCR in memory: the engine has changed the carry before the store faults --------------------- */
+
+static void rotate_carry(Env *env, const Insn *in, uintptr_t ra)
+{
+    unsigned bits = in->width * 8, count;
+    u64 value = get_rm(env, in, true, ra);
+    u32 flags = get_flags(env);
+    if (in->opcode < 0xd0)
+        count = in->imm;
+    else
+        count = in->opcode < 0xd2 ? 1 : env->regs[RCX] & 0xff;
+    count &= bits == 64 ? 63 : 31;
+    bool any = count != 0, left = (in->modrm >> 3 & 7) == 2;
+    count %= bits + 1;
+    u128 wide = value | (u128)(flags & CC_C) << bits; /* the carry is one more bit at the top */
+    u128 all = ((u128)1 << (bits + 1)) - 1;
+    if (count) {
+        unsigned up = left ? count : bits + 1 - count;
+        wide = (wide << up | wide >> (bits + 1 - up)) & all;
+    }
+    value = (u64)wide & mask_of(in->width);
+    set_rm(env, in, value, ra);
+    if (any) {
+        bool carry = wide >> bits & 1, top = value & sign_of(in->width);
+        bool next = value & sign_of(in->width) >> 1;
+        flags &= ~(CC_C | CC_O);
+        flags |= carry ? CC_C : 0;
+        flags |= (left ? top != carry : top != next) ? CC_O : 0;
+    }
+    set_flags(env, flags);
+}
+
+/* ---- LOCK NEG ----------------------------------------------------------------------------------------- */
+
+static void negate(Env *env, const Insn *in, uintptr_t ra)
+{
+    u64 value = get_rm(env, in, true, ra);
+    set_rm(env, in, -value, ra);
+    set_flags(env, subtract_flags(0, value, in->width));
+}
+
+/* ---- CMPXCHG of 32 bits: a register that is not changed keeps its upper half ---------------------------- */
+
+static void compare_exchange(Env *env, const Insn *in, uintptr_t ra)
+{
+    u64 old = get_rm(env, in, true, ra), accumulator = (u32)env->regs[RAX];
+    if (old == accumulator)
+        set_rm(env, in, get_register(env, in, in->reg), ra);
+    else
+        env->regs[RAX] = old;
+    set_flags(env, subtract_flags(accumulator, old, 4));
+}
+
+/* ---- BMI ------------------------------------------------------------------------------------------------ */
+
+static void bmi(Env *env, const Insn *in, uintptr_t ra)
+{
+    unsigned bits = in->width * 8;
+    u64 mask = mask_of(in->width), source = get_rm(env, in, false, ra), result;
+    u64 other = env->regs[in->vex_v] & mask;
+    u32 flags = 0;
+    if (in->opcode == 0xf3) { /* BLSR, BLSMSK, BLSI */
+        switch (in->reg & 7) {
+        case 1: result = source & (source - 1); break;
+        case 2: result = source ^ (source - 1); break;
+        default: result = source & -source; break;
+        }
+        result &= mask;
+        bool blsi = (in->reg & 7) == 3;
+        if (blsi ? source != 0 : source == 0)
+            flags |= CC_C;
+        set_register(env, in, in->vex_v, result);
+    } else if (in->opcode == 0xf5) { /* BZHI */
+        unsigned n = other & 0xff;
+        result = n < bits ? source & ((1ull << n) - 1) : source;
+        if (n >= bits)
+            flags |= CC_C;
+        set_register(env, in, in->reg, result);
+    } else { /* BEXTR */
+        unsigned start = other & 0xff, length = other >> 8 & 0xff;
+        result = start < bits ? source >> start : 0;
+        if (length < bits)
+            result &= (1ull << length) - 1;
+        set_register(env, in, in->reg, result);
+    }
+    flags |= result_flags(result, in->width) & (CC_Z | CC_S);
+    set_flags(env, flags);
+}
+
+/* ---- segments: there is no descriptor table, and user mode sees four descriptors of Linux's ---------------- */
+
+static const struct {
+    u16 selector;
+    u32 access, limit;
+    bool writable, code;
+} descriptors[] = {
+    {0x20, 0xcffb00, 0xffffffff, false, true}, /* code of 32 bits */
+    {0x28, 0xcff300, 0xffffffff, true, false}, /* data */
+    {0x30, 0xaffb00, 0xffffffff, false, true}, /* code */
+    {0x78, 0x40f500, 0, false, false},         /* the CPU's number, as a limit */
+};
+#define DESCRIPTORS (int)(sizeof descriptors / sizeof *descriptors)
+
+static int descriptor(u16 selector)
+{
+    for (int i = 0; i < DESCRIPTORS; i++)
+        if (descriptors[i].selector == (selector & ~3))
+            return i;
+    return -1;
+}
+
+/* LAR, LSL, VERR, VERW. */
+static void ask_descriptor(Env *env, const Insn *in, uintptr_t ra)
+{
+    Insn word = *in;
+    word.width = 2;
+    int i = descriptor(get_rm(env, &word, false, ra));
+    bool yes = i >= 0;
+    if (in->opcode == 0x00) {
+        if ((in->modrm >> 3 & 7) == 5)
+            yes = yes && descriptors[i].writable;
+    } else if (yes)
+        set_register(env, in, in->reg,
+                     in->opcode == 0x02 ? descriptors[i].access : descriptors[i].limit);
+    set_flags(env, (get_flags(env) & ~CC_Z) | (yes ? CC_Z : 0));
+}
+
+static void dfvm_helper_load_seg(Env *env, int segment, int selector)
+{
+    uintptr_t ra = RETADDR;
+    selector &= 0xffff;
+    int i = descriptor(selector);
+    bool null = !(selector & ~3);
+    if (segment == SEG_SS) {
+        if (i < 0 || !descriptors[i].writable || (selector & 3) != 3)
+            raise_fault(env, GP, selector & ~3, ra);
+    } else if (i < 0 && !null)
+        raise_fault(env, GP, selector & ~3, ra);
+    env->segs[segment].selector = selector;
+    if (!null)
+        env->segs[segment].base = 0;
+}
+
+/* WRFSBASE, WRGSBASE. */
+static void write_base(Env *env, const Insn *in, uintptr_t ra)
+{
+    u64 value = in->rex_w ? env->regs[in->rm] : (u32)env->regs[in->rm];
+    if ((u64)((i64)(value << 16) >> 16) != value)
+        raise_fault(env, GP, 0, ra);
+    env->segs[(in->modrm >> 3 & 7) == 2 ? SEG_FS : SEG_GS].base = value;
+}
+
+/* ---- what user mode may not --------------------------------------------------------------------------------- */
+
+/* An instruction for an I/O port, or a performance counter. */
+bool not_allowed(const Insn *in)
+{
+    u8 op = in->opcode;
+    if (in->vex || in->lock)
+        return false;
+    if (in->map == MAP_0F)
+        return op == 0x33;
+    return in->map == MAP_1 && ((op >= 0x6c && op <= 0x6f) || (op >= 0xe4 && op <= 0xe7) ||
+                                (op >= 0xec && op <= 0xef));
+}
+
+/* One that the engine knows and the processor we promise does not. */
+bool invalid(const Insn *in)
+{
+    u8 op = in->opcode;
+    if (in->vex)
+        return !((in->map == MAP_0F38 && (op == 0xf2 || op == 0xf3 || (op >= 0xf5 && op <= 0xf7))) ||
+                 (in->map == MAP_0F3A && op == 0xf0));
+    if (in->map != MAP_0F)
+        return false;
+    switch (op) {
+    case 0x01: /* VMCALL, VMMCALL and what they control, XEND, XTEST */
+        return in->mod == 3 && (in->modrm == 0xc1 || in->modrm == 0xd5 || in->modrm == 0xd6 ||
+                                (in->modrm >= 0xd8 && in->modrm <= 0xdf));
+    case 0x20:
+    case 0x22: /* control registers that there are not */
+        return !(in->reg == 0 || (in->reg >= 2 && in->reg <= 4) || in->reg == 8);
+    case 0x34:
+    case 0x35: /* SYSENTER, SYSEXIT */
+        return true;
+    default: return false;
+    }
+}
+
+/* ---- REP MOVS, REP STOS: as fast as CPUID promises (ERMS) ------------------------------------------------------- */
+
+static void fill(u8 *to, u64 value, unsigned width, u64 n)
+{
+    if (width == 1) {
+        memset(to, (u8)value, n);
+        return;
+    }
+    for (; n; n--, to += width)
+        memcpy(to, &value, width);
+}
+
+/* Copy element by element where the destination overlaps what is still to be read. */
+static void copy(u8 *to, const u8 *from, unsigned width, u64 n)
+{
+    u64 bytes = n * width;
+    if (to >= from + bytes || to <= from - bytes || to == from) {
+        memcpy(to, from, to == from ? 0 : bytes);
+        return;
+    }
+    if (to < from) {
+        memmove(to, from, bytes);
+        return;
+    }
+    for (; n; n--, to += width, from += width) {
+        u64 element;
+        memcpy(&element, from, width);
+        memcpy(to, &element, width);
+    }
+}
+
+static inline u64 whole_elements(u64 va, unsigned width) { return (PAGE - (va & (PAGE - 1))) / width; }
+
+/* How many elements of one page are done at a time; a fault leaves the registers as they are after the
+ * last whole element, as the processor does. */
+static void repeat(Env *env, const Insn *in, uintptr_t ra)
+{
+    bool moves = in->opcode < 0xa8;
+    unsigned width = in->width;
+    u64 segment = in->seg == SEG_FS || in->seg == SEG_GS ? env->segs[in->seg].base : 0;
+    while (env->regs[RCX]) {
+        u64 to = env->regs[RDI], from = env->regs[RSI] + segment, n = env->regs[RCX], element = 0;
+        u64 limit = env->df > 0 ? whole_elements(to, width) : 0;
+        if (moves && limit > whole_elements(from, width))
+            limit = whole_elements(from, width);
+        if (limit == 0) { /* backwards, or over a border: one */
+            if (moves)
+                read_guest(env, from, &element, width, ra);
+            else
+                element = env->regs[RAX];
+            write_guest(env, to, &element, width, ra);
+            n = 1;
+        } else {
+            if (n > limit)
+                n = limit;
+            const u8 *source = NULL;
+            if (moves)
+                source = guest_page(env, from, n * width, MMU_LOAD, ra);
+            u8 *target = guest_page(env, to, n * width, MMU_STORE, ra);
+            if (moves)
+                copy(target, source, width, n);
+            else
+                fill(target, env->regs[RAX], width, n);
+        }
+        i64 step = (i64)(n * width) * env->df;
+        env->regs[RDI] += step;
+        if (moves)
+            env->regs[RSI] += step;
+        env->regs[RCX] -= n;
+    }
+}
+
+/* ---- SYSCALL: RCX is where it returns to, R11 the flags ---------------------------------------------------------- */
+
+static void (*their_syscall)(Env *, int);
+
+static void dfvm_helper_syscall(Env *env, int length)
+{
+    env->regs[RCX] = env->eip + length;
+    env->regs[R11] = (env->eflags & ~(u64)0x10000) | get_flags(env) | (env->df & 0x400) | 2;
+    their_syscall(env, length);
+}
+
+/* ---- which ---------------------------------------------------------------------------------------------------------- */
+
+Handler *handler_for(const Insn *in, bool *sets_flags)
+{
+    u8 op = in->opcode, n = in->modrm >> 3 & 7;
+    bool memory = in->has_modrm && in->mod != 3;
+    *sets_flags = false;
+    if (in->vex) {
+        if (in->map == MAP_0F38 && !in->vex_l &&
+            ((op == 0xf3 && n >= 1 && n <= 3 && in->vex_pp == 0) ||
+             ((op == 0xf5 || op == 0xf7) && in->vex_pp == 0))) {
+            *sets_flags = true;
+            return bmi;
+        }
+        return NULL;
+    }
+    switch (in->map) {
+    case MAP_1:
+        if (memory && (op == 0xc0 || op == 0xc1 || (op >= 0xd0 && op <= 0xd3)) &&
+            (n == 2 || n == 3) && !in->lock) {
+            *sets_flags = true;
+            return rotate_carry;
+        }
+        if ((op == 0xf6 || op == 0xf7) && n == 3 && memory && in->lock) {
+            *sets_flags = true;
+            return negate;
+        }
+        if ((op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab) && in->rep && !in->addr32 &&
+            !in->lock)
+            return repeat;
+        return x87_handler(in, sets_flags);
+    case MAP_0F:
+        if (op == 0xb1 && in->width == 4 && (memory || !in->lock)) {
+            *sets_flags = true;
+            return compare_exchange;
+        }
+        if ((op == 0x02 || op == 0x03 || (op == 0x00 && (n == 4 || n == 5))) && !in->lock) {
+            *sets_flags = true;
+            return ask_descriptor;
+        }
+        if (op == 0xae && in->rep == 0xf3 && !memory && (n == 2 || n == 3) && !in->lock)
+            return write_base;
+        return NULL;
+    default: return NULL;
+    }
+}
+
+const Replacement replace_insn[] = {
+    OURS(helper_load_seg),
+    OURS_AND(helper_syscall, their_syscall),
+    END,
+};

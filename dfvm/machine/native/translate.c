@@ -1,0 +1,271 @@
+/* What the engine translates: the guest's instructions, but for those that it gets wrong.
+ *
+ * The engine's translator is called for one instruction after the other. Before each we decode it, and
+ *
+ *   - end the block where the next instruction is not wholly on the block's page: if its page can't be
+ *     fetched, what comes before has to happen first;
+ *   - let the engine read an invalid opcode where it would take something unknown (AVX) for something
+ *     else;
+ *   - let it read another instruction, as long, whose translation is a call, where its own idea of this
+ *     one is wrong, and make that a call of our handler with our decoded instruction. RDPMC is such a
+ *     one: it leaves RIP and the flags as they stand before the call, and nothing else. VERR takes three
+ *     bytes and makes the flags known again afterwards. After RDPMC and a handler that sets flags the
+ *     block ends, as the translator would go on with those from before;
+ *   - have accesses of 16 bytes come by memory.c when they are not aligned.
+ *
+ * Nothing of this costs anything when the code runs, except where a handler is called. */
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "native.h"
+#include "replace.h"
+
+intptr_t cpu_to_env;
+
+static void (*their_translator_loop)(const TranslatorOps *, Disas *, Cpu *, Block *, int);
+static u32 (*their_ldub)(Env *, u64);
+static u32 (*their_lduw)(Env *, u64);
+static u32 (*their_ldl)(Env *, u64);
+static u64 (*their_ldq)(Env *, u64);
+static void (*their_callN)(void *, void *, void *, int, void **);
+static void (*their_gen_ld_i64)(void *, void *, void *, u64, u32);
+static void (*their_gen_st_i64)(void *, void *, void *, u64, u32);
+static void (*their_gen_ld_i32)(void *, void *, void *, u64, u32);
+static void (*their_gen_st_i32)(void *, void *, void *, u64, u32);
+static void (*their_translate_insn)(Disas *, Cpu *);
+
+/* The instruction that is being translated by this host thread. */
+static __thread struct {
+    u64 pc;
+    int size;         /* bytes that the engine gets from here, starting at pc */
+    u8 bytes[16];
+    const Insn *insn; /* to be called for; NULL: none */
+    u32 first_half;   /* what to ask of the first access of eight bytes, MO_* */
+    u32 all;          /* and of every one */
+} now;
+
+/* ---- decoded instructions: kept for as long as code may call for them, each once ----------------- */
+
+static struct kept {
+    struct kept *next;
+    Insn insn;
+} *kept[1 << 12];
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static const Insn *keep(const Insn *in)
+{
+    u64 h = in->pc * 0x9e3779b97f4a7c15u;
+    for (int i = 0; i < in->length; i++)
+        h = (h ^ in->bytes[i]) * 0x100000001b3u;
+    struct kept **slot = &kept[h >> 52], *k;
+    pthread_mutex_lock(&kept_lock);
+    for (k = *slot; k; k = k->next)
+        if (!memcmp(&k->insn, in, sizeof *in))
+            break;
+    if (!k && (k = malloc(sizeof *k))) {
+        k->insn = *in;
+        k->next = *slot;
+        *slot = k;
+    }
+    pthread_mutex_unlock(&kept_lock);
+    return k ? &k->insn : NULL;
+}
+
+/* ---- the two calls that the engine is led to ------------------------------------------------------ */
+
+/* In place of RDPMC's and VERR's helpers: what translated code would call if callN did not see to it. */
+static void dfvm_helper_rdpmc(Env *env) { raise_fault(env, GP, 0, RETADDR); }
+static void dfvm_helper_verr(Env *env, u64 selector)
+{
+    (void)selector;
+    raise_fault(env, UD, 0, RETADDR);
+}
+
+/* In place of INVLPG's, which ring 3 can't call: same arguments, and known to the translator. */
+static void dfvm_helper_invlpg(Env *env, u64 insn)
+{
+    const Insn *in = (const Insn *)insn;
+    in->run(env, in, RETADDR);
+}
+
+static void dfvm_tcg_gen_callN(void *tcg, void *function, void *ret, int n, void **args)
+{
+    if (now.insn && (function == dfvm_helper_rdpmc || function == dfvm_helper_verr)) {
+        void *value = engine_tcg_const_i64(tcg, (i64)now.insn);
+        void *temp = (char *)tcg + (uintptr_t)value;
+        void *two[2] = {args[0], temp};
+        their_callN(tcg, dfvm_helper_invlpg, ret, 2, two);
+        engine_tcg_temp_free_internal(tcg, temp);
+        return;
+    }
+    their_callN(tcg, function, ret, n, args);
+}
+
+/* ---- the bytes that the translator reads ---------------------------------------------------------- */
+
+#define CODE(ours, theirs, type, n)                                                            \
+    static type ours(Env *env, u64 va)                                                         \
+    {                                                                                          \
+        u64 at = va - now.pc;                                                                  \
+        if (at < (u64)now.size && at + (n) <= (u64)now.size) {                                 \
+            type value = 0;                                                                    \
+            memcpy(&value, now.bytes + at, n);                                                 \
+            return value;                                                                      \
+        }                                                                                      \
+        return theirs(env, va);                                                                \
+    }
+CODE(dfvm_cpu_ldub_code, their_ldub, u32, 1)
+CODE(dfvm_cpu_lduw_code, their_lduw, u32, 2)
+CODE(dfvm_cpu_ldl_code, their_ldl, u32, 4)
+CODE(dfvm_cpu_ldq_code, their_ldq, u64, 8)
+
+/* ---- accesses to memory ---------------------------------------------------------------------------- */
+
+static inline u32 asked(u32 op)
+{
+    if (now.first_half && (op & 3) == 3) {
+        op |= now.first_half;
+        now.first_half = 0;
+        return op;
+    }
+    return op | now.all;
+}
+
+static void dfvm_tcg_gen_qemu_ld_i64(void *s, void *v, void *va, u64 mmu, u32 op)
+{
+    their_gen_ld_i64(s, v, va, mmu, asked(op));
+}
+static void dfvm_tcg_gen_qemu_st_i64(void *s, void *v, void *va, u64 mmu, u32 op)
+{
+    their_gen_st_i64(s, v, va, mmu, asked(op));
+}
+static void dfvm_tcg_gen_qemu_ld_i32(void *s, void *v, void *va, u64 mmu, u32 op)
+{
+    their_gen_ld_i32(s, v, va, mmu, op | now.all);
+}
+static void dfvm_tcg_gen_qemu_st_i32(void *s, void *v, void *va, u64 mmu, u32 op)
+{
+    their_gen_st_i32(s, v, va, mmu, op | now.all);
+}
+
+/* ---- one instruction ------------------------------------------------------------------------------- */
+
+/* As many bytes of the instruction at `pc` as its page has, and of the next page if they are wanted;
+ * how many. */
+static int fetch(Env *env, u64 pc, u8 *to)
+{
+    int n = PAGE - (pc & (PAGE - 1));
+    const u8 *p = engine_tlb_vaddr_to_host(env, pc, MMU_FETCH, MMU_USER);
+    if (!p)
+        return 0;
+    if (n > 15)
+        n = 15;
+    memcpy(to, p, n);
+    return n;
+}
+
+/* Let the engine read an instruction of the same length in place of this one. */
+static void read_instead(const Insn *in, const u8 *code, int n)
+{
+    memset(now.bytes, 0x2e, in->length - n); /* a prefix that means nothing */
+    memcpy(now.bytes + in->length - n, code, n);
+    now.size = in->length;
+}
+
+static void translate_insn(Disas *db, Cpu *cpu)
+{
+    Env *env = env_of(cpu);
+    u64 pc = db->pc_next;
+    bool first = pc == db->pc_first;
+    Insn in;
+    now.pc = pc;
+    now.size = fetch(env, pc, now.bytes);
+    now.insn = NULL;
+    now.first_half = 0;
+    now.all = db->tb->flags & EFLAGS_AC ? MO_ALIGN_NATURAL : 0;
+    if (!first && (pc ^ db->pc_first) & ~(u64)(PAGE - 1)) {
+        db->is_jmp = DISAS_TOO_MANY;
+        return;
+    }
+    int length = decode(&in, now.bytes, now.size);
+    if (length == 0 && now.size) { /* it goes on behind the border */
+        if (!first) {
+            db->is_jmp = DISAS_TOO_MANY;
+            return;
+        }
+        for (int n = now.size; length == 0 && n < 15; n++) {
+            now.bytes[n] = their_ldub(env, pc + n); /* may be a page fault, of this instruction */
+            length = decode(&in, now.bytes, n + 1);
+        }
+        now.size = length > 0 ? length : 0;
+    }
+    bool sets_flags = false, end = false;
+    if (length > 0) {
+        if (not_allowed(&in))
+            read_instead(&in, (const u8 *)"\xf4", 1); /* HLT */
+        else if (invalid(&in))
+            read_instead(&in, (const u8 *)"\x0f\x0b", 2); /* UD2 */
+        else if ((in.run = handler_for(&in, &sets_flags))) {
+            bool verr = sets_flags && length >= 3;
+            if (in.base == 16 || verr)
+                in.pc = pc;
+            now.insn = keep(&in);
+            if (now.insn) {
+                if (verr)
+                    read_instead(&in, (const u8 *)"\x0f\x00\xe0", 3);
+                else
+                    read_instead(&in, (const u8 *)"\x0f\x33", 2);
+                end = sets_flags && !verr;
+            }
+        } else if (aligned_operand(&in))
+            now.first_half = MO_ALIGN_16;
+        else if (unaligned_store(&in))
+            now.first_half = MO_ALIGN_16 | MO_PROBE_16;
+    }
+    their_translate_insn(db, cpu);
+    now.insn = NULL;
+    now.size = 0;
+    now.first_half = now.all = 0;
+    if (end && db->is_jmp == DISAS_NEXT)
+        db->is_jmp = DISAS_TOO_MANY;
+}
+
+static TranslatorOps our_ops;
+
+static void dfvm_translator_loop(const TranslatorOps *ops, Disas *db, Cpu *cpu, Block *tb, int max)
+{
+    now.insn = NULL; /* a fault may have ended the last translation anywhere */
+    now.size = 0;
+    now.first_half = now.all = 0;
+    if ((tb->flags & HF_CPL) != 3 || !(tb->flags & HF_CS64)) {
+        their_translator_loop(ops, db, cpu, tb, max);
+        return;
+    }
+    if (!their_translate_insn) {
+        our_ops = *ops;
+        their_translate_insn = ops->translate_insn;
+        our_ops.translate_insn = translate_insn;
+    }
+    their_translator_loop(&our_ops, db, cpu, tb, max);
+}
+
+/* Where the state of a CPU begins, behind the CPU itself: known when an engine runs. */
+EXPORT void dfvm_native_found(intptr_t to_env) { cpu_to_env = to_env; }
+
+const Replacement replace_translate[] = {
+    OURS_AND(translator_loop, their_translator_loop),
+    OURS_AND(cpu_ldub_code, their_ldub),
+    OURS_AND(cpu_lduw_code, their_lduw),
+    OURS_AND(cpu_ldl_code, their_ldl),
+    OURS_AND(cpu_ldq_code, their_ldq),
+    OURS_AND(tcg_gen_callN, their_callN),
+    OURS_AND(tcg_gen_qemu_ld_i64, their_gen_ld_i64),
+    OURS_AND(tcg_gen_qemu_st_i64, their_gen_st_i64),
+    OURS_AND(tcg_gen_qemu_ld_i32, their_gen_ld_i32),
+    OURS_AND(tcg_gen_qemu_st_i32, their_gen_st_i32),
+    OURS(helper_rdpmc),
+    OURS(helper_verr),
+    OURS(helper_invlpg),
+    END,
+};

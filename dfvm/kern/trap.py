@@ -109,7 +109,10 @@ _SIMPLE: Final = {
 _INT_BYTES: Final = 2
 _ERR_IDT: Final = 2  # in an error code: it is about a gate
 _ICEBP: Final = 0xF1
-_RDPMC: Final = b"\x0f\x33"  # user mode may not read the counters
+_PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3") | frozenset(
+    range(0x40, 0x50)
+)
+_INSN_BYTES: Final = 15
 _INT_OPEN: Final = (X86_TRAP_BP, X86_TRAP_OF)  # what user mode may make with an int instruction
 
 CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
@@ -265,17 +268,20 @@ def _int_instruction(q: memoryview, vector: int) -> tuple[int, int]:
 
 
 def _known_opcode(lp: Lwp) -> int:
-    """The vector of an instruction that the engine takes for an invalid one: there are two that
-    the processor knows."""
-    q = lp.ctx.q
+    """The vector of an instruction that the engine takes for an invalid one: there is one that the
+    processor knows."""
+    space, rip = lp.lwp_proc.p_vmspace, lp.ctx.q[RIP]
     try:
-        code = copyin(lp.lwp_proc.p_vmspace, q[RIP], 2)
+        for length in range(1, _INSN_BYTES + 1):
+            code = copyin(space, rip + length - 1, 1)[0]
+            if code == _ICEBP:
+                lp.ctx.q[RIP] = rip + length
+                return TRAP_ICEBP
+            if code not in _PREFIXES:
+                break
     except OSError:
-        return X86_TRAP_UD
-    if code[0] == _ICEBP:
-        lp.ctx.q[RIP] += 1
-        return TRAP_ICEBP
-    return X86_TRAP_GP if code == _RDPMC else X86_TRAP_UD
+        pass
+    return X86_TRAP_UD
 
 
 def _fpe_code(lp: Lwp, vector: int) -> int:

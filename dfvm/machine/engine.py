@@ -249,6 +249,7 @@ class Engine:
         for n in range(RIP + 1):
             self.q[n] = 0
         self.q[self.q_cr2] = self.q[self.q_cr3] = 0
+        native.power_up(ctypes.addressof(ctypes.c_char.from_buffer(self.b)))
         self.template = bytes(self.b)
         scratch.unmap()
         self._keep = ram

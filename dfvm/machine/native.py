@@ -62,6 +62,11 @@ def found(to_state: int) -> None:
     _libraries[0].dfvm_native_found(ctypes.c_ssize_t(to_state))
 
 
+def power_up(state: int) -> None:
+    """Give the CPU state at the host address `state` what a program sees of a system's registers."""
+    _libraries[0].dfvm_native_power_up(ctypes.c_void_p(state))
+
+
 def instruction_length(code: bytes) -> int:
     """Bytes of the instruction that `code` begins with; 0 when it goes on behind the end of `code`,
     -1 when it is longer than an instruction may be."""

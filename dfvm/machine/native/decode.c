@@ -118,6 +118,7 @@ opcode:
         in->width = 1;
     if (what & M) {
         NEED(1);
+        in->modrm_at = at;
         u8 modrm = code[at++];
         in->has_modrm = true;
         in->modrm = modrm;
@@ -289,6 +290,123 @@ bool unaligned_store(const Insn *in)
     if (in->vex || in->map != MAP_0F || !in->has_modrm || in->mod == 3)
         return false;
     return (in->opcode == 0x11 && !in->rep) || (in->opcode == 0x7f && in->rep == 0xf3);
+}
+
+/* Whether it may have a LOCK prefix. */
+bool lockable(const Insn *in)
+{
+    u8 op = in->opcode;
+    if (in->map == MAP_1 && ((op >= 0xc0 && op <= 0xc1) || (op >= 0xd0 && op <= 0xd3)))
+        return false;
+    if (in->map == MAP_0F && (op == 0xa4 || op == 0xa5 || op == 0xac || op == 0xad))
+        return false;
+    return modifies_memory(in);
+}
+
+/* ---- SSE: which mandatory prefixes an opcode is there with, and with which operands ------------------- */
+
+enum { NP = 1, P66 = 2, PF3 = 4, PF2 = 8, MEM = 16, REG = 32 };
+#define BOTH (NP | P66)
+#define ALL (NP | P66 | PF3 | PF2)
+
+static const u8 sse_0f[256] = {
+    [0x10 ... 0x12] = ALL, [0x13] = BOTH | MEM, [0x14 ... 0x15] = BOTH, [0x16] = BOTH | PF3,
+    [0x17] = BOTH | MEM, [0x28 ... 0x29] = BOTH, [0x2a] = ALL, [0x2b] = BOTH | MEM,
+    [0x2c ... 0x2d] = ALL, [0x2e ... 0x2f] = BOTH, [0x50] = BOTH | REG, [0x51] = ALL,
+    [0x52 ... 0x53] = NP | PF3, [0x54 ... 0x57] = BOTH, [0x58 ... 0x5a] = ALL,
+    [0x5b] = BOTH | PF3, [0x5c ... 0x5f] = ALL, [0x60 ... 0x6b] = BOTH, [0x6c ... 0x6d] = P66,
+    [0x6e] = BOTH, [0x6f] = BOTH | PF3, [0x70] = ALL, [0x71 ... 0x76] = BOTH, [0x77] = NP,
+    [0x7c ... 0x7d] = P66 | PF2, [0x7e ... 0x7f] = BOTH | PF3, [0xc2] = ALL, [0xc3] = NP | MEM,
+    [0xc4] = BOTH, [0xc5] = BOTH | REG, [0xc6] = BOTH, [0xd0] = P66 | PF2, [0xd1 ... 0xd5] = BOTH,
+    [0xd6] = P66 | PF3 | PF2, [0xd7] = BOTH | REG, [0xd8 ... 0xe5] = BOTH, [0xe6] = P66 | PF3 | PF2,
+    [0xe7] = BOTH | MEM, [0xe8 ... 0xef] = BOTH, [0xf0] = PF2 | MEM, [0xf1 ... 0xf6] = BOTH,
+    [0xf7] = BOTH | REG, [0xf8 ... 0xfe] = BOTH,
+};
+static const u8 sse_0f38[256] = {
+    [0x00 ... 0x0b] = BOTH, [0x10] = P66, [0x14 ... 0x15] = P66, [0x17] = P66,
+    [0x1c ... 0x1e] = BOTH, [0x20 ... 0x25] = P66, [0x28 ... 0x29] = P66, [0x2a] = P66 | MEM,
+    [0x2b] = P66, [0x30 ... 0x35] = P66, [0x37 ... 0x41] = P66, [0xdb ... 0xdf] = P66,
+};
+static const u8 sse_0f3a[256] = {
+    [0x08 ... 0x0e] = P66, [0x0f] = BOTH, [0x14 ... 0x17] = P66, [0x20 ... 0x22] = P66,
+    [0x40 ... 0x42] = P66, [0x44] = P66, [0x60 ... 0x63] = P66, [0xdf] = P66,
+};
+
+/* Whether it is an encoding of SSE's that there is not. */
+bool undefined_sse(const Insn *in)
+{
+    u8 op = in->opcode, prefix = in->rep == 0xf3 ? PF3 : in->rep ? PF2 : in->opsize ? P66 : NP;
+    u8 known = in->map == MAP_0F     ? sse_0f[op]
+               : in->map == MAP_0F38 ? sse_0f38[op]
+               : in->map == MAP_0F3A ? sse_0f3a[op]
+                                     : 0;
+    if (!known)
+        return false; /* not SSE, or the engine knows */
+    if (!(known & prefix) || (known & MEM && in->mod == 3) || (known & REG && in->mod != 3))
+        return true;
+    if (in->map != MAP_0F)
+        return false;
+    if ((op == 0x12 || op == 0x16) && prefix == P66)
+        return in->mod == 3;
+    return op == 0xd6 && prefix != P66 && in->mod != 3;
+}
+
+/* ---- MMX ------------------------------------------------------------------------------------------- */
+
+/* Whether it has an MMX register for an operand, or is about to. */
+bool uses_mmx(const Insn *in)
+{
+    u8 op = in->opcode;
+    bool plain = !in->opsize && !in->rep;
+    if (in->vex || in->lock || !in->has_modrm)
+        return false;
+    switch (in->map) {
+    case MAP_0F:
+        if (op == 0x2a || op == 0x2c || op == 0x2d)
+            return !in->rep && !(op == 0x2a && in->mod != 3);
+        if (op == 0xd6)
+            return in->rep && in->mod == 3;
+        return plain && ((op >= 0x60 && op <= 0x76 && op != 0x6c && op != 0x6d) || op == 0x7e ||
+                         op == 0x7f || op == 0xc4 || op == 0xc5 ||
+                         (op >= 0xd1 && op != 0xd6 && op != 0xe6 && op != 0xf0 && op != 0xff));
+    case MAP_0F38: return plain && (op <= 0x0b || (op >= 0x1c && op <= 0x1e));
+    case MAP_0F3A: return plain && op == 0x0f;
+    default: return false;
+    }
+}
+
+/* The bytes that its operand in memory has; negative: they are stored; 0: there is none. */
+int mmx_operand(const Insn *in)
+{
+    u8 op = in->opcode;
+    if (in->mod == 3)
+        return 0;
+    if (in->map != MAP_0F)
+        return 8;
+    switch (op) {
+    case 0x2c: case 0x2d: return in->opsize ? 16 : 8;
+    case 0x60: case 0x61: case 0x62: return 4;
+    case 0x6e: return in->rex_w ? 8 : 4;
+    case 0x7e: return in->rex_w ? -8 : -4;
+    case 0x7f: case 0xe7: return -8;
+    case 0xc4: return 2;
+    default: return 8;
+    }
+}
+
+/* The MMX register that it writes; -1: none. */
+int mmx_written(const Insn *in)
+{
+    u8 op = in->opcode, reg = in->modrm >> 3 & 7, rm = in->modrm & 7;
+    if (in->map != MAP_0F)
+        return reg;
+    switch (op) {
+    case 0x2a: case 0x7e: case 0xc5: case 0xd7: case 0xe7: case 0xf7: return -1;
+    case 0xd6: return in->rep == 0xf2 ? reg : -1;
+    case 0x7f: return in->mod == 3 ? rm : -1;
+    case 0x71: case 0x72: case 0x73: return rm;
+    default: return reg;
+    }
 }
 
 /* The length of what `code` begins with, as decode() has it: for tests. */

@@ -38,6 +38,7 @@ static u64 get_rm(Env *env, const Insn *in, bool written, uintptr_t ra)
     if (in->mod == 3)
         return get_register(env, in, in->rm);
     u64 va = effective_address(env, in);
+    check_aligned(env, va, in->width, ra);
     if (written)
         probe_store(env, va, in->width, ra);
     read_guest(env, va, &value, in->width, ra);
@@ -76,6 +77,35 @@ static u32 subtract_flags(u64 a, u64 b, unsigned bytes)
     if ((a ^ b) & (a ^ r) & sign_of(bytes))
         flags |= CC_O;
     return flags;
+}
+
+/* An instruction that the engine knows under another encoding: that one, of the same length. */
+bool other_encoding(const Insn *in, u8 *code)
+{
+    u8 op = in->opcode, n = in->modrm >> 3 & 7;
+    memcpy(code, in->bytes, in->length);
+    if (in->vex)
+        return false;
+    if (in->map == MAP_1 && (op == 0xf6 || op == 0xf7) && n == 1) { /* TEST once more */
+        code[in->modrm_at] &= ~0x38;
+        return true;
+    }
+    if (in->map == MAP_1 && (op == 0x9e || op == 0x9f) && in->rex) { /* AH is AH here, too */
+        memset(code, 0x2e, in->length - 1);
+        return true;
+    }
+    if (uses_mmx(in) && in->reg > 7 && !(op == 0xc5 || op == 0xd7)) { /* there are eight MMX registers */
+        for (int i = 0; i < in->length; i++)
+            if ((code[i] & 0xf0) == 0x40 && code[i + 1] == 0x0f) {
+                code[i] &= ~4;
+                return true;
+            }
+    }
+    if (in->map == MAP_0F && op == 0xc2 && in->imm & ~7) { /* there are eight comparisons */
+        code[in->length - 1] &= 7;
+        return true;
+    }
+    return false;
 }
 
 /* ---- RCL, RCR in memory: the engine has changed the carry before the store faults --------------------- */
@@ -167,6 +197,15 @@ static void bmi(Env *env, const Insn *in, uintptr_t ra)
     set_flags(env, flags);
 }
 
+/* ---- MOVQ2DQ: the engine has only eight registers for it to go to --------------------------------------------- */
+
+static void movq2dq(Env *env, const Insn *in, uintptr_t ra)
+{
+    x87_enter_mmx(env, in, ra);
+    env->xmm[in->reg].q[0] = env->fpregs[in->modrm & 7].mantissa;
+    env->xmm[in->reg].q[1] = 0;
+}
+
 /* ---- segments: there is no descriptor table, and user mode sees four descriptors of Linux's ---------------- */
 
 static const struct {
@@ -217,8 +256,7 @@ static void dfvm_helper_load_seg(Env *env, int segment, int selector)
     } else if (i < 0 && !null)
         raise_fault(env, GP, selector & ~3, ra);
     env->segs[segment].selector = selector;
-    if (!null)
-        env->segs[segment].base = 0;
+    env->segs[segment].base = 0;
 }
 
 /* WRFSBASE, WRGSBASE. */
@@ -251,8 +289,11 @@ bool invalid(const Insn *in)
     if (in->vex)
         return !((in->map == MAP_0F38 && (op == 0xf2 || op == 0xf3 || (op >= 0xf5 && op <= 0xf7))) ||
                  (in->map == MAP_0F3A && op == 0xf0));
+    if ((in->lock && !lockable(in)) || undefined_sse(in))
+        return true;
     if (in->map != MAP_0F)
         return false;
+    u8 n = in->modrm >> 3 & 7;
     switch (op) {
     case 0x01: /* VMCALL, VMMCALL and what they control, XEND, XTEST */
         return in->mod == 3 && (in->modrm == 0xc1 || in->modrm == 0xd5 || in->modrm == 0xd6 ||
@@ -260,9 +301,19 @@ bool invalid(const Insn *in)
     case 0x20:
     case 0x22: /* control registers that there are not */
         return !(in->reg == 0 || (in->reg >= 2 && in->reg <= 4) || in->reg == 8);
+    case 0x21:
+    case 0x23: /* and debug registers */
+        return in->reg > 7;
     case 0x34:
     case 0x35: /* SYSENTER, SYSEXIT */
         return true;
+    case 0x71:
+    case 0x72: /* shifts by a constant */
+        return in->mod != 3 || !(n == 2 || n == 4 || n == 6) || in->rep;
+    case 0x73:
+        return in->mod != 3 || !(n == 2 || n == 6 || (in->opsize && (n == 3 || n == 7))) || in->rep;
+    case 0xae: /* FXSAVE, FXRSTOR, LDMXCSR, STMXCSR take no prefix */
+        return in->mod != 3 && n < 4 && (in->opsize || in->rep);
     default: return false;
     }
 }
@@ -390,11 +441,24 @@ Handler *handler_for(const Insn *in, bool *sets_flags)
             *sets_flags = true;
             return ask_descriptor;
         }
+        if (op == 0xd6 && in->rep == 0xf3)
+            return movq2dq;
         if (op == 0xae && in->rep == 0xf3 && !memory && (n == 2 || n == 3) && !in->lock)
             return write_base;
         return NULL;
     default: return NULL;
     }
+}
+
+/* What user mode reads of the system's registers: the values that Linux makes up where the processor
+ * lets it keep the true ones to itself (UMIP), and its own selector of a task. */
+EXPORT void dfvm_native_power_up(Env *env)
+{
+    env->gdt.base = 0xfffffffffffe0000;
+    env->gdt.limit = 0;
+    env->idt.base = 0xffffffffffff0000;
+    env->idt.limit = 0;
+    env->tr.selector = 0x40;
 }
 
 const Replacement replace_insn[] = {

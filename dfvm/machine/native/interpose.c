@@ -129,6 +129,8 @@ EXPORT const char *dfvm_native_install(void *function)
 #define ENGINE_FIND(type, function_name, args)                                                 \
     {                                                                                          \
         u32 index = find_symbol(&image, #function_name SUFFIX);                                \
+        if (!index) /* one for all architectures */                                            \
+            index = find_symbol(&image, #function_name);                                       \
         if (!index) {                                                                          \
             snprintf(message, sizeof message, "the engine has no %s", #function_name SUFFIX);  \
             return message;                                                                    \

@@ -134,6 +134,8 @@ typedef struct {
     X(bool, cpu_restore_state, (Cpu *, uintptr_t ra, bool will_exit))                         \
     X(void, raise_exception_err_ra, (Env *, int vector, int error, uintptr_t ra))             \
     X(u32, cpu_cc_compute_all, (Env *, int op))                                               \
+    X(void, helper_check_exit_request, (void))                                                \
+    X(void, helper_uc_tracecode, (void))                                               \
     X(void *, tcg_const_i64, (void *tcg, i64))                                                \
     X(void, tcg_temp_free_internal, (void *tcg, void *temp))
 
@@ -168,6 +170,7 @@ struct Insn {
     u8 map, opcode;
     bool has_modrm;
     u8 modrm, mod, reg, rm; /* reg and rm with REX's bits */
+    u8 modrm_at;            /* where it is in bytes */
     bool rex, rex_w, opsize, addr32, lock, vex;
     u8 vex_v, vex_l, vex_pp;
     u8 rep;        /* 0, 0xf2 or 0xf3: the last of them */
@@ -186,6 +189,11 @@ bool modifies_memory(const Insn *);
 bool through_stack(const Insn *);
 bool aligned_operand(const Insn *);
 bool unaligned_store(const Insn *);
+bool lockable(const Insn *);
+bool undefined_sse(const Insn *);
+bool uses_mmx(const Insn *);
+int mmx_operand(const Insn *);
+int mmx_written(const Insn *);
 
 /* memory.c: the guest's memory, in ring 3; faults leave by way of the engine */
 void read_guest(Env *, u64 va, void *to, unsigned size, uintptr_t ra);
@@ -196,8 +204,12 @@ void write_guest(Env *, u64 va, const void *from, unsigned size, uintptr_t ra);
 Handler *handler_for(const Insn *, bool *sets_flags);
 bool not_allowed(const Insn *);
 bool invalid(const Insn *);
+bool other_encoding(const Insn *, u8 *code);
 Handler *x87_handler(const Insn *, bool *sets_flags);
+Handler *mmx_handler(const Insn *);
+void x87_enter_mmx(Env *, const Insn *, uintptr_t ra);
 void x87_sync(Env *);
+void dfvm_helper_enter_mmx(Env *);
 
 static inline u32 get_flags(Env *env)
 {
@@ -228,6 +240,13 @@ static inline void *in_tlb(Env *env, u64 va, int access)
     if (entry[access] == (va & ~(u64)(PAGE - 1)))
         return (void *)(va + entry[4]);
     return NULL;
+}
+
+/* With EFLAGS.AC, `size` bytes have to lie at a multiple of that. */
+static inline void check_aligned(Env *env, u64 va, unsigned size, uintptr_t ra)
+{
+    if (__builtin_expect(env->eflags & EFLAGS_AC && va & (size - 1), 0))
+        raise_fault(env, AC, 0, ra);
 }
 
 /* A host address for an access within one page; a fault raises, with the state that `ra`, an address in

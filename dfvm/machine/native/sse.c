@@ -316,6 +316,29 @@ ROUND(roundsd)
 DOT(dpps)
 DOT(dppd)
 
+/* Horizontal operations on integers: the engine writes half of the result before it reads the rest of
+ * an operand that may be the same register. */
+#define HORIZONTAL(name)                                                                       \
+    static void dfvm_helper_##name##_xmm(Env *env, Xmm *d, Xmm *s)                             \
+    {                                                                                          \
+        v4 x = V(d);                                                                           \
+        (void)env;                                                                             \
+        asm(#name " %[s], %[x]" : [x] "+x"(x) : [s] "x"(V(s)));                                \
+        V(d) = x;                                                                              \
+    }                                                                                          \
+    static void dfvm_helper_##name##_mmx(Env *env, Mmx *d, Mmx *s)                             \
+    {                                                                                          \
+        Xmm both = {.q = {d->q, s->q}};                                                        \
+        dfvm_helper_##name##_xmm(env, &both, &both);                                           \
+        d->q = both.q[0];                                                                      \
+    }
+HORIZONTAL(phaddw)
+HORIZONTAL(phaddd)
+HORIZONTAL(phaddsw)
+HORIZONTAL(phsubw)
+HORIZONTAL(phsubd)
+HORIZONTAL(phsubsw)
+
 /* String comparisons set flags and ECX or XMM0, and no exceptions. */
 #define STRING_CASE(n, instruction)                                                            \
     case n:                                                                                    \
@@ -365,7 +388,11 @@ static void dfvm_helper_ldmxcsr(Env *env, u32 value)
 #define ALL_4(op)                                                                              \
     OURS(helper_##op##ps), OURS(helper_##op##pd), OURS(helper_##op##ss), OURS(helper_##op##sd)
 
+#define MMX_AND_XMM(name) OURS(helper_##name##_xmm), OURS(helper_##name##_mmx)
+
 const Replacement replace_sse[] = {
+    MMX_AND_XMM(phaddw), MMX_AND_XMM(phaddd), MMX_AND_XMM(phaddsw), MMX_AND_XMM(phsubw),
+    MMX_AND_XMM(phsubd), MMX_AND_XMM(phsubsw),
     ALL_4(add), ALL_4(sub), ALL_4(mul), ALL_4(div), ALL_4(sqrt), ALL_4(min), ALL_4(max),
     ALL_4(cmpeq), ALL_4(cmplt), ALL_4(cmple), ALL_4(cmpunord), ALL_4(cmpneq), ALL_4(cmpnlt),
     ALL_4(cmpnle), ALL_4(cmpord),

@@ -43,6 +43,7 @@ static __thread struct {
     const Insn *insn; /* to be called for; NULL: none */
     u32 first_half;   /* what to ask of the first access of eight bytes, MO_* */
     u32 all;          /* and of every one */
+    bool ours;        /* it is code of ring 3 */
 } now;
 
 /* ---- decoded instructions: kept for as long as code may call for them, each once ----------------- */
@@ -69,7 +70,9 @@ static const Insn *keep(const Insn *in)
         *slot = k;
     }
     pthread_mutex_unlock(&kept_lock);
-    return k ? &k->insn : NULL;
+    if (!k)
+        abort();
+    return &k->insn;
 }
 
 /* ---- the two calls that the engine is led to ------------------------------------------------------ */
@@ -91,13 +94,18 @@ static void dfvm_helper_invlpg(Env *env, u64 insn)
 
 static void dfvm_tcg_gen_callN(void *tcg, void *function, void *ret, int n, void **args)
 {
-    if (now.insn && (function == dfvm_helper_rdpmc || function == dfvm_helper_verr)) {
+    bool of_engine = function == engine_helper_check_exit_request || function == engine_helper_uc_tracecode;
+    if (now.insn && !of_engine) {
+        bool instead = function == dfvm_helper_rdpmc || function == dfvm_helper_verr ||
+                       function == dfvm_helper_enter_mmx;
         void *value = engine_tcg_const_i64(tcg, (i64)now.insn);
         void *temp = (char *)tcg + (uintptr_t)value;
-        void *two[2] = {args[0], temp};
-        their_callN(tcg, dfvm_helper_invlpg, ret, 2, two);
+        void *two[2] = {args[0], temp}; /* the first argument is always the CPU's state */
+        now.insn = NULL;
+        their_callN(tcg, dfvm_helper_invlpg, NULL, 2, two);
         engine_tcg_temp_free_internal(tcg, temp);
-        return;
+        if (instead)
+            return;
     }
     their_callN(tcg, function, ret, n, args);
 }
@@ -132,27 +140,44 @@ static inline u32 asked(u32 op)
     return op | now.all;
 }
 
+/* The engine has translated code call a function after each access, to test whether it is to stop. It is
+ * stopped otherwise (engine.py, poison), and between blocks. */
+static __thread bool in_access;
+static void (*their_check_exit_request)(void *);
+static void dfvm_check_exit_request(void *tcg)
+{
+    if (!in_access)
+        their_check_exit_request(tcg);
+}
+
 static void dfvm_tcg_gen_qemu_ld_i64(void *s, void *v, void *va, u64 mmu, u32 op)
 {
+    in_access = now.ours;
     their_gen_ld_i64(s, v, va, mmu, asked(op));
+    in_access = false;
 }
 static void dfvm_tcg_gen_qemu_st_i64(void *s, void *v, void *va, u64 mmu, u32 op)
 {
+    in_access = now.ours;
     their_gen_st_i64(s, v, va, mmu, asked(op));
+    in_access = false;
 }
 static void dfvm_tcg_gen_qemu_ld_i32(void *s, void *v, void *va, u64 mmu, u32 op)
 {
+    in_access = now.ours;
     their_gen_ld_i32(s, v, va, mmu, op | now.all);
+    in_access = false;
 }
 static void dfvm_tcg_gen_qemu_st_i32(void *s, void *v, void *va, u64 mmu, u32 op)
 {
+    in_access = now.ours;
     their_gen_st_i32(s, v, va, mmu, op | now.all);
+    in_access = false;
 }
 
 /* ---- one instruction ------------------------------------------------------------------------------- */
 
-/* As many bytes of the instruction at `pc` as its page has, and of the next page if they are wanted;
- * how many. */
+/* As many bytes of the instruction at `pc` as its page has; how many. */
 static int fetch(Env *env, u64 pc, u8 *to)
 {
     int n = PAGE - (pc & (PAGE - 1));
@@ -173,21 +198,57 @@ static void read_instead(const Insn *in, const u8 *code, int n)
     now.size = in->length;
 }
 
+/* Decide what the engine is to translate in place of `in`, at `pc`, whose bytes are in `now`. Whether
+ * the block has to end behind it. */
+static bool prepare(Insn *in, u64 pc)
+{
+    u8 code[16];
+    bool sets_flags = false;
+    if (not_allowed(in)) {
+        read_instead(in, (const u8 *)"\xf4", 1); /* HLT */
+        return false;
+    }
+    if (invalid(in)) {
+        read_instead(in, (const u8 *)"\x0f\x0b", 2); /* UD2 */
+        return false;
+    }
+    if (other_encoding(in, code))
+        memcpy(now.bytes, code, in->length);
+    if (aligned_operand(in))
+        now.first_half = MO_ALIGN_16;
+    else if (unaligned_store(in))
+        now.first_half = MO_ALIGN_16 | MO_PROBE_16;
+    in->run = handler_for(in, &sets_flags);
+    bool instead = in->run != NULL, verr = sets_flags && in->length >= 3;
+    if (!instead)
+        in->run = mmx_handler(in); /* in addition */
+    if (!in->run)
+        return false;
+    if (in->base == 16 || verr) /* VERR does not leave RIP where it could be read */
+        in->pc = pc;
+    now.insn = keep(in);
+    if (instead && verr)
+        read_instead(in, (const u8 *)"\x0f\x00\xe0", 3);
+    else if (instead)
+        read_instead(in, (const u8 *)"\x0f\x33", 2);
+    return sets_flags && !verr;
+}
+
 static void translate_insn(Disas *db, Cpu *cpu)
 {
     Env *env = env_of(cpu);
     u64 pc = db->pc_next;
     bool first = pc == db->pc_first;
     Insn in;
+    if (!first && (pc ^ db->pc_first) & ~(u64)(PAGE - 1)) {
+        db->is_jmp = DISAS_TOO_MANY;
+        return;
+    }
     now.pc = pc;
     now.size = fetch(env, pc, now.bytes);
     now.insn = NULL;
     now.first_half = 0;
     now.all = db->tb->flags & EFLAGS_AC ? MO_ALIGN_NATURAL : 0;
-    if (!first && (pc ^ db->pc_first) & ~(u64)(PAGE - 1)) {
-        db->is_jmp = DISAS_TOO_MANY;
-        return;
-    }
     int length = decode(&in, now.bytes, now.size);
     if (length == 0 && now.size) { /* it goes on behind the border */
         if (!first) {
@@ -200,29 +261,7 @@ static void translate_insn(Disas *db, Cpu *cpu)
         }
         now.size = length > 0 ? length : 0;
     }
-    bool sets_flags = false, end = false;
-    if (length > 0) {
-        if (not_allowed(&in))
-            read_instead(&in, (const u8 *)"\xf4", 1); /* HLT */
-        else if (invalid(&in))
-            read_instead(&in, (const u8 *)"\x0f\x0b", 2); /* UD2 */
-        else if ((in.run = handler_for(&in, &sets_flags))) {
-            bool verr = sets_flags && length >= 3;
-            if (in.base == 16 || verr)
-                in.pc = pc;
-            now.insn = keep(&in);
-            if (now.insn) {
-                if (verr)
-                    read_instead(&in, (const u8 *)"\x0f\x00\xe0", 3);
-                else
-                    read_instead(&in, (const u8 *)"\x0f\x33", 2);
-                end = sets_flags && !verr;
-            }
-        } else if (aligned_operand(&in))
-            now.first_half = MO_ALIGN_16;
-        else if (unaligned_store(&in))
-            now.first_half = MO_ALIGN_16 | MO_PROBE_16;
-    }
+    bool end = length > 0 && prepare(&in, pc);
     their_translate_insn(db, cpu);
     now.insn = NULL;
     now.size = 0;
@@ -238,6 +277,7 @@ static void dfvm_translator_loop(const TranslatorOps *ops, Disas *db, Cpu *cpu, 
     now.insn = NULL; /* a fault may have ended the last translation anywhere */
     now.size = 0;
     now.first_half = now.all = 0;
+    now.ours = false;
     if ((tb->flags & HF_CPL) != 3 || !(tb->flags & HF_CS64)) {
         their_translator_loop(ops, db, cpu, tb, max);
         return;
@@ -247,7 +287,9 @@ static void dfvm_translator_loop(const TranslatorOps *ops, Disas *db, Cpu *cpu, 
         their_translate_insn = ops->translate_insn;
         our_ops.translate_insn = translate_insn;
     }
+    now.ours = true;
     their_translator_loop(&our_ops, db, cpu, tb, max);
+    now.ours = false;
 }
 
 /* Where the state of a CPU begins, behind the CPU itself: known when an engine runs. */
@@ -260,6 +302,7 @@ const Replacement replace_translate[] = {
     OURS_AND(cpu_ldl_code, their_ldl),
     OURS_AND(cpu_ldq_code, their_ldq),
     OURS_AND(tcg_gen_callN, their_callN),
+    OURS_AND(check_exit_request, their_check_exit_request),
     OURS_AND(tcg_gen_qemu_ld_i64, their_gen_ld_i64),
     OURS_AND(tcg_gen_qemu_st_i64, their_gen_st_i64),
     OURS_AND(tcg_gen_qemu_ld_i32, their_gen_ld_i32),

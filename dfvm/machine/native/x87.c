@@ -188,12 +188,21 @@ static int operand_bytes(u8 op, u8 n, bool opsize)
     return size;
 }
 
+/* What an operand is aligned to, when alignment is checked. */
+static unsigned unit(int size)
+{
+    return size == 10 ? 8 : size == 14 || size == 94 ? 2 : size > 10 ? 4 : size;
+}
+
 static void run_load(Env *env, const Insn *in, uintptr_t ra)
 {
     u8 operand[108];
     u8 op = in->opcode, n = in->modrm >> 3 & 7;
+    int size = operand_bytes(op, n, in->opsize);
+    u64 va = effective_address(env, in);
     take(env, ra, true);
-    read_guest(env, effective_address(env, in), operand, operand_bytes(op, n, in->opsize), ra);
+    check_aligned(env, va, unit(size), ra);
+    read_guest(env, va, operand, size, ra);
     call(on_memory(op, in->modrm, in->opsize), operand);
     if ((op == 0xd9 && (n == 4 || n == 5)) || (op == 0xdd && n == 4))
         control_changed();
@@ -218,6 +227,7 @@ static void run_store(Env *env, const Insn *in, uintptr_t ra)
     bool waits = !(environment || (op == 0xd9 && n == 7) || (op == 0xdd && n == 7));
     u64 va = effective_address(env, in);
     take(env, ra, waits);
+    check_aligned(env, va, unit(size), ra);
     probe_store(env, va, size, ra);
     if (live.unmasked && waits) /* what it stores, if it stores */
         read_guest(env, va, operand, size, ra);
@@ -273,9 +283,6 @@ Handler *x87_handler(const Insn *in, bool *sets_flags)
 /* ---- what else sees the state ---------------------------------------------------------------------- */
 
 static int (*their_cpu_exec)(void *, Cpu *);
-static void (*their_enter_mmx)(Env *);
-static void (*their_emms)(Env *);
-
 static int dfvm_cpu_exec(void *uc, Cpu *cpu)
 {
     int why = their_cpu_exec(uc, cpu);
@@ -290,10 +297,40 @@ static void pending(Env *env, uintptr_t ra)
         raise_fault(env, MF, 0, ra);
 }
 
-static void dfvm_helper_enter_mmx(Env *env)
+/* What an MMX instruction does before anything else: the x87 state becomes one of MMX registers, all
+ * in use, with the top at 0; and a register that is written gets an exponent of all ones. Not before an
+ * operand in memory is known to be there. */
+void x87_enter_mmx(Env *env, const Insn *in, uintptr_t ra)
+{
+    u8 operand[16];
+    int bytes = mmx_operand(in), written = mmx_written(in);
+    pending(env, ra);
+    if (bytes) {
+        u64 va = effective_address(env, in);
+        if (bytes == 16 && va & 15)
+            raise_fault(env, GP, 0, ra);
+        check_aligned(env, va, bytes < 0 ? -bytes : bytes, ra);
+        if (bytes > 0)
+            read_guest(env, va, operand, bytes, ra);
+        else
+            probe_store(env, va, -bytes, ra);
+    }
+    env->fpstt = 0;
+    memset(env->fptags, 0, 8);
+    if (written >= 0)
+        env->fpregs[written].exponent = 0xffff;
+}
+
+Handler *mmx_handler(const Insn *in) { return uses_mmx(in) ? x87_enter_mmx : NULL; }
+
+/* In place of the engine's, of which translate.c makes a call of the above. */
+void dfvm_helper_enter_mmx(Env *env) { (void)env; }
+
+static void dfvm_helper_emms(Env *env)
 {
     pending(env, RETADDR);
-    their_enter_mmx(env);
+    env->fpstt = 0;
+    memset(env->fptags, 1, 8);
 }
 
 /* FWAIT has one byte only, so the engine translates it. */
@@ -302,12 +339,6 @@ static void dfvm_helper_fwait(Env *env)
     u16 word = live.env == env ? status() : env->fpus;
     if (word & ES)
         raise_fault(env, MF, 0, RETADDR);
-}
-
-static void dfvm_helper_emms(Env *env)
-{
-    pending(env, RETADDR);
-    their_emms(env);
 }
 
 /* ---- FXSAVE, XSAVE and their kin -------------------------------------------------------------------- */
@@ -479,8 +510,8 @@ static void dfvm_helper_xrstor(Env *env, u64 va, u64 wanted)
 
 const Replacement replace_x87[] = {
     OURS_AND(cpu_exec, their_cpu_exec),
-    OURS_AND(helper_enter_mmx, their_enter_mmx),
-    OURS_AND(helper_emms, their_emms),
+    OURS(helper_enter_mmx),
+    OURS(helper_emms),
     OURS(helper_fwait),
     OURS(helper_fxsave),
     OURS(helper_fxrstor),

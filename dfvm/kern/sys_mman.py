@@ -91,6 +91,7 @@ from dfvm.vm.vm_map import (
     vm_map_remove,
     vm_map_unlock,
 )
+from dfvm.vm.vm_map_backing import vm_map_entry_resident
 from dfvm.vm.vm_mmap import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, vm_mmap
 from dfvm.vm.vm_object import OBJT_VNODE
 from dfvm.vm.vm_param import (
@@ -108,7 +109,7 @@ from dfvm.vm.vm_unix import vm_brk
 if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
-    from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_map import VmMap, VmMapEntry
 
 MAP_SHARED_VALIDATE: Final = 0x03
 MAP_TYPE: Final = 0x0F
@@ -567,7 +568,7 @@ def sys_mincore(lp: Lwp, start: int, length: int, vec: int) -> int:
         # As much as the kernel looks at before it copies out: one page of answers.
         last = min(entry.ba.end, end, start + (PAGE_SIZE << PAGE_SHIFT))
         if _may_know(lp.lwp_proc, entry):
-            answer = bytes(_resident(entry, va) for va in range(start, last, PAGE_SIZE))
+            answer = bytes(vm_map_entry_resident(entry, va) for va in range(start, last, PAGE_SIZE))
         else:
             answer = b"\1" * (last - start >> PAGE_SHIFT)
         copyout(space, answer, vec)
@@ -591,17 +592,6 @@ def _may_know(p: Proc, entry: VmMapEntry) -> bool:
     except OSError:
         return False
     return True
-
-
-def _resident(entry: VmMapEntry, va: int) -> bool:
-    """Whether the page that an access at `va` would see is in memory."""
-    ba: VmMapBacking | None = entry.ba
-    while ba is not None and ba.object is not None:
-        m = ba.object.rb_memq.get(va - ba.start + ba.offset >> PAGE_SHIFT)
-        if m is not None:
-            return m.valid != 0
-        ba = ba.backing_ba
-    return False
 
 
 # ---- what Linux has of its own -------------------------------------------------------------------

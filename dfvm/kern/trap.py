@@ -83,11 +83,13 @@ from dfvm.vm.vm_fault import (
     vm_fault,
     vm_fault_quick,
 )
+from dfvm.vm.vm_map import vm_map_lookup_entry
+from dfvm.vm.vm_map_backing import vm_map_entry_resident
 from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 
 if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
-    from dfvm.kern.proc import Lwp
+    from dfvm.kern.proc import Lwp, Proc
     from dfvm.vm.vm_map_entry import VmMap
 
 _U64: Final = (1 << 64) - 1
@@ -106,14 +108,11 @@ _SIMPLE: Final = {
     X86_TRAP_SS: (SIGBUS, SI_KERNEL),
     X86_TRAP_GP: (SIGSEGV, SI_KERNEL),
 }
-_INT_BYTES: Final = 2
-_ERR_IDT: Final = 2  # in an error code: it is about a gate
 _ICEBP: Final = 0xF1
 _PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf2\xf3") | frozenset(
     range(0x40, 0x50)
 )
 _INSN_BYTES: Final = 15
-_INT_OPEN: Final = (X86_TRAP_BP, X86_TRAP_OF)  # what user mode may make with an int instruction
 
 CHECK_FAULTS: Final = 1000  # with --check: verify the machine every so many faults
 
@@ -224,9 +223,19 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
         return
     if va >= VM_MAX_USER_ADDRESS:
         error |= PGEX_P  # as Linux: what the kernel's half looks like is nobody's business
+    elif error & PGEX_I and result == KERN_PROTECTION_FAILURE and _readable(p, va):
+        error |= PGEX_P  # executable and writable mappings of a page are there by turns only
     sig, code = _FAULT_SIGNALS.get(result, (SIGBUS, BUS_ADRERR))
     lp.lwp_trapno, lp.lwp_err, lp.lwp_cr2 = X86_TRAP_PF, error, va
     trapsignal(lp, Siginfo(sig, code, addr=va))
+
+
+def _readable(p: Proc, va: int) -> bool:
+    """Whether a page is in memory at `va` that may at least be read."""
+    found, entry = vm_map_lookup_entry(p.p_vmspace.vm_map, va)
+    if not found or entry is None or not entry.protection & VM_PROT_READ:
+        return False
+    return vm_map_entry_resident(entry, va)
 
 
 def trap(lp: Lwp, vector: int, error: int) -> None:
@@ -234,7 +243,7 @@ def trap(lp: Lwp, vector: int, error: int) -> None:
     q = lp.ctx.q
     addr = 0
     if vector & INT:
-        vector, error = _int_instruction(q, vector & ~INT)
+        vector &= ~INT  # INT3 or INTO: others are general protection faults already
     elif vector == X86_TRAP_UD:
         vector = _known_opcode(lp)
     if vector in _SIMPLE:
@@ -255,16 +264,6 @@ def trap(lp: Lwp, vector: int, error: int) -> None:
         panic(f"exception {vector}, which the CPU does not have")
     lp.lwp_trapno, lp.lwp_err = vector, error
     trapsignal(lp, Siginfo(sig, code, addr=addr))
-
-
-def _int_instruction(q: memoryview, vector: int) -> tuple[int, int]:
-    """What `int vector` is: user mode may use two of the gates, and with others it gets a general
-    protection fault that names the gate. 0x80 would be the 32-bit ABI, which does not exist here.
-    Returns vector and error code."""
-    if vector in _INT_OPEN:
-        return vector, 0
-    q[RIP] -= _INT_BYTES
-    return X86_TRAP_GP, vector * 8 + _ERR_IDT
 
 
 def _known_opcode(lp: Lwp) -> int:

@@ -477,7 +477,7 @@ class Vcpu:
                 stop(handle)
             elif vector == X86_TRAP_PF:
                 va, error = q[q_cr2], i[i_error]
-                resolve = self.on_fault if error else None  # a fault of ring 3's says so: int 14
+                resolve = self.on_fault
                 if resolve is not None:
                     try:
                         if resolve(va, error):
@@ -490,9 +490,6 @@ class Vcpu:
                         self._failure = failure
                 self.fault_va, self.fault_err = va, error
                 self.exit = EXIT_FAULT
-                if not error:
-                    self.exception = vector | INT
-                    self.exit = EXIT_EXCEPTION
             else:
                 self.exception = vector | INT if i[i_int] else vector
                 self.exception_err = i[i_error]
@@ -507,12 +504,7 @@ class Vcpu:
         engine.on_invalid = self._on_invalid
 
     def _on_invalid(self) -> None:
-        """An invalid opcode, or an int instruction that is not allowed."""
-        engine = self.engine
-        engine.i[engine.i_old] = -1
-        self.exception = X86_TRAP_UD
-        if engine.i[engine.i_int]:
-            self.exception |= INT
-            engine.q[RIP] += 2  # behind it, as for other int instructions
-        self.exception_err = 0
+        """An invalid opcode."""
+        self.engine.i[self.engine.i_old] = -1
+        self.exception, self.exception_err = X86_TRAP_UD, 0
         self.exit = EXIT_EXCEPTION

@@ -510,8 +510,8 @@ class _Scratch:
         self.pt = tables[3 * 512 : 4 * 512]
         self.pt[0x10] = base + 4 * 4096 | PG_V
         mem[4 * 4096 : 4 * 4096 + 3] = b"\x48\x0f\x07"  # sysretq, in ring 0 at 0x10000
-        # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx; int 0x20
-        code = bytes.fromhex("488b07 488906 488902 ffe3 cd20")
+        # At 0x11000: mov rax,[rdi]; mov [rsi],rax; mov [rdx],rax; jmp rbx; int 3
+        code = bytes.fromhex("488b07 488906 488902 ffe3 cd03")
         mem[5 * 4096 : 5 * 4096 + len(code)] = code
 
     def unmap(self) -> None:

@@ -63,7 +63,7 @@ def found(to_state: int) -> None:
 
 
 def power_up(state: int) -> None:
-    """Give the CPU state at the host address `state` what a program sees of a system's registers."""
+    """Give the CPU state at host address `state` what a program sees of system registers."""
     _libraries[0].dfvm_native_power_up(ctypes.c_void_p(state))
 
 

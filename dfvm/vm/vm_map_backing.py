@@ -147,6 +147,17 @@ def vm_map_entry_allocate_object(entry: VmMapEntry) -> None:
     vm_map_backing_attach(ba)
 
 
+def vm_map_entry_resident(entry: VmMapEntry, va: int) -> bool:
+    """Whether the page that an access at `va`, which `entry` maps, would see is in memory."""
+    ba: VmMapBacking | None = entry.ba
+    while ba is not None and ba.object is not None:
+        m = ba.object.rb_memq.get(va - ba.start + ba.offset >> PAGE_SHIFT)
+        if m is not None:
+            return m.valid != 0
+        ba = ba.backing_ba
+    return False
+
+
 def vm_map_entry_shadow(entry: VmMapEntry) -> None:
     """Make a NEEDS_COPY entry writable: put a new, empty object in front of its chain, unless
     nobody else sees the object that is there. Exclusive map lock."""

@@ -332,6 +332,9 @@ static const u8 sse_0f3a[256] = {
     [0x40 ... 0x42] = P66, [0x44] = P66, [0x60 ... 0x63] = P66, [0xdf] = P66,
 };
 
+/* Whether it is one of these at all. */
+bool is_sse(const Insn *in) { return in->map == MAP_0F && !in->vex && sse_0f[in->opcode]; }
+
 /* Whether it is an encoding of SSE's that there is not. */
 bool undefined_sse(const Insn *in)
 {

@@ -84,8 +84,14 @@ bool other_encoding(const Insn *in, u8 *code)
 {
     u8 op = in->opcode, n = in->modrm >> 3 & 7;
     memcpy(code, in->bytes, in->length);
-    if (in->vex)
+    if (in->vex) {
+        if (in->base == 16 && in->map == MAP_0F3A && op == 0xf0) { /* RORX, as below */
+            i32 disp = (i32)in->disp + 1;
+            memcpy(code + in->modrm_at + 1, &disp, 4);
+            return true;
+        }
         return false;
+    }
     if (in->map == MAP_1 && (op == 0xf6 || op == 0xf7) && n == 1) { /* TEST once more */
         code[in->modrm_at] &= ~0x38;
         return true;
@@ -94,18 +100,31 @@ bool other_encoding(const Insn *in, u8 *code)
         memset(code, 0x2e, in->length - 1);
         return true;
     }
-    if (uses_mmx(in) && in->reg > 7 && !(op == 0xc5 || op == 0xd7)) { /* there are eight MMX registers */
+    if (uses_mmx(in) && in->reg > 7 && !(in->map == MAP_0F && (op == 0x2a || op == 0xc5 || op == 0xd7))) { /* there are eight MMX registers */
         for (int i = 0; i < in->length; i++)
             if ((code[i] & 0xf0) == 0x40 && code[i + 1] == 0x0f) {
                 code[i] &= ~4;
                 return true;
             }
     }
+    bool changed = false;
+    if (in->base == 16 && in->map == MAP_0F && (op == 0xa4 || op == 0xac)) {
+        /* the engine forgets that RIP is behind the immediate operand, too */
+        i32 disp = (i32)in->disp + 1;
+        memcpy(code + in->modrm_at + 1, &disp, 4);
+        changed = true;
+    }
     if (in->map == MAP_0F && op == 0xc2 && in->imm & ~7) { /* there are eight comparisons */
         code[in->length - 1] &= 7;
-        return true;
+        changed = true;
     }
-    return false;
+    if (in->opsize && in->rep && is_sse(in)) { /* F2 and F3 come before 66, in whatever order */
+        for (int i = 0; code[i] != 0x0f; i++)
+            if (code[i] == 0x66)
+                code[i] = 0x2e;
+        changed = true;
+    }
+    return changed;
 }
 
 /* ---- RCL, RCR in memory: the engine has changed the carry before the store faults --------------------- */
@@ -206,6 +225,54 @@ static void movq2dq(Env *env, const Insn *in, uintptr_t ra)
     env->xmm[in->reg].q[1] = 0;
 }
 
+/* PDEP, PEXT: the engine leaves rubbish in the upper half of a register of 32 bits. */
+static void bits_by_mask(Env *env, const Insn *in, uintptr_t ra)
+{
+    u64 mask = get_rm(env, in, false, ra), source = env->regs[in->vex_v] & mask_of(in->width);
+    u64 result = 0;
+    bool deposit = in->vex_pp == 3;
+    for (unsigned taken = 0; mask; mask &= mask - 1, taken++) {
+        u64 bit = mask & -mask;
+        if (deposit)
+            result |= source >> taken & 1 ? bit : 0;
+        else
+            result |= source & bit ? 1ull << taken : 0;
+    }
+    set_register(env, in, in->reg, result);
+}
+
+/* ---- ENTER: changes nothing when the frame can't be had -------------------------------------------------------- */
+
+static void enter(Env *env, const Insn *in, uintptr_t ra)
+{
+    unsigned size = in->opsize && !in->rex_w ? 2 : 8, level = in->imm >> 16 & 31;
+    u64 rsp = env->regs[RSP] - size, rbp = env->regs[RBP], frame = rsp;
+    check_aligned(env, rsp, size, ra);
+    write_guest(env, rsp, &rbp, size, ra);
+    for (unsigned i = 1; i < level; i++) {
+        u64 pointer;
+        rbp -= size;
+        rsp -= size;
+        read_guest(env, rbp, &pointer, size, ra);
+        write_guest(env, rsp, &pointer, size, ra);
+    }
+    if (level) {
+        rsp -= size;
+        write_guest(env, rsp, &frame, size, ra);
+    }
+    rsp -= in->imm & 0xffff;
+    probe_store(env, rsp, size, ra);
+    env->regs[RSP] = rsp;
+    memcpy(&env->regs[RBP], &frame, size);
+}
+
+/* ---- INT n: user mode may use the gates of INT3 and INTO, which the engine knows ---------------------------------- */
+
+static void interrupt(Env *env, const Insn *in, uintptr_t ra)
+{
+    raise_fault(env, GP, (int)(in->imm & 0xff) * 8 + 2, ra);
+}
+
 /* ---- segments: there is no descriptor table, and user mode sees four descriptors of Linux's ---------------- */
 
 static const struct {
@@ -255,7 +322,7 @@ static void dfvm_helper_load_seg(Env *env, int segment, int selector)
             raise_fault(env, GP, selector & ~3, ra);
     } else if (i < 0 && !null)
         raise_fault(env, GP, selector & ~3, ra);
-    env->segs[segment].selector = selector;
+    env->segs[segment].selector = null ? 0 : selector;
     env->segs[segment].base = 0;
 }
 
@@ -270,14 +337,14 @@ static void write_base(Env *env, const Insn *in, uintptr_t ra)
 
 /* ---- what user mode may not --------------------------------------------------------------------------------- */
 
-/* An instruction for an I/O port, or a performance counter. */
+/* An instruction for an I/O port, a performance counter, or SYSEXIT. */
 bool not_allowed(const Insn *in)
 {
     u8 op = in->opcode;
     if (in->vex || in->lock)
         return false;
     if (in->map == MAP_0F)
-        return op == 0x33;
+        return op == 0x33 || op == 0x35;
     return in->map == MAP_1 && ((op >= 0x6c && op <= 0x6f) || (op >= 0xe4 && op <= 0xe7) ||
                                 (op >= 0xec && op <= 0xef));
 }
@@ -291,6 +358,8 @@ bool invalid(const Insn *in)
                  (in->map == MAP_0F3A && op == 0xf0));
     if ((in->lock && !lockable(in)) || undefined_sse(in))
         return true;
+    if (in->map == MAP_0F38 && (op == 0xf0 || op == 0xf1) && in->rep != 0xf2)
+        return in->mod == 3 || in->rep; /* MOVBE */
     if (in->map != MAP_0F)
         return false;
     u8 n = in->modrm >> 3 & 7;
@@ -304,8 +373,7 @@ bool invalid(const Insn *in)
     case 0x21:
     case 0x23: /* and debug registers */
         return in->reg > 7;
-    case 0x34:
-    case 0x35: /* SYSENTER, SYSEXIT */
+    case 0x34: /* SYSENTER */
         return true;
     case 0x71:
     case 0x72: /* shifts by a constant */
@@ -360,6 +428,9 @@ static void repeat(Env *env, const Insn *in, uintptr_t ra)
     u64 segment = in->seg == SEG_FS || in->seg == SEG_GS ? env->segs[in->seg].base : 0;
     while (env->regs[RCX]) {
         u64 to = env->regs[RDI], from = env->regs[RSI] + segment, n = env->regs[RCX], element = 0;
+        if (moves)
+            check_aligned(env, from, width, ra);
+        check_aligned(env, to, width, ra);
         u64 limit = env->df > 0 ? whole_elements(to, width) : 0;
         if (moves && limit > whole_elements(from, width))
             limit = whole_elements(from, width);
@@ -403,7 +474,7 @@ static void dfvm_helper_syscall(Env *env, int length)
 
 /* ---- which ---------------------------------------------------------------------------------------------------------- */
 
-Handler *handler_for(const Insn *in, bool *sets_flags)
+Handler *handler_for(const Insn *in, bool stepped, bool *sets_flags)
 {
     u8 op = in->opcode, n = in->modrm >> 3 & 7;
     bool memory = in->has_modrm && in->mod != 3;
@@ -415,6 +486,8 @@ Handler *handler_for(const Insn *in, bool *sets_flags)
             *sets_flags = true;
             return bmi;
         }
+        if (in->map == MAP_0F38 && op == 0xf5 && !in->vex_l && in->vex_pp >= 2)
+            return bits_by_mask;
         return NULL;
     }
     switch (in->map) {
@@ -429,8 +502,12 @@ Handler *handler_for(const Insn *in, bool *sets_flags)
             return negate;
         }
         if ((op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab) && in->rep && !in->addr32 &&
-            !in->lock)
+            !in->lock && !stepped)
             return repeat;
+        if (op == 0xc8)
+            return enter;
+        if (op == 0xcd && (u8)in->imm != 3 && (u8)in->imm != 4)
+            return interrupt;
         return x87_handler(in, sets_flags);
     case MAP_0F:
         if (op == 0xb1 && in->width == 4 && (memory || !in->lock)) {

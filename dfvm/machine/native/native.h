@@ -190,6 +190,7 @@ bool through_stack(const Insn *);
 bool aligned_operand(const Insn *);
 bool unaligned_store(const Insn *);
 bool lockable(const Insn *);
+bool is_sse(const Insn *);
 bool undefined_sse(const Insn *);
 bool uses_mmx(const Insn *);
 int mmx_operand(const Insn *);
@@ -201,7 +202,7 @@ void probe_store(Env *, u64 va, unsigned size, uintptr_t ra);
 void write_guest(Env *, u64 va, const void *from, unsigned size, uintptr_t ra);
 
 /* insn.c, x87.c: what runs in place of the engine's translation */
-Handler *handler_for(const Insn *, bool *sets_flags);
+Handler *handler_for(const Insn *, bool stepped, bool *sets_flags);
 bool not_allowed(const Insn *);
 bool invalid(const Insn *);
 bool other_encoding(const Insn *, u8 *code);

@@ -198,9 +198,9 @@ static void read_instead(const Insn *in, const u8 *code, int n)
     now.size = in->length;
 }
 
-/* Decide what the engine is to translate in place of `in`, at `pc`, whose bytes are in `now`. Whether
- * the block has to end behind it. */
-static bool prepare(Insn *in, u64 pc)
+/* Decide what the engine is to translate in place of `in`, at `pc`, whose bytes are in `now`; `stepped`: with
+ * EFLAGS.TF. Whether the block has to end behind it. */
+static bool prepare(Insn *in, u64 pc, bool stepped)
 {
     u8 code[16];
     bool sets_flags = false;
@@ -218,7 +218,7 @@ static bool prepare(Insn *in, u64 pc)
         now.first_half = MO_ALIGN_16;
     else if (unaligned_store(in))
         now.first_half = MO_ALIGN_16 | MO_PROBE_16;
-    in->run = handler_for(in, &sets_flags);
+    in->run = handler_for(in, stepped, &sets_flags);
     bool instead = in->run != NULL, verr = sets_flags && in->length >= 3;
     if (!instead)
         in->run = mmx_handler(in); /* in addition */
@@ -261,7 +261,7 @@ static void translate_insn(Disas *db, Cpu *cpu)
         }
         now.size = length > 0 ? length : 0;
     }
-    bool end = length > 0 && prepare(&in, pc);
+    bool end = length > 0 && prepare(&in, pc, db->tb->flags & EFLAGS_TF);
     their_translate_insn(db, cpu);
     now.insn = NULL;
     now.size = 0;

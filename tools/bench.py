@@ -125,6 +125,31 @@ def compute_loop() -> list[Row]:
     return [Row("compute loop", ours, bare, 1.05, "s")]
 
 
+BARE_CPU_TIME = """
+import sys
+from tools.bare import Bare
+print(Bare(64 << 20).run_elf(sys.argv[1:])[0])
+"""
+
+
+def sines() -> list[Row]:
+    """glibc's sin, which saves and restores the rounding mode. The bare side in a process of its own:
+    in this one the engine has our functions."""
+    argv = [BENCH, "sin", str(300_000)]
+
+    def bare() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", BARE_CPU_TIME, *argv],
+            check=True,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        return float(done.stdout)
+
+    ours, theirs = alternate(lambda: cpu_time(*argv, mem="64M"), bare)
+    return [Row("sin, 300 000 times", ours, theirs, 1.5, "s")]
+
+
 def sha256sum() -> list[Row]:
     with tempfile.NamedTemporaryFile() as f:
         f.write(random.Random(1).randbytes(12 << 20))
@@ -252,6 +277,7 @@ def boot() -> list[Row]:
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "loop": compute_loop,
     "sha256sum": sha256sum,
+    "sin": sines,
     "touch": first_touch,
     "scatter": random_fault,
     "getppid": getppid,

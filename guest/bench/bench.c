@@ -1,4 +1,5 @@
 /* What tools/bench.py measures from inside: each mode prints nanoseconds per operation. */
+#include <math.h>
 #include "../guest.h"
 #include <sys/syscall.h>
 #include <time.h>
@@ -11,6 +12,15 @@ static double now(void)
 }
 
 /* A fixed number of simple instructions, nothing else. */
+/* The sum keeps the calls from being left out. */
+static void sines(long n)
+{
+	volatile double sum = 0;
+
+	for (long i = 0; i < n; i++)
+		sum = sum + sin(i * 0.37);
+}
+
 static void loop(long n)
 {
 	long a = 1, b = 2;
@@ -175,6 +185,8 @@ int main(int argc, char **argv)
 	long n = atol(argv[2]);
 	if (!strcmp(argv[1], "loop"))
 		loop(n);
+	else if (!strcmp(argv[1], "sin"))
+		sines(n);
 	else if (!strcmp(argv[1], "touch"))
 		touch_mode((size_t)n, 0);
 	else if (!strcmp(argv[1], "scatter"))

@@ -159,11 +159,12 @@ def test_exception_that_leaves_a_callback_comes_out_of_run(bench: Bench) -> None
     [
         ("31c9 f7f1", 0, 2),  # xor ecx,ecx; div ecx
         ("cc", 3 | c.INT, 1),  # int3: RIP behind it
-        ("cd06", 6 | c.INT, 2),  # int 6: not an invalid opcode
-        ("cd0e", 14 | c.INT, 2),  # int 14: not a page fault
+        ("cd04", 4 | c.INT, 2),  # into's gate
+        ("cd06", 13, 0),  # int 6: not an invalid opcode
+        ("cd0e", 13, 0),  # int 14: not a page fault
         ("0f0b", 6, 0),  # ud2
         ("f4", 13, 0),  # hlt in ring 3
-        ("cd80", 0x80 | c.INT, 2),  # int 0x80
+        ("cd80", 13, 0),  # int 0x80
         ("ffc0 e460 ffc3 fec3", 13, 2),  # in al,60h, after which nothing has happened
     ],
 )
@@ -172,6 +173,8 @@ def test_other_exceptions(bench: Bench, text: str, vector: int, rip: int) -> Non
     assert bench.run() == c.EXIT_EXCEPTION
     assert bench.vcpu.exception == vector
     assert bench.ctx.q[RIP] == CODE + rip
+    if text.startswith("cd") and vector == 13:
+        assert bench.vcpu.exception_err == int(text[2:], 16) * 8 + 2
 
 
 def test_lost_right_is_seen_after_stale(bench: Bench) -> None:

@@ -28,17 +28,26 @@ void probe_store(Env *env, u64 va, unsigned size, uintptr_t ra)
         guest_page(env, va + n, size - n, MMU_STORE, ra);
 }
 
+Target reach_store(Env *env, u64 va, unsigned size, uintptr_t ra)
+{
+    Target t = {.n = to_border(va) < size ? to_border(va) : size};
+    t.one = guest_page(env, va, t.n, MMU_STORE, ra);
+    if (t.n < size)
+        t.two = guest_page(env, va + t.n, size - t.n, MMU_STORE, ra);
+    return t;
+}
+
+void fill_target(Target t, const void *from, unsigned size)
+{
+    memcpy(t.one, from, t.n);
+    if (t.n < size)
+        memcpy(t.two, (const char *)from + t.n, size - t.n);
+}
+
 /* Write all of it, or nothing and raise. */
 void write_guest(Env *env, u64 va, const void *from, unsigned size, uintptr_t ra)
 {
-    unsigned n = to_border(va) < size ? to_border(va) : size;
-    char *one = guest_page(env, va, n, MMU_STORE, ra);
-    char *two = NULL;
-    if (n < size)
-        two = guest_page(env, va + n, size - n, MMU_STORE, ra);
-    memcpy(one, from, n);
-    if (two)
-        memcpy(two, (const char *)from + n, size - n);
+    fill_target(reach_store(env, va, size, ra), from, size);
 }
 
 /* ---- what a fault says ------------------------------------------------------------------------- */

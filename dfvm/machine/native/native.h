@@ -201,6 +201,15 @@ void read_guest(Env *, u64 va, void *to, unsigned size, uintptr_t ra);
 void probe_store(Env *, u64 va, unsigned size, uintptr_t ra);
 void write_guest(Env *, u64 va, const void *from, unsigned size, uintptr_t ra);
 
+/* Memory that a store has been found to reach: filling it can't fault any more, even if the clock takes
+ * the pages out of the TLB meanwhile. For what has an effect besides the store. */
+typedef struct {
+    char *one, *two;
+    unsigned n; /* bytes at `one`; the rest is at `two` */
+} Target;
+Target reach_store(Env *, u64 va, unsigned size, uintptr_t ra);
+void fill_target(Target, const void *from, unsigned size);
+
 /* insn.c, x87.c: what runs in place of the engine's translation */
 Handler *handler_for(const Insn *, bool stepped, bool *sets_flags);
 bool not_allowed(const Insn *);

@@ -205,8 +205,8 @@ static void dfvm_helper_cvtsi2sd(Env *env, Xmm *d, i32 value)
 /* As those of a double. */
 #define EXPONENT_32 ((s->l[0] >> 23 & 0xff) + (s->l[0] >> 23 & 0xff ? 1023u - 127 : 0u))
 #define EXPONENT_64 ((u32)(s->q[0] >> 52) & 0x7ff)
-#define SAFE_i32 (1023u + 29)
-#define SAFE_i64 (1023u + 61)
+#define SAFE_i32 (1023u + 28) /* less than 2**30 */
+#define SAFE_i64 (1023u + 60)
 TO_INT(cvtss2si, "cvtss2si", i32, EXPONENT_32)
 TO_INT(cvtsd2si, "cvtsd2si", i32, EXPONENT_64)
 TO_INT(cvtss2sq, "cvtss2si", i64, EXPONENT_32)

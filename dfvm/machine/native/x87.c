@@ -228,15 +228,17 @@ static void run_store(Env *env, const Insn *in, uintptr_t ra)
     u64 va = effective_address(env, in);
     take(env, ra, waits);
     check_aligned(env, va, unit(size), ra);
-    probe_store(env, va, size, ra);
-    if (live.unmasked && waits) /* what it stores, if it stores */
-        read_guest(env, va, operand, size, ra);
+    Target target = reach_store(env, va, size, ra);
+    if (live.unmasked && waits) { /* what it stores, if it stores */
+        memcpy(operand, target.one, target.n);
+        memcpy(operand + target.n, target.two, size - target.n);
+    }
     call(on_memory(op, in->modrm, in->opsize), operand);
     if (environment) {
         forget_pointers(operand, in->opsize);
         control_changed(); /* it masks all exceptions, or initialises */
     }
-    write_guest(env, va, operand, size, ra);
+    fill_target(target, operand, size);
 }
 
 /* Whether the processor knows it. Aliases that manuals leave out are there on all of them. */

@@ -133,8 +133,8 @@ print(Bare(64 << 20).run_elf(sys.argv[1:])[0])
 
 
 def sines() -> list[Row]:
-    """glibc's sin, which saves and restores the rounding mode. The bare side in a process of its own:
-    in this one the engine has our functions."""
+    """glibc's sin, which saves and restores the rounding mode. The bare side has a process of its
+    own: in this one the engine has our functions."""
     argv = [BENCH, "sin", str(300_000)]
 
     def bare() -> float:

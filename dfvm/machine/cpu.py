@@ -61,8 +61,8 @@ TICK_NS: Final = 10_000_000
 KICK_NS: Final = 100_000_000
 PCB_PAGES: Final = 2  # frames a saved context takes
 
-# What a program may change in the flags: the arithmetic flags, TF, DF, AC, ID. IF stays on.
-EFLAGS_USER: Final = 0x0024_0DD5
+# What a program may change in the flags: the arithmetic flags, TF, DF, NT, AC, ID. IF stays on.
+EFLAGS_USER: Final = 0x0024_4DD5
 EFLAGS_FIXED: Final = 0x0202
 _MXCSR_MASK: Final = 0xFFFF
 _ALL_EMPTY: Final = bytes([1]) * 8  # the engine's tags of x87 registers that are not in use

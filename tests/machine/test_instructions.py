@@ -255,3 +255,32 @@ int main(void)
 }
 """
     )
+
+
+def test_all_flags_of_a_program_survive_a_trap() -> None:
+    """NT and ID are nothing to the kernel; TF is over in the handler."""
+    same(
+        r"""
+static volatile long seen, inside;
+static void handler(int sig, siginfo_t *si, void *uc)
+{
+    greg_t *flags = &((ucontext_t *)uc)->uc_mcontext.gregs[REG_EFL];
+    seen = *flags;
+    asm volatile("pushf; pop %0" : "=r"(inside));
+    *flags &= ~0x100;
+}
+int main(void)
+{
+    struct sigaction sa = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO};
+    long sets[] = {0x4000, 0x4100, 0x100, 0x200000, 0x204100, 0x40000, 0x44100}, after;
+    sigaction(SIGTRAP, &sa, 0);
+    for (int k = 0; k < 7; k++) {
+        seen = inside = 0;
+        asm volatile("pushf; orq %1, (%%rsp); popf; nop; nop; pushf; pop %0\n"
+                     "pushf; andq $~0x244100, (%%rsp); popf"
+                     : "=&r"(after) : "r"(sets[k]) : "memory", "cc");
+        printf("%lx: %lx %lx %lx\n", sets[k], after & ~0x8d5, seen & ~0x8d5, inside & ~0x8d5);
+    }
+}
+"""
+    )

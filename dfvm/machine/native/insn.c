@@ -180,6 +180,35 @@ static void compare_exchange(Env *env, const Insn *in, uintptr_t ra)
     set_flags(env, subtract_flags(accumulator, old, 4));
 }
 
+/* ---- CMPXCHG8B, CMPXCHG16B: all flags but ZF stay, of which the engine has forgotten what made them --------- */
+
+static void compare_exchange_pair(Env *env, const Insn *in, uintptr_t ra)
+{
+    unsigned half = in->rex_w ? 8 : 4;
+    u64 va = effective_address(env, in), mask = mask_of(half), old[2] = {0}, new[2];
+    u32 flags = get_flags(env) & ~CC_Z;
+    if (half == 8 && va & 15)
+        raise_fault(env, GP, 0, ra);
+    check_aligned(env, va, 2 * half, ra);
+    Target target = reach_store(env, va, 2 * half, ra);
+    u8 bytes[16];
+    read_guest(env, va, bytes, 2 * half, ra);
+    memcpy(&old[0], bytes, half);
+    memcpy(&old[1], bytes + half, half);
+    if (old[0] == (env->regs[RAX] & mask) && old[1] == (env->regs[RDX] & mask)) {
+        new[0] = env->regs[RBX];
+        new[1] = env->regs[RCX];
+        memcpy(bytes, &new[0], half);
+        memcpy(bytes + half, &new[1], half);
+        fill_target(target, bytes, 2 * half);
+        flags |= CC_Z;
+    } else {
+        env->regs[RAX] = old[0];
+        env->regs[RDX] = old[1];
+    }
+    set_flags(env, flags);
+}
+
 /* ---- BMI ------------------------------------------------------------------------------------------------ */
 
 static void bmi(Env *env, const Insn *in, uintptr_t ra)
@@ -461,6 +490,41 @@ static void repeat(Env *env, const Insn *in, uintptr_t ra)
     }
 }
 
+/* ---- CMPS: the source is read first, for who asks which of two addresses is bad -------------------------------- */
+
+static void compare_strings(Env *env, const Insn *in, uintptr_t ra)
+{
+    unsigned width = in->width;
+    u64 segment = in->seg == SEG_FS || in->seg == SEG_GS ? env->segs[in->seg].base : 0;
+    u32 flags = get_flags(env);
+    do {
+        u64 a = 0, b = 0;
+        if (in->rep && !env->regs[RCX])
+            break;
+        check_aligned(env, env->regs[RSI] + segment, width, ra);
+        read_guest(env, env->regs[RSI] + segment, &a, width, ra);
+        check_aligned(env, env->regs[RDI], width, ra);
+        read_guest(env, env->regs[RDI], &b, width, ra);
+        flags = subtract_flags(a, b, width);
+        env->regs[RSI] += (i64)width * env->df;
+        env->regs[RDI] += (i64)width * env->df;
+        if (in->rep)
+            env->regs[RCX]--;
+    } while (in->rep && (in->rep == 0xf3) == !!(flags & CC_Z));
+    set_flags(env, flags);
+}
+
+/* ---- ROUNDSS, ROUNDSD: of an operand in memory the engine reads 16 bytes -------------------------------------------- */
+
+static void round_scalar(Env *env, const Insn *in, uintptr_t ra)
+{
+    unsigned size = in->opcode == 0x0a ? 4 : 8;
+    u64 va = effective_address(env, in);
+    check_aligned(env, va, size, ra);
+    read_guest(env, va, &env->xmm_t0, size, ra);
+    sse_round_scalar(env, &env->xmm[in->reg], &env->xmm_t0, (u32)in->imm & 0xff, size, ra);
+}
+
 /* ---- SYSCALL: RCX is where it returns to, R11 the flags ---------------------------------------------------------- */
 
 static void (*their_syscall)(Env *, int);
@@ -504,6 +568,10 @@ Handler *handler_for(const Insn *in, bool stepped, bool *sets_flags)
         if ((op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab) && in->rep && !in->addr32 &&
             !in->lock && !stepped)
             return repeat;
+        if ((op == 0xa6 || op == 0xa7) && !in->addr32 && !stepped) {
+            *sets_flags = true;
+            return compare_strings;
+        }
         if (op == 0xc8)
             return enter;
         if (op == 0xcd && (u8)in->imm != 3 && (u8)in->imm != 4)
@@ -514,6 +582,10 @@ Handler *handler_for(const Insn *in, bool stepped, bool *sets_flags)
             *sets_flags = true;
             return compare_exchange;
         }
+        if (op == 0xc7 && n == 1 && memory) {
+            *sets_flags = true;
+            return compare_exchange_pair;
+        }
         if ((op == 0x02 || op == 0x03 || (op == 0x00 && (n == 4 || n == 5))) && !in->lock) {
             *sets_flags = true;
             return ask_descriptor;
@@ -523,6 +595,7 @@ Handler *handler_for(const Insn *in, bool stepped, bool *sets_flags)
         if (op == 0xae && in->rep == 0xf3 && !memory && (n == 2 || n == 3) && !in->lock)
             return write_base;
         return NULL;
+    case MAP_0F3A: return (op == 0x0a || op == 0x0b) && memory ? round_scalar : NULL;
     default: return NULL;
     }
 }

@@ -210,6 +210,9 @@ typedef struct {
 Target reach_store(Env *, u64 va, unsigned size, uintptr_t ra);
 void fill_target(Target, const void *from, unsigned size);
 
+/* sse.c */
+void sse_round_scalar(Env *, Xmm *d, Xmm *s, u32 mode, unsigned size, uintptr_t ra);
+
 /* insn.c, x87.c: what runs in place of the engine's translation */
 Handler *handler_for(const Insn *, bool stepped, bool *sets_flags);
 bool not_allowed(const Insn *);

@@ -277,20 +277,32 @@ COMPARE_FLAGS(comisd, double, q[0], d[0], NORMAL_64)
     CASES_4(i, 12, 13, 14, 15)
 
 #define ROUND(name)                                                                            \
-    static void dfvm_helper_##name##_xmm(Env *env, Xmm *d, Xmm *s, u32 mode)                   \
+    static void name##_of(Env *env, Xmm *d, Xmm *s, u32 mode, uintptr_t ra)                    \
     {                                                                                          \
-        uintptr_t ra = RETADDR;                                                                \
         v4 x = V(d);                                                                           \
         u32 in = GUEST_MXCSR(env), out = 0;                                                    \
         switch (mode & 15) { CASES_16(#name) }                                                 \
         if (traps(env, out))                                                                   \
-            raise_fault(env, XF, 0, ra);                                                  \
+            raise_fault(env, XF, 0, ra);                                                       \
         V(d) = x;                                                                              \
+    }                                                                                          \
+    static void dfvm_helper_##name##_xmm(Env *env, Xmm *d, Xmm *s, u32 mode)                   \
+    {                                                                                          \
+        name##_of(env, d, s, mode, RETADDR);                                                   \
     }
 ROUND(roundps)
 ROUND(roundpd)
 ROUND(roundss)
 ROUND(roundsd)
+
+/* For an operand in memory, which the engine does not fetch as it should. */
+void sse_round_scalar(Env *env, Xmm *d, Xmm *s, u32 mode, unsigned size, uintptr_t ra)
+{
+    if (size == 4)
+        roundss_of(env, d, s, mode, ra);
+    else
+        roundsd_of(env, d, s, mode, ra);
+}
 
 /* Dot products: the upper bits of the immediate select what is multiplied, the lower where the sum
  * goes; the order of the additions is the processor's. */

@@ -66,6 +66,7 @@ CR0_PE: Final = 0x0000_0001
 CR0_MP: Final = 0x0000_0002  # FWAIT and x87 belong together
 CR0_NE: Final = 0x0000_0020  # x87 errors are exceptions, not interrupts
 CR0_WP: Final = 0x0001_0000
+CR0_AM: Final = 0x0004_0000  # EFLAGS.AC means something
 CR0_PG: Final = 0x8000_0000
 CR4_PAE: Final = 0x0020
 CR4_PGE: Final = 0x0080
@@ -261,7 +262,7 @@ class Engine:
         uc.msr_write(MSR_STAR, STAR_VALUE)
         uc.msr_write(MSR_PAT, PAT_MSR_VALUE)
         cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE
-        cr0 = CR0_PE | CR0_MP | CR0_NE | CR0_WP | CR0_PG
+        cr0 = CR0_PE | CR0_MP | CR0_NE | CR0_WP | CR0_AM | CR0_PG
         uc.reg_write(UC_X86_REG_CR3, cr3)
         uc.reg_write(UC_X86_REG_CR4, uc.reg_read(UC_X86_REG_CR4) | cr4)
         uc.reg_write(UC_X86_REG_CR0, uc.reg_read(UC_X86_REG_CR0) | cr0)

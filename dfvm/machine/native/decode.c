@@ -114,7 +114,7 @@ opcode:
     in->width = in->rex_w ? 8 : in->opsize ? 2 : 4;
     if (in->map == MAP_1 && !(op & 1) &&
         (op < 0x40 || (op >= 0x80 && op < 0x8c) || op == 0xc0 || op == 0xc6 || op == 0xd0 ||
-         op == 0xd2 || op == 0xf6 || op == 0xfe || op == 0xa4 || op == 0xaa))
+         op == 0xd2 || op == 0xf6 || op == 0xfe || op == 0xa4 || op == 0xa6 || op == 0xaa))
         in->width = 1;
     if (what & M) {
         NEED(1);
@@ -125,6 +125,8 @@ opcode:
         in->mod = modrm >> 6;
         in->reg = (modrm >> 3 & 7) | (rex & 4) << 1;
         in->rm = (modrm & 7) | (rex & 1) << 3;
+        if (in->map == MAP_0F && op >= 0x20 && op <= 0x23)
+            in->mod = 3; /* control and debug registers go to registers, whatever it says */
         if (in->mod != 3) {
             int size = in->mod == 1 ? 1 : in->mod == 2 ? 4 : 0;
             in->base = in->rm;
@@ -222,8 +224,8 @@ bool modifies_memory(const Insn *in)
     }
 }
 
-/* Whether its access to memory goes through SS: a bad address is then a stack fault. */
-bool through_stack(const Insn *in)
+/* Whether its access to memory at `va` goes through SS: a bad address is then a stack fault. */
+bool through_stack(const Env *env, const Insn *in, u64 va)
 {
     u8 op = in->opcode, n = in->modrm >> 3 & 7;
     if (in->map == MAP_1 && !in->vex) {
@@ -231,9 +233,12 @@ bool through_stack(const Insn *in)
             op == 0xc2 || op == 0xc3 || op == 0xc8 || op == 0xc9 || op == 0xe8 || op == 0xca ||
             op == 0xcb || op == 0xcf)
             return true;
-        if (op == 0xff && in->mod == 3 && (n == 2 || n == 6))
-            return true;
+        if (op == 0x8f || (op == 0xff && (n == 2 || n == 6)))
+            if (in->mod == 3 || va - (env->regs[RSP] - 8) <= 16)
+                return true; /* the operand on the stack, and not the other one */
     }
+    if (in->map == MAP_0F && (op == 0xa0 || op == 0xa1 || op == 0xa8 || op == 0xa9))
+        return true;
     if (!in->has_modrm || in->mod == 3)
         return false;
     if (in->seg == SEG_FS || in->seg == SEG_GS)

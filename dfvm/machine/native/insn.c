@@ -108,6 +108,10 @@ bool other_encoding(const Insn *in, u8 *code)
             }
     }
     bool changed = false;
+    if (in->map == MAP_0F && op == 0x18 && in->mod == 3) { /* a prefetch of nothing is a NOP */
+        code[in->modrm_at - 1] = 0x1f;
+        return true;
+    }
     if (in->base == 16 && in->map == MAP_0F && (op == 0xa4 || op == 0xac)) {
         /* the engine forgets that RIP is behind the immediate operand, too */
         i32 disp = (i32)in->disp + 1;
@@ -490,7 +494,7 @@ static void repeat(Env *env, const Insn *in, uintptr_t ra)
     }
 }
 
-/* ---- CMPS: the source is read first, for who asks which of two addresses is bad -------------------------------- */
+/* ---- REP CMPS: as fast as it can be ------------------------------------------------------------------------------- */
 
 static void compare_strings(Env *env, const Insn *in, uintptr_t ra)
 {
@@ -499,18 +503,17 @@ static void compare_strings(Env *env, const Insn *in, uintptr_t ra)
     u32 flags = get_flags(env);
     do {
         u64 a = 0, b = 0;
-        if (in->rep && !env->regs[RCX])
+        if (!env->regs[RCX])
             break;
-        check_aligned(env, env->regs[RSI] + segment, width, ra);
-        read_guest(env, env->regs[RSI] + segment, &a, width, ra);
         check_aligned(env, env->regs[RDI], width, ra);
         read_guest(env, env->regs[RDI], &b, width, ra);
+        check_aligned(env, env->regs[RSI] + segment, width, ra);
+        read_guest(env, env->regs[RSI] + segment, &a, width, ra);
         flags = subtract_flags(a, b, width);
         env->regs[RSI] += (i64)width * env->df;
         env->regs[RDI] += (i64)width * env->df;
-        if (in->rep)
-            env->regs[RCX]--;
-    } while (in->rep && (in->rep == 0xf3) == !!(flags & CC_Z));
+        env->regs[RCX]--;
+    } while ((in->rep == 0xf3) == !!(flags & CC_Z));
     set_flags(env, flags);
 }
 
@@ -568,7 +571,7 @@ Handler *handler_for(const Insn *in, bool stepped, bool *sets_flags)
         if ((op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab) && in->rep && !in->addr32 &&
             !in->lock && !stepped)
             return repeat;
-        if ((op == 0xa6 || op == 0xa7) && !in->addr32 && !stepped) {
+        if ((op == 0xa6 || op == 0xa7) && in->rep && !in->addr32 && !stepped) {
             *sets_flags = true;
             return compare_strings;
         }

@@ -100,6 +100,7 @@ static bool dfvm_x86_cpu_tlb_fill(Cpu *cpu, u64 va, int size, int access, int mm
 static void dfvm_raise_exception_err_ra(Env *env, int vector, int error, uintptr_t ra)
 {
     if (walk.active) {
+        u64 bad = walk.va;
         walk.active = false;
         if ((env->hflags & HF_CPL) == 3 && walk.access != MMU_FETCH &&
             (walk.access == MMU_LOAD || vector == GP)) {
@@ -107,10 +108,15 @@ static void dfvm_raise_exception_err_ra(Env *env, int vector, int error, uintptr
             if (ra)
                 engine_cpu_restore_state(cpu_of(env), ra, true);
             if (instruction_at(env, &in)) {
-                if (vector == GP && through_stack(&in))
+                if (vector == GP && through_stack(env, &in, bad))
                     vector = SS;
-                else if (vector == PF && modifies_memory(&in))
+                else if (vector == PF && modifies_memory(&in)) {
+                    u64 va = effective_address(env, &in);
+                    if (va < bad && to_border(va) == bad - va) /* the page before comes first */
+                        guest_page(env, va, bad - va, MMU_STORE, ra);
+                    env->cr[2] = bad;
                     error |= PGEX_W;
+                }
             }
         }
     }

@@ -186,7 +186,7 @@ struct Insn {
 int decode(Insn *, const u8 *code, int available);
 u64 effective_address(const Env *, const Insn *);
 bool modifies_memory(const Insn *);
-bool through_stack(const Insn *);
+bool through_stack(const Env *, const Insn *, u64 va);
 bool aligned_operand(const Insn *);
 bool unaligned_store(const Insn *);
 bool lockable(const Insn *);

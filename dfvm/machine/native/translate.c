@@ -44,6 +44,7 @@ static __thread struct {
     u32 first_half;   /* what to ask of the first access of eight bytes, MO_* */
     u32 all;          /* and of every one */
     bool ours;        /* it is code of ring 3 */
+    bool unsigned_ret; /* it is RET with a constant that looks negative */
 } now;
 
 /* ---- decoded instructions: kept for as long as code may call for them, each once ----------------- */
@@ -175,6 +176,15 @@ static void dfvm_tcg_gen_qemu_st_i32(void *s, void *v, void *va, u64 mmu, u32 op
     in_access = false;
 }
 
+/* RET with a constant: the engine takes it to have a sign. */
+static void (*their_gen_addi)(void *, void *, void *, i64);
+static void dfvm_tcg_gen_addi_i64(void *tcg, void *to, void *from, i64 value)
+{
+    if (now.unsigned_ret && value < 0)
+        value += 0x10000;
+    their_gen_addi(tcg, to, from, value);
+}
+
 /* ---- one instruction ------------------------------------------------------------------------------- */
 
 /* As many bytes of the instruction at `pc` as its page has; how many. */
@@ -218,7 +228,7 @@ static bool prepare(Insn *in, u64 pc, bool stepped)
         now.first_half = MO_ALIGN_16;
     else if (unaligned_store(in))
         now.first_half = MO_ALIGN_16 | MO_PROBE_16;
-    in->run = handler_for(in, stepped, &sets_flags);
+    in->run = in->length > 1 ? handler_for(in, stepped, &sets_flags) : NULL; /* RDPMC has two bytes */
     bool instead = in->run != NULL, verr = sets_flags && in->length >= 3;
     if (!instead)
         in->run = mmx_handler(in); /* in addition */
@@ -261,11 +271,13 @@ static void translate_insn(Disas *db, Cpu *cpu)
         }
         now.size = length > 0 ? length : 0;
     }
+    now.unsigned_ret = length > 0 && in.map == MAP_1 && in.opcode == 0xc2 && in.imm >= 0x8000;
     bool end = length > 0 && prepare(&in, pc, db->tb->flags & EFLAGS_TF);
     their_translate_insn(db, cpu);
     now.insn = NULL;
     now.size = 0;
     now.first_half = now.all = 0;
+    now.unsigned_ret = false;
     if (end && db->is_jmp == DISAS_NEXT)
         db->is_jmp = DISAS_TOO_MANY;
 }
@@ -277,7 +289,7 @@ static void dfvm_translator_loop(const TranslatorOps *ops, Disas *db, Cpu *cpu, 
     now.insn = NULL; /* a fault may have ended the last translation anywhere */
     now.size = 0;
     now.first_half = now.all = 0;
-    now.ours = false;
+    now.ours = now.unsigned_ret = false;
     if ((tb->flags & HF_CPL) != 3 || !(tb->flags & HF_CS64)) {
         their_translator_loop(ops, db, cpu, tb, max);
         return;
@@ -307,6 +319,7 @@ const Replacement replace_translate[] = {
     OURS_AND(tcg_gen_qemu_st_i64, their_gen_st_i64),
     OURS_AND(tcg_gen_qemu_ld_i32, their_gen_ld_i32),
     OURS_AND(tcg_gen_qemu_st_i32, their_gen_st_i32),
+    OURS_AND(tcg_gen_addi_i64, their_gen_addi),
     OURS(helper_rdpmc),
     OURS(helper_verr),
     OURS(helper_invlpg),

@@ -119,7 +119,13 @@ class VmObject:
     id: int  # which object this is, counted from boot: its name for people, and its hash
     type: int  # OBJT_*: which pager; DEFAULT may become SWAP, a segment's PHYS, anything DEAD
     flags: int  # OBJ_*
-    size: int  # pages; no page lies at or beyond it, unless it is wired
+    size: int
+    # Pages. None lies at or beyond it, but for a wired one, which is invalid then. Whoever makes an
+    # object smaller lowers this first and takes the pages away then, waiting for those that are
+    # busy. So who puts a page in compares with size after the last thing that could sleep; who
+    # found a page busy looks it up again when he has slept, as it may have gone, and its place may
+    # lie beyond the end; and who holds a page, but has not busied it, finds it invalid, or in no
+    # object, when that has happened meanwhile.
     ref_count: int
     # Owners: each vm_map_backing that shows the object, and the kernel itself for its own. While
     # it is not 0, a VNODE object holds as many references on its vnode. Adding one needs one, or

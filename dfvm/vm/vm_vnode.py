@@ -33,14 +33,15 @@ class VmVnode(Protocol):
     def vop_getpage(self, off: int, mv: memoryview) -> int:
         """Read up to len(mv) bytes at byte `off` of the storage straight into mv. Returns how many
         there were; fewer than asked for means that the storage ends there, or that nothing has
-        been written behind.
+        been written behind. May block; the page that mv is part of is busy.
 
         :raises OSError: the storage cannot be read.
         """
         ...
 
     def vop_putpage(self, off: int, mv: memoryview) -> None:
-        """Write mv at byte `off` of the storage: all of it or an error.
+        """Write mv at byte `off` of the storage: all of it or an error. May block; the page that mv
+        is part of is busy.
 
         :raises OSError: the storage cannot be written.
         """

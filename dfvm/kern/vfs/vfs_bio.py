@@ -89,17 +89,19 @@ def vn_read(vp: Vnode, uio: Uio, off: int) -> None:
     end = min(off + resid, size)
     try:
         while off < end:
-            base = off & _MASK
-            n = min(_PAGE - base, end - off)
             pindex = off >> _SHIFT
             m = vnode_pager_readpage(object, pindex, ((end + _MASK) >> _SHIFT) - pindex)
             try:
+                if end > vp.v_filesize:  # cut short while we slept: zeros there are not the file's
+                    end = vp.v_filesize
+                base = off & _MASK
+                n = min(_PAGE - base, end - off)
+                if n <= 0:
+                    break
                 uiomove_pa(vm, m.phys_addr + base, n, uio)
             finally:
                 vm_page_unhold(vm, m)
             off += n
-            if end > vp.v_filesize:  # cut short while we slept
-                end = vp.v_filesize
     except OSError:
         # What was read before is the result; the rest fails when it is asked for by itself.
         if uio.uio_resid == resid and off < vp.v_filesize:

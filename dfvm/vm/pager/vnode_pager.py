@@ -9,6 +9,9 @@ where none is, the storage under the vnode is (VmVnode.vop_getpage and vop_putpa
 - What lies beyond the end of the file is never written, and reads as zero once the file grows.
   A mapping may have scribbled there: writing the page out, and growing, clear it.
 - The object lives as long as the vnode, whether somebody has a reference on it or not.
+- While a page is read or written it is busy, and truncation waits for it (see VmObject.size). So
+  the end of the file can move under whoever waits for storage or memory, but what he has busied
+  stays where it is; he looks at v_filesize, or the size of the object, when he has it.
 
 Source: DragonFly sys/vm/vnode_pager.c, and what sys/kern/vfs_bio.c and vfs_subr.c do above it.
 """
@@ -56,8 +59,10 @@ from dfvm.vm.vm_page import (
     vm_page_alloc_run,
     vm_page_deactivate,
     vm_page_free,
+    vm_page_lookup_busy_try,
     vm_page_lookup_busy_wait,
     vm_page_queue_run,
+    vm_page_sleep_busy,
     vm_page_wakeup,
     vm_wait,
 )
@@ -301,7 +306,7 @@ def vnode_pager_readpage(object: VmObject, pindex: int, count: int = 1) -> VmPag
     """Page `pindex` of a file, valid and held (vm_page_unhold gives it back), for read(2), which
     is going to want `count` pages from here. The caller has a reference on the vnode. A held page
     keeps its bytes even when it is truncated away meanwhile. May block if the page is not
-    resident, or busy.
+    resident, or busy: the file may be shorter then, so the caller compares with v_filesize now.
 
     :raises OSError: EIO or what the storage says; EIO also beyond the end of the file, where the
         page can also have come to lie while we slept. ENOMEM if the process is being killed to free
@@ -315,15 +320,15 @@ def vnode_pager_readpage(object: VmObject, pindex: int, count: int = 1) -> VmPag
         or m.flags & PG_RAM
         or PQ_CACHE <= m.queue < PQ_HOLD
     ):
-        m = _readpage_slow(object, pindex, count)
+        return _readpage_slow(object, pindex, count)
     m.flags |= PG_REFERENCED
     m.hold_count += 1
     return m
 
 
 def _readpage_slow(object: VmObject, pindex: int, count: int) -> VmPage:
-    """The page is not there, or something has to be done about it. Returns it valid, not busied;
-    nothing may block before it is held."""
+    """The page is not there, or something has to be done about it. Returns it valid, held, and not
+    busied."""
     vm = object.vm
     vm_object_hold(object)
     try:
@@ -331,14 +336,17 @@ def _readpage_slow(object: VmObject, pindex: int, count: int) -> VmPage:
             vp = object.handle
             if vp is None or pindex >= object.size:
                 raise OSError(EIO, strerror(EIO))
-            m = vm_page_lookup_busy_wait(object, pindex, False, "vnread")
+            m, busy = vm_page_lookup_busy_try(object, pindex, False)
             if m is None:
                 m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL | VM_ALLOC_NULL_OK)
-                if m is None:
-                    if not vm_wait(vm, 0):
-                        raise vm_no_memory()
-                    continue
-            break
+                if m is not None:
+                    break
+                if not vm_wait(vm, 0):
+                    raise vm_no_memory()
+            elif not busy:
+                break
+            else:
+                vm_page_sleep_busy(vm, m, False, "vnread")
         ahead = m.flags & PG_RAM
         m.flags &= ~PG_RAM
         if m.valid != VM_PAGE_BITS_ALL:
@@ -354,8 +362,10 @@ def _readpage_slow(object: VmObject, pindex: int, count: int) -> VmPage:
             cnt.v_vnodein += 1
             cnt.v_vnodepgsin += 1
             ahead = 1
-        # Keep the page while its neighbours are read: that may take memory, or sleep.
+        # Keep the page while its neighbours are read: that may take memory, or sleep. It may be
+        # truncated away then, and is ours to read but not to change from the wakeup on.
         m.hold_count += 1
+        m.flags |= PG_REFERENCED
         vm_page_deactivate(vm, m)
         vm_page_wakeup(vm, m)
         if ahead:
@@ -363,7 +373,6 @@ def _readpage_slow(object: VmObject, pindex: int, count: int) -> VmPage:
                 _read_ahead(object, vp, pindex + 1, pindex + max(_RUN, count))
             else:
                 _read_run(object, vp, pindex + 1, pindex + count)
-        m.hold_count -= 1
         return m
     finally:
         vm_object_drop(object)

@@ -15,8 +15,11 @@ For other modules, in one place:
                                     f_mode (FREAD, FWRITE, FPATH), f_offset, f_count,
                                     f_vnode (None for what is no vnode), and fo_* operations
 
-Whoever holds a File counts in f_count; fhold() and fdrop() keep it. Everything here runs without
-blocking except what fdrop may do when a last reference goes (a vnode's close).
+Whoever holds a File counts in f_count; fhold() and fdrop() keep it. A descriptor is such a holder
+for as long as nobody closes it, which only the process itself and those who share its table can
+do. So a system call that may sleep holds the file itself, or while it does (`holding`), unless the
+table is not shared (fd_refcnt is 1), as Linux's fdget. Everything here runs without blocking except
+what fdrop may do when a last reference goes (a vnode's close).
 
 Source: DragonFly sys/kern/kern_descrip.c, sys/sys/file.h, sys/sys/filedesc.h; behaviour as
 Linux fs/file.c and fs/fcntl.c.
@@ -24,7 +27,7 @@ Linux fs/file.c and fs/fcntl.c.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_errno import (
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
     from dfvm.lwkt.lwkt_thread import Scheduler
     from dfvm.vm.copyio import Uio
     from dfvm.vm.vm_init import VmSystem
+
+_T = TypeVar("_T")
 
 # open(2) flags, x86-64.
 O_RDONLY: Final = 0
@@ -305,6 +310,24 @@ class File:
                 lf_file_closed(table, self)
             table.nfiles -= 1
             self.fo_close()
+
+
+def holding(fp: File, call: Callable[..., _T], *args: object) -> _T:
+    """call(*args), which may sleep, with `fp` held meanwhile."""
+    fp.f_count += 1
+    try:
+        return call(*args)
+    finally:
+        fp.fdrop()
+
+
+def holding_both(one: File, other: File, call: Callable[..., _T], *args: object) -> _T:
+    """The same with two files."""
+    one.f_count += 1
+    try:
+        return holding(other, call, *args)
+    finally:
+        one.fdrop()
 
 
 def file_mode(flag: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
 from dfvm.kern.abi.linux.linux_struct import NS
-from dfvm.kern.kern_descrip import FASYNC, FPATH, O_NONBLOCK, nofile
+from dfvm.kern.kern_descrip import FASYNC, FPATH, O_NONBLOCK, holding, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EBADF,
@@ -107,24 +107,32 @@ def _file(lwp: Lwp, fd: int, mode: int) -> File:
 def sys_read(lwp: Lwp, fd: int, buf: int, count: int) -> int:
     """read(2)"""
     p = lwp.lwp_proc
-    fp = p.p_fd.fd_files.get(fd & 0xFFFFFFFF)
+    fdp = p.p_fd
+    fp = fdp.fd_files.get(fd & 0xFFFFFFFF)
     if fp is None or not fp.f_mode & FREAD:
         raise err(EBADF)
     count = _range(buf, count)
     uio = Uio(p.p_vmspace, [(buf, count)], UIO_READ)
-    fp.fo_read(lwp, uio)
+    if fdp.fd_refcnt == 1:
+        fp.fo_read(lwp, uio)
+    else:
+        holding(fp, fp.fo_read, lwp, uio)
     return count - uio.uio_resid
 
 
 def sys_write(lwp: Lwp, fd: int, buf: int, count: int) -> int:
     """write(2)"""
     p = lwp.lwp_proc
-    fp = p.p_fd.fd_files.get(fd & 0xFFFFFFFF)
+    fdp = p.p_fd
+    fp = fdp.fd_files.get(fd & 0xFFFFFFFF)
     if fp is None or not fp.f_mode & FWRITE:
         raise err(EBADF)
     count = _range(buf, count)
     uio = Uio(p.p_vmspace, [(buf, count)], UIO_WRITE)
-    fp.fo_write(lwp, uio)
+    if fdp.fd_refcnt == 1:
+        fp.fo_write(lwp, uio)
+    else:
+        holding(fp, fp.fo_write, lwp, uio)
     return count - uio.uio_resid
 
 
@@ -144,7 +152,10 @@ def sys_pread64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
     fp, off = _pos(lwp, fd, pos, FREAD)
     count = _range(buf, count)
     uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_READ)
-    fp.fo_pread(lwp, uio, off)
+    if lwp.lwp_proc.p_fd.fd_refcnt == 1:
+        fp.fo_pread(lwp, uio, off)
+    else:
+        holding(fp, fp.fo_pread, lwp, uio, off)
     return count - uio.uio_resid
 
 
@@ -153,7 +164,10 @@ def sys_pwrite64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
     fp, off = _pos(lwp, fd, pos, FWRITE)
     count = _range(buf, count)
     uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_WRITE)
-    fp.fo_pwrite(lwp, uio, off)
+    if lwp.lwp_proc.p_fd.fd_refcnt == 1:
+        fp.fo_pwrite(lwp, uio, off)
+    else:
+        holding(fp, fp.fo_pwrite, lwp, uio, off)
     return count - uio.uio_resid
 
 
@@ -182,12 +196,14 @@ def user_iov(lwp: Lwp, vec: int, vlen: int) -> list[tuple[int, int]]:
 
 def sys_readv(lwp: Lwp, fd: int, vec: int, vlen: int) -> int:
     """readv(2)"""
-    return _transferv(lwp, _file(lwp, fd, FREAD), vec, vlen, UIO_READ, None)
+    fp = _file(lwp, fd, FREAD)
+    return holding(fp, _transferv, lwp, fp, vec, vlen, UIO_READ, None)
 
 
 def sys_writev(lwp: Lwp, fd: int, vec: int, vlen: int) -> int:
     """writev(2)"""
-    return _transferv(lwp, _file(lwp, fd, FWRITE), vec, vlen, UIO_WRITE, None)
+    fp = _file(lwp, fd, FWRITE)
+    return holding(fp, _transferv, lwp, fp, vec, vlen, UIO_WRITE, None)
 
 
 def _transferv(lwp: Lwp, fp: File, vec: int, vlen: int, rw: int, off: int | None) -> int:
@@ -208,13 +224,13 @@ def _transferv(lwp: Lwp, fp: File, vec: int, vlen: int, rw: int, off: int | None
 def sys_preadv(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int) -> int:
     """preadv(2); the high half of the offset is for 32-bit machines"""
     fp, off = _pos(lwp, fd, pos, FREAD)
-    return _transferv(lwp, fp, vec, vlen, UIO_READ, off)
+    return holding(fp, _transferv, lwp, fp, vec, vlen, UIO_READ, off)
 
 
 def sys_pwritev(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int) -> int:
     """pwritev(2)"""
     fp, off = _pos(lwp, fd, pos, FWRITE)
-    return _transferv(lwp, fp, vec, vlen, UIO_WRITE, off)
+    return holding(fp, _transferv, lwp, fp, vec, vlen, UIO_WRITE, off)
 
 
 def sys_preadv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int, flags: int) -> int:
@@ -237,6 +253,12 @@ def _transferv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, flags: int, rw
         fp = _file(lwp, fd, mode)
     else:
         fp, off = _pos(lwp, fd, pos, mode)
+    return holding(fp, _transferv_flags, lwp, fp, vec, vlen, off, flags, rw)
+
+
+def _transferv_flags(
+    lwp: Lwp, fp: File, vec: int, vlen: int, off: int | None, flags: int, rw: int
+) -> int:
     if flags & ~_RWF_KNOWN:
         raise err(EOPNOTSUPP)
     if flags & _RWF_APPEND and flags & _RWF_NOAPPEND:
@@ -289,7 +311,7 @@ def sys_ioctl(lwp: Lwp, fd: int, cmd: int, arg: int) -> int:
                 raise err(ENOTTY)
             set_async(lwp, fp, u32(fd), on)
         return 0
-    return fp.fo_ioctl(lwp, cmd, arg)
+    return holding(fp, fp.fo_ioctl, lwp, cmd, arg)
 
 
 # -- waiting for readiness ----------------------------------------------------------------------

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s64, u32
 from dfvm.kern.host_file import HostFile
-from dfvm.kern.kern_descrip import O_APPEND, O_NOATIME, O_NONBLOCK, signal_self
+from dfvm.kern.kern_descrip import (
+    O_APPEND,
+    O_NOATIME,
+    O_NONBLOCK,
+    holding,
+    holding_both,
+    signal_self,
+)
 from dfvm.kern.kern_errno import EAGAIN, EBADF, EINVAL, EPIPE, ESPIPE, err
 from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_sig import SIGPIPE
@@ -319,18 +326,19 @@ def sys_splice(
     ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
     if (uinoff and _is_pipe(ifp)) or (uoutoff and _is_pipe(ofp)):
         raise err(ESPIPE)
+    return holding_both(ifp, ofp, _splice_files, lwp, ifp, uinoff, ofp, uoutoff, count, flags)
+
+
+def _splice_files(
+    lwp: Lwp, ifp: File, uinoff: int, ofp: File, uoutoff: int, count: int, flags: int
+) -> int:
+    """splice(2) with both files held."""
     out_off, in_off = user_off(lwp, uoutoff), user_off(lwp, uinoff)
     _check_files(ifp, ofp, in_off, out_off, count)
-    ifp.fhold()
-    ofp.fhold()
-    try:
-        done = _splice(lwp, ifp, in_off, ofp, out_off, min(count, MAX_RW_COUNT), flags)
-    finally:
-        ofp.fdrop()
-        ifp.fdrop()
+    done = _splice(lwp, ifp, in_off, ofp, out_off, min(count, MAX_RW_COUNT), flags)
     for uoff, off in ((uoutoff, out_off), (uinoff, in_off)):
         if off is not None:
-            copyout(p.p_vmspace, (off + done).to_bytes(8, "little"), uoff)
+            copyout(lwp.lwp_proc.p_vmspace, (off + done).to_bytes(8, "little"), uoff)
     return done
 
 
@@ -389,13 +397,8 @@ def sys_sendfile(lwp: Lwp, out_fd: int, in_fd: int, uoff: int, count: int) -> in
         raise err(EINVAL)
     if not ofp.f_mode & FWRITE:
         raise err(EBADF)
-    ifp.fhold()
-    ofp.fhold()
-    try:
-        done = _sendfile(lwp, ifp, off, ofp, min(count, MAX_RW_COUNT))
-    finally:
-        ofp.fdrop()
-        ifp.fdrop()
+    count = min(count, MAX_RW_COUNT)
+    done = holding_both(ifp, ofp, _sendfile, lwp, ifp, off, ofp, count)
     if off is not None:
         suword64(p.p_vmspace, uoff, off + done)
     return done
@@ -450,13 +453,8 @@ def sys_tee(lwp: Lwp, in_fd: int, out_fd: int, count: int, flags: int) -> int:
     if not isinstance(ifp, PipeFile) or not isinstance(ofp, PipeFile) or ifp.f_pipe is ofp.f_pipe:
         raise err(EINVAL)
     nonblock = bool((ifp.f_flag | ofp.f_flag) & O_NONBLOCK or flags & _SPLICE_F_NONBLOCK)
-    ifp.fhold()
-    ofp.fhold()
-    try:
-        return _pipe_to_pipe(lwp, ifp.f_pipe, ofp.f_pipe, count, nonblock, True)
-    finally:
-        ofp.fdrop()
-        ifp.fdrop()
+    pipes = (ifp.f_pipe, ofp.f_pipe)
+    return holding_both(ifp, ofp, _pipe_to_pipe, lwp, *pipes, count, nonblock, True)
 
 
 def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
@@ -465,6 +463,11 @@ def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
     if flags & ~_SPLICE_F_ALL:
         raise err(EINVAL)
     fp = lwp.lwp_proc.p_fd.fget(fd)
+    return holding(fp, _vmsplice, lwp, fp, uiov, vlen, flags)
+
+
+def _vmsplice(lwp: Lwp, fp: File, uiov: int, vlen: int, flags: int) -> int:
+    """vmsplice(2) with the file held."""
     reads = not fp.f_mode & FWRITE
     iov = user_iov(lwp, uiov, vlen)
     uio = Uio(lwp.lwp_proc.p_vmspace, iov, UIO_READ if reads else UIO_WRITE)
@@ -474,14 +477,10 @@ def sys_vmsplice(lwp: Lwp, fd: int, uiov: int, vlen: int, flags: int) -> int:
     if not isinstance(fp, PipeFile):
         raise err(EBADF)
     nonblock = bool(flags & _SPLICE_F_NONBLOCK)
-    fp.fhold()
-    try:
-        if reads:
-            return _drain(fp.f_pipe, count, nonblock, lambda data: _between(data, uio))
-        pieces = chain.from_iterable(_pieces(addr, n) for addr, n in iov)
-        return _fill(lwp, fp.f_pipe, pieces, nonblock, lambda data: _between(data, uio))
-    finally:
-        fp.fdrop()
+    if reads:
+        return _drain(fp.f_pipe, count, nonblock, lambda data: _between(data, uio))
+    pieces = chain.from_iterable(_pieces(addr, n) for addr, n in iov)
+    return _fill(lwp, fp.f_pipe, pieces, nonblock, lambda data: _between(data, uio))
 
 
 def _between(data: Uio, user: Uio) -> None:

@@ -10,7 +10,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
-from dfvm.kern.kern_descrip import O_APPEND, File, signal_self
+from dfvm.kern.kern_descrip import O_APPEND, File, holding_both, signal_self
 from dfvm.kern.kern_errno import (
     EBADF,
     EFBIG,
@@ -92,7 +92,13 @@ def sys_truncate(lwp: Lwp, upath: int, length: int) -> int:
             from dfvm.kern.kern_lease import break_lease
 
             vp.access(VWRITE, lwp.lwp_proc.p_ucred)
-            break_lease(vp, True, False)
+            vp.vref()  # whoever has the lease may unlink the file before giving it back
+            try:
+                break_lease(vp, True, False)
+                vp.truncate(length, lwp.lwp_proc.p_ucred)
+            finally:
+                vp.vrele()
+            return 0
     vp.truncate(length, lwp.lwp_proc.p_ucred)
     return 0
 
@@ -260,6 +266,13 @@ def sys_copy_file_range(
     """copy_file_range(2)"""
     p = lwp.lwp_proc
     ifp, ofp = p.p_fd.fget(in_fd), p.p_fd.fget(out_fd)
+    return holding_both(ifp, ofp, _copy_file_range, lwp, ifp, uinoff, ofp, uoutoff, count, flags)
+
+
+def _copy_file_range(
+    lwp: Lwp, ifp: File, uinoff: int, ofp: File, uoutoff: int, count: int, flags: int
+) -> int:
+    """The same with both files held."""
     in_off, out_off = user_off(lwp, uinoff), user_off(lwp, uoutoff)
     if u32(flags):
         raise err(EINVAL)
@@ -293,7 +306,7 @@ def sys_copy_file_range(
         ovp.event(IN_MODIFY)
     for fp, uoff, end in ((ifp, uinoff, src + done), (ofp, uoutoff, dst + done)):
         if uoff:
-            copyout(p.p_vmspace, end.to_bytes(8, "little"), uoff)
+            copyout(lwp.lwp_proc.p_vmspace, end.to_bytes(8, "little"), uoff)
         else:
             fp.f_offset = end
     return done

@@ -59,6 +59,9 @@ SEEK_HOLE: Final = 4
 
 FIGETBSZ: Final = 2
 
+_BUSY: Final = 1  # VnodeFile.f_busy
+_WANTED: Final = 2
+
 _POLL_ALL: Final = 0x3FF
 
 
@@ -84,14 +87,14 @@ class VnodeFile(File):
     f_pollable = False
 
     f_vnode: Vnode  # opened with f_mode, or with O_PATH just referenced; ours to close
-    f_busy: bool  # somebody transfers at f_offset; others who want to wait for their turn
+    f_busy: int  # _BUSY: somebody transfers at f_offset; _WANTED: and others wait for their turn
     f_entries: list[tuple[bytes, int, int]]  # of a directory: the snapshot getdents walks;
     #                                          f_offset is the index into it
 
     def __init__(self, table: FileTable, flag: int, vp: Vnode) -> None:
         super().__init__(table, flag)
         self.f_vnode = vp
-        self.f_busy = False
+        self.f_busy = 0
         self.f_entries = []
 
     # -- transfers ------------------------------------------------------------------------------
@@ -99,13 +102,14 @@ class VnodeFile(File):
     def _lock(self) -> None:
         # POSIX: transfers through one open file don't mix. They could where user memory blocks.
         while self.f_busy:
+            self.f_busy = _WANTED
             self.f_table.sched.tsleep(self, 0, "f_pos")
-        self.f_busy = True
+        self.f_busy = _BUSY
 
     def _unlock(self) -> None:
-        self.f_busy = False
-        if self.f_count > 1:
+        if self.f_busy == _WANTED:
             self.f_table.sched.wakeup(self)
+        self.f_busy = 0
 
     def _ioflag(self) -> int:
         flag = self.f_flag

@@ -1,4 +1,4 @@
-"""Storage that takes its time, and user memory that does: where the kernel says "may block", it does.
+"""Storage and user memory that take their time: where the kernel says that it may block, it does.
 
 The host's files are read and written at once, so a machine hardly ever sleeps in the middle of a
 fault, a read or a write unless memory is short. Everything there is written for a kernel that does,

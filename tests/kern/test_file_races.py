@@ -1,4 +1,5 @@
-"""What becomes of a file while somebody sleeps in the middle of it.
+"""What becomes of a file while somebody sleeps in the middle of it: truncated under a reader,
+closed under a writer, unlinked under who waits to open it.
 
 A page is read slowly (slow_util), and others run meanwhile: `beside` starts one that waits to be
 told to GO. What a call answers then must be something that Linux could answer, and the machine must
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dfvm import PIPE, Machine
+from dfvm.kern.vfs.overlay import OvlVnode
+from dfvm.kern.vfs.vnode_param import VRECLAIMED
 from tests.kern.guest_util import build
 from tests.kern.slow_util import Slow, slow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PAGE = 4096
@@ -66,6 +70,26 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "data"
     path.write_bytes(b"x" * 8 * PAGE + bytes(4 * PAGE))
     return path
+
+
+@pytest.fixture
+def dead_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of vnodes that had been reclaimed: nobody may."""
+    calls: list[str] = []
+
+    def watched(name: str) -> Callable[..., object]:
+        method = getattr(OvlVnode, name)
+
+        def call(vp: OvlVnode, *args: object) -> object:
+            if vp.v_flag & VRECLAIMED:
+                calls.append(name)
+            return method(vp, *args)
+
+        return call
+
+    for name in ("vop_open", "vop_modify", "vop_setsize", "vop_zero", "vop_allocate"):
+        monkeypatch.setattr(OvlVnode, name, watched(name))
+    return calls
 
 
 def run(source: str, data: Path, *args: str, turns: int = 1) -> list[str]:
@@ -197,3 +221,167 @@ def test_who_waited_for_a_page_that_went_makes_no_new_one(data: Path) -> None:
         data, turns=9,
     )  # fmt: skip
     assert lines == ["0 0"]
+
+
+# --- Files that are closed, or lose their name, while somebody is at work on them -----------------
+
+CLOSED = r"""
+#include <sys/uio.h>
+static int fd, other, out[2];
+static char *from;
+static struct iovec v;
+static void closes(void) { close(fd); }
+int main(int argc, char **argv)
+{
+    from = slow_memory(argv[1]);
+    v = (struct iovec){ from, 8192 };
+    fd = memfd_create("mine", 0);
+    other = memfd_create("other", 0);
+    ftruncate(fd, 4096);
+    pipe2(out, O_NONBLOCK);
+    write(out[1], "piped", 5);
+    int n = beside(closes, CLONE_VM | CLONE_FILES);
+    sched_yield();
+    GO(n);
+    long r = CALL;
+    reap();
+    printf("%ld %d\n", r, fcntl(fd, F_GETFD));
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("write(fd, from, 8192)", 8192),
+        ("pwrite(fd, from, 8192, 100)", 8192),
+        ("writev(fd, &v, 1)", 8192),
+        ("pwritev2(fd, &v, 1, 0, 0x10)", 8192),
+        ("pread(fd, from, 4096, 0)", 4096),
+        ("read(fd, from, 4096)", 4096),
+        ("readv(fd, (void *)(from + 8 * 4096), 1)", 0),
+        ("copy_file_range(fd, (long *)(from + 9 * 4096), other, 0, 4096, 0)", 4096),
+        ("splice(out[0], 0, fd, (long *)(from + 9 * 4096), 5, 0)", 5),
+    ],
+)
+def test_a_file_that_is_closed_in_the_middle_lasts_to_the_end(
+    data: Path, call: str, result: int
+) -> None:
+    # The only descriptor goes, by way of a table that is shared, while the call waits for memory.
+    # It holds the file, as on Linux.
+    assert run(CLOSED.replace("CALL", call), data) == [f"{result} -1"]
+
+
+WAITS = r"""
+static int fd;
+static char *from, *map;
+static long r;
+static void writer(void) { pwrite(fd, from, 4096, 0); }
+static void waits_for_it(void) { r = CALL; }
+int main(int argc, char **argv)
+{
+    from = slow_memory(argv[1]);
+    fd = open("/tmp/lost", O_RDWR | O_CREAT, 0600);
+    ftruncate(fd, 4096);
+    map = mmap(0, 4096, 3, MAP_SHARED, fd, 0);
+    /* The writer's descriptors are its own. */
+    int w = beside(writer, CLONE_VM), n = beside(waits_for_it, CLONE_VM | CLONE_FILES);
+    sched_yield();
+    GO(w);
+    sched_yield();
+    GO(n);
+    sched_yield();
+    munmap(map, 4096);
+    close(fd);
+    unlink("/tmp/lost");
+    reap();
+    printf("%ld\n", r);
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "ftruncate(fd, 100)",
+        "fallocate(fd, 0, 4096, 4096)",
+        "fallocate(fd, 3, 0, 4096)",
+        "madvise(map, 4096, MADV_REMOVE)",
+        'truncate("/tmp/lost", 100)',
+    ],
+)
+def test_who_waits_for_a_writer_finds_the_file_there(
+    data: Path, call: str, dead_calls: list[str]
+) -> None:
+    # The writer sleeps with the vnode locked. It is the last to have the file, and ends.
+    assert run(WAITS.replace("CALL", call), data, turns=4) == ["0"]
+    assert dead_calls == []
+
+
+def test_transfers_through_a_shared_descriptor_wait_for_each_other(data: Path) -> None:
+    # Nothing but one descriptor has the file, but two processes have that.
+    lines = run(
+        r"""
+        static int fd;
+        static char theirs[4096];
+        static void writes(void) { write(fd, theirs, 4096); }
+        int main(int argc, char **argv)
+        {
+            char got[8192], *from = slow_memory(argv[1]);
+            memset(theirs, 'y', 4096);
+            fd = memfd_create("mine", 0);
+            int n = beside(writes, CLONE_VM | CLONE_FILES);
+            sched_yield();
+            GO(n);
+            write(fd, from, 4096);
+            reap();
+            int size = pread(fd, got, 8192, 0);
+            printf("%d %c%c\n", size, got[0], got[4096]);
+        }""",
+        data,
+    )  # fmt: skip
+    assert lines == ["8192 xy"]
+
+
+@pytest.mark.parametrize(
+    "call", ["open(name, O_RDWR)", "open(name, O_WRONLY | O_TRUNC)", "truncate(name, 5)"]
+)
+def test_a_file_lasts_while_somebody_waits_for_its_lease(
+    data: Path, call: str, dead_calls: list[str]
+) -> None:
+    # Its holder, when asked to give it back, unlinks the file and closes it.
+    lines = run(
+        r"""
+        static const char *name = "/tmp/leased";
+        static int fd;
+        static void on_break(int sig) { unlink(name); close(fd); }
+        int main(int argc, char **argv)
+        {
+            int ready[2];
+            char c;
+            pipe(ready);
+            if (!fork()) {
+                sigset_t set, none;
+                sigemptyset(&none);
+                sigemptyset(&set);
+                sigaddset(&set, SIGIO);
+                sigprocmask(SIG_BLOCK, &set, 0);
+                signal(SIGIO, on_break);
+                fd = open(name, O_RDWR | O_CREAT, 0600);
+                write(fd, "text", 4);
+                fcntl(fd, F_SETLEASE, F_WRLCK);
+                write(ready[1], "", 1);
+                sigsuspend(&none);
+                _exit(0);
+            }
+            read(ready[0], &c, 1);
+            struct stat st = { 0 };
+            int r = CALL;
+            if (r > 0) fstat(r, &st);
+            reap();
+            printf("%s %d\n", r < 0 ? strerror(errno) : "done", st.st_nlink);
+        }""".replace("CALL", call),
+        data,
+    )  # fmt: skip
+    assert lines == ["done 0"]
+    assert dead_calls == []

@@ -120,8 +120,14 @@ def _opened(vp: Vnode, oflags: int, cred: Cred) -> object | None:
     if head is not None and head.lh_leases:
         from dfvm.kern.kern_lease import break_lease
 
-        break_lease(vp, bool(oflags & O_ACCMODE), bool(oflags & O_NONBLOCK))
-    other = vp.open(FFLAGS[oflags & O_ACCMODE], cred)
+        vp.vref()  # whoever has the lease may unlink the file before giving it back
+        try:
+            break_lease(vp, bool(oflags & O_ACCMODE), bool(oflags & O_NONBLOCK))
+            other = vp.open(FFLAGS[oflags & O_ACCMODE], cred)
+        finally:
+            vp.vrele()
+    else:
+        other = vp.open(FFLAGS[oflags & O_ACCMODE], cred)
     if other is None and vp.v_type != VFIFO:
         vp.event(IN_OPEN)
     return other

@@ -8,6 +8,9 @@ References
     namei and lookup return vnodes *without* a reference. Such a vnode stays good until the caller
     next blocks (user memory access may block). Whoever keeps one longer (an open file, a working
     directory, a text image) has a reference: `vref()` … `vrele()`. `vrele` may block.
+    Of the methods below those that may block and are called with a vnode from namei, or with one
+    whose file somebody else may close meanwhile, take one themselves: setsize and truncate, fsync,
+    allocate, seek_data. For read and write whoever calls has one.
     An open file takes exactly one `open(fflag, cred)` and gives one `close(fflag)`; these include
     the reference. A VM object holds a reference for each of its own (the VM does that).
 
@@ -494,8 +497,12 @@ class Vnode(VnodeOps):
         Pages beyond it leave memory; the rest of the last page reads as zero. May block."""
         if self.v_type != VREG:
             raise err(EINVAL)
-        vn_setsize(self, length)
-        self.event(IN_MODIFY)
+        self.vref()
+        try:
+            vn_setsize(self, length)
+            self.event(IN_MODIFY)
+        finally:
+            self.vrele()
 
     def seek_data(self, off: int, hole: bool) -> int:
         """From byte `off` on, where there is data, or with `hole` none (lseek(2), SEEK_DATA and
@@ -506,8 +513,12 @@ class Vnode(VnodeOps):
         size = self.vop_newsize() if self.v_type == VREG else 0
         if not 0 <= off < size:
             raise err(ENXIO)
-        vn_flush(self)  # what is in memory only is known to the storage then
-        return self.vop_seek_data(off, hole)
+        self.vref()
+        try:
+            vn_flush(self)  # what is in memory only is known to the storage then
+            return self.vop_seek_data(off, hole)
+        finally:
+            self.vrele()
 
     # Use.
 
@@ -603,12 +614,20 @@ class Vnode(VnodeOps):
         """Bring what was written to where it belongs (the host, when it is written through). May
         block."""
         if self.v_type == VREG:
-            vn_fsync(self)
+            self.vref()
+            try:
+                vn_fsync(self)
+            finally:
+                self.vrele()
 
     def allocate(self, mode: int, off: int, length: int) -> None:
         """fallocate(2) on a file open for writing. May block."""
-        vn_allocate(self, mode, off, length)
-        self.event(IN_MODIFY)
+        self.vref()
+        try:
+            vn_allocate(self, mode, off, length)
+            self.event(IN_MODIFY)
+        finally:
+            self.vrele()
 
     def device_open(self, rdev: int, fflag: int, cred: Cred) -> object | None:
         """vop_open of a character device with number `rdev`."""

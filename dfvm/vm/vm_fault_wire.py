@@ -123,9 +123,10 @@ def _unwire_range(map: VmMap, start: int, end: int) -> None:
 
 
 def _unwire_page(vm: VmSystem, m: VmPage | None) -> None:
-    """One wiring of `m` less, if it is a page of RAM. May block while somebody has it busy."""
+    """One wiring of `m` less, if it is a page of RAM. May block while somebody has it busy, or
+    writes it: it may have to be freed."""
     if m is not None and not m.flags & PG_FICTITIOUS:
-        vm_page_busy_wait(vm, m, False, "vmwrpg")
+        vm_page_busy_wait(vm, m, True, "vmwrpg")
         vm_page_unwire(vm, m, True)
         object = m.object
         if (

@@ -92,11 +92,11 @@ def dead_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def run(source: str, data: Path, *args: str, turns: int = 1) -> list[str]:
+def run(source: str, data: Path, *args: str, turns: int = 1, slow_write: bool = False) -> list[str]:
     """The lines that a program printed which ended well, in a machine that is well, where `data`,
-    its first argument, is slow to be read."""
+    its first argument, is slow to be read, and with `slow_write` every file to be written."""
     program = build(BESIDE + source)
-    how = Slow(file=data, turns=(turns, turns))
+    how = Slow(file=data, turns=(turns, turns), write=float(slow_write))
     with Machine(mem="64M", check=True) as m, slow(m, how):
         argv = [str(program), str(data), *args]
         p = m.spawn(argv, stdin=b"", stdout=PIPE, stderr=PIPE)
@@ -218,9 +218,37 @@ def test_who_waited_for_a_page_that_went_makes_no_new_one(data: Path) -> None:
             reap();
             printf("%d %d\n", n, got);
         }""",
-        data, turns=9,
+        data, turns=40,
     )  # fmt: skip
     assert lines == ["0 0"]
+
+
+def test_a_page_that_is_unwired_while_it_is_written_stays_to_the_end_of_that(data: Path) -> None:
+    # Nothing but the wiring keeps it, since the file was cut; and the write.
+    lines = run(
+        r"""
+        static int fd;
+        static void writes(void) { fsync(fd); }
+        static void cut(void) { ftruncate(fd, 100); }
+        int main(int argc, char **argv)
+        {
+            fd = open(argv[1], O_RDWR);
+            char *p = mmap(0, 4 * 4096, 3, MAP_SHARED, fd, 0), c;
+            printf("%d\n", mlock(p, 4 * 4096));
+            memset(p, 'z', 4 * 4096);
+            int w = beside(writes, 0), t = beside(cut, 0);
+            sched_yield();
+            GO(w);
+            sched_yield();
+            GO(t);
+            sched_yield();
+            printf("%d\n", munlock(p, 4 * 4096));
+            reap();
+            printf("%d\n", pread(fd, &c, 1, 4096));
+        }""",
+        data, turns=40, slow_write=True,
+    )  # fmt: skip
+    assert lines == ["0", "0", "0"]
 
 
 # --- Files that are closed, or lose their name, while somebody is at work on them -----------------
@@ -314,7 +342,7 @@ def test_who_waits_for_a_writer_finds_the_file_there(
     data: Path, call: str, dead_calls: list[str]
 ) -> None:
     # The writer sleeps with the vnode locked. It is the last to have the file, and ends.
-    assert run(WAITS.replace("CALL", call), data, turns=4) == ["0"]
+    assert run(WAITS.replace("CALL", call), data, turns=40) == ["0"]
     assert dead_calls == []
 
 

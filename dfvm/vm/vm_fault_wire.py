@@ -38,6 +38,7 @@ from dfvm.vm.vm_object import (
     OBJT_VNODE,
     vm_object_drop,
     vm_object_hold,
+    vm_object_page_remove,
 )
 from dfvm.vm.vm_page import (
     PG_FICTITIOUS,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_object import VmObject
     from dfvm.vm.vm_page import VmPage
 
 _COLLAPSE_PROT: Final = VM_PROT_READ | VM_PROT_WRITE | VM_PROT_OVERRIDE_WRITE
@@ -178,18 +180,12 @@ def vm_fault_copy_entry(
     assert object is not None
     vm_object_hold(object)
     for va in range(ba.start, ba.end, PAGE_SIZE):
-        src_m = _front_page(src_entry.ba, va)
+        src_m, m = _copy_target(vm, src_entry, va, object, va - ba.start + ba.offset >> PAGE_SHIFT)
         if src_m is None:
-            panic(f"vm_fault_copy_entry: page at {va:#x} of a wired entry is missing")
-        if not src_m.valid:
-            continue  # a file was truncated; only the wiring has kept the page
-        if src_m.object is not None and src_m.object.type == OBJT_VNODE:
+            vm_object_drop(object)
+            return False
+        if m is None:
             continue
-        pindex = va - ba.start + ba.offset >> PAGE_SHIFT
-        while (m := vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL)) is None:
-            if not vm_wait(vm, 0):
-                vm_object_drop(object)
-                return False
         vm.ram.copy(m.phys_addr, src_m.phys_addr)
         m.valid = m.dirty = VM_PAGE_BITS_ALL
         object.flags |= OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
@@ -197,8 +193,46 @@ def vm_fault_copy_entry(
             pmap_enter(dst_map.pmap, va, m, dst_entry.protection, False, dst_entry)
         vm_page_activate(vm, m)
         vm_page_wakeup(vm, m)
+    _forget_behind_end(object, ba, src_entry)
     vm_object_drop(object)
     return True
+
+
+def _forget_behind_end(object: VmObject, ba: VmMapBacking, src_entry: VmMapEntry) -> None:
+    """A file behind the private pages that were copied to `object` may have been truncated while we
+    waited for memory. Whoever did that has found the pages of the parent, and not these, as the
+    child's space is nobody's yet: they go, too. The object is held; does not block, as nobody else
+    knows of its pages."""
+    tail = src_entry.ba
+    while tail.backing_ba is not None:
+        tail = tail.backing_ba
+    file = tail.object
+    if file is not None and file.type == OBJT_VNODE:
+        first, count = ba.offset >> PAGE_SHIFT, ba.end - ba.start >> PAGE_SHIFT
+        left = max(file.size - (tail.offset >> PAGE_SHIFT), 0)
+        if left < count:
+            vm_object_page_remove(object, first + left, first + count, False)
+
+
+def _copy_target(
+    vm: VmSystem, src_entry: VmMapEntry, va: int, object: VmObject, pindex: int
+) -> tuple[VmPage | None, VmPage | None]:
+    """What the wired `src_entry` shows at `va`, and a new page at `pindex` of `object` for a copy
+    of that; no new one if it needs no copy, and neither if the process is being killed for memory.
+    May block for memory."""
+    while True:
+        src_m = _front_page(src_entry.ba, va)
+        if src_m is None:
+            panic(f"vm_fault_copy_entry: page at {va:#x} of a wired entry is missing")
+        if not src_m.valid:
+            return src_m, None  # a file was truncated, perhaps while we waited; the wiring kept it
+        if src_m.object is not None and src_m.object.type == OBJT_VNODE:
+            return src_m, None
+        m = vm_page_alloc(vm, object, pindex, VM_ALLOC_NORMAL)
+        if m is not None:
+            return src_m, m
+        if not vm_wait(vm, 0):
+            return None, None
 
 
 def _front_page(ba: VmMapBacking | None, va: int) -> VmPage | None:

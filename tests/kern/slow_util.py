@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dfvm.kern.vfs.store import Store
-from dfvm.vm import copyio, vm_fault_object
+from dfvm.vm import copyio, vm_fault_object, vm_fault_wire
 from dfvm.vm.pager import vnode_pager
-from dfvm.vm.vm_page import VM_ALLOC_NULL_OK
+from dfvm.vm.vm_page import vm_page_alloc, vm_wait
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ class Slow:
     read: float = 1.0  # before and after a page is read
     write: float = 0.0  # before and after one is written
     fault: float = 0.0  # before the kernel's own access to user memory faults
-    memory: float = 0.0  # a fault or a read gets no page at the first try, and waits for memory
+    memory: float = 0.0  # a fault, a read or a fork gets no page at once, and waits for memory
     turns: tuple[int, int] = (1, 1)  # how often the others are let run: from … to
     seed: int = 0
 
@@ -52,9 +52,7 @@ def slow(machine: Machine, how: Slow) -> Iterator[None]:
     rng = random.Random(how.seed)
     ino = how.file.stat().st_ino if how.file else None
     store_read, store_write, user_fault = Store.read, Store.write, copyio._fault
-    severe, wait, alloc = (
-        vm_fault_object._severe, vm_fault_object.vm_wait_pfault, vnode_pager.vm_page_alloc,
-    )  # fmt: skip
+    severe, wait, alloc = vm_fault_object._severe, vm_fault_object.vm_wait_pfault, vm_page_alloc
 
     def nap(chance: float, wmesg: str) -> None:
         td = sched.curthread
@@ -87,13 +85,15 @@ def slow(machine: Machine, how: Slow) -> Iterator[None]:
         return severe(vm) or rng.random() < how.memory
 
     def wait_pfault(vm: VmSystem, wmesg: str = "pfault", timo: int = 0) -> None:
-        nap(1.0 if how.memory else 0.0, wmesg)
+        nap(float(how.memory > 0), wmesg)
         wait(vm, wmesg, timo)
 
     def page_alloc(vm: VmSystem, object: VmObject | None, pindex: int, req: int) -> VmPage | None:
-        if req & VM_ALLOC_NULL_OK and rng.random() < how.memory:
-            return None
-        return alloc(vm, object, pindex, req)
+        return None if rng.random() < how.memory else alloc(vm, object, pindex, req)
+
+    def wait_memory(vm: VmSystem, timo: int = 0) -> bool:
+        nap(1.0, "slowmm")
+        return vm_wait(vm, timo)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "read", read)
@@ -101,5 +101,8 @@ def slow(machine: Machine, how: Slow) -> Iterator[None]:
         patch.setattr(copyio, "_fault", fault)
         patch.setattr(vm_fault_object, "_severe", is_short)
         patch.setattr(vm_fault_object, "vm_wait_pfault", wait_pfault)
-        patch.setattr(vnode_pager, "vm_page_alloc", page_alloc)
+        if how.memory:
+            for module in (vnode_pager, vm_fault_wire):
+                patch.setattr(module, "vm_page_alloc", page_alloc)
+                patch.setattr(module, "vm_wait", wait_memory)
         yield

@@ -19,7 +19,7 @@ from tests.kern.guest_util import build
 from tests.kern.slow_util import Slow, slow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 PAGE = 4096
@@ -92,12 +92,20 @@ def dead_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def run(source: str, data: Path, *args: str, turns: int = 1, slow_write: bool = False) -> list[str]:
+def run(
+    source: str,
+    data: Path,
+    *args: str,
+    turns: int = 1,
+    slow_write: bool = False,
+    memory: float = 0.0,
+    rw: Sequence[Path] = (),
+) -> list[str]:
     """The lines that a program printed which ended well, in a machine that is well, where `data`,
     its first argument, is slow to be read, and with `slow_write` every file to be written."""
     program = build(BESIDE + source)
-    how = Slow(file=data, turns=(turns, turns), write=float(slow_write))
-    with Machine(mem="64M", check=True) as m, slow(m, how):
+    how = Slow(file=data, turns=(turns, turns), write=float(slow_write), memory=memory)
+    with Machine(mem="64M", rw=rw, check=True) as m, slow(m, how):
         argv = [str(program), str(data), *args]
         p = m.spawn(argv, stdin=b"", stdout=PIPE, stderr=PIPE)
         try:
@@ -249,6 +257,44 @@ def test_a_page_that_is_unwired_while_it_is_written_stays_to_the_end_of_that(dat
         data, turns=40, slow_write=True,
     )  # fmt: skip
     assert lines == ["0", "0", "0"]
+
+
+def test_what_fork_copies_of_a_file_that_is_cut_meanwhile_ends_with_it(data: Path) -> None:
+    # Private pages that are locked are copied, which may have to wait for memory. Behind the end
+    # of the file there is nothing left, in the parent or in the child.
+    lines = run(
+        r"""
+        static int fd;
+        static sigjmp_buf back;
+        static void on_bus(int sig) { siglongjmp(back, 1); }
+        static void cut(void)
+        {
+            for (int i = 0; i < 3; i++) sched_yield();
+            ftruncate(fd, 100);
+        }
+        static void look(char *p)
+        {
+            for (int i = 0; i < 8; i++)
+                if (sigsetjmp(back, 1)) putchar('-');
+                else putchar(*(volatile char *)(p + i * 4096));
+            puts("");
+        }
+        int main(int argc, char **argv)
+        {
+            signal(SIGBUS, on_bus);
+            setvbuf(stdout, 0, _IONBF, 0);
+            fd = open(argv[1], O_RDWR);
+            char *p = mmap(0, 8 * 4096, 3, MAP_PRIVATE, fd, 0);
+            mlock(p, 8 * 4096);
+            for (int i = 0; i < 8; i++) p[i * 4096] = 'a' + i;
+            GO(beside(cut, CLONE_VM | CLONE_FILES));
+            if (!fork()) { look(p); _exit(0); }
+            reap();
+            look(p);
+        }""",
+        data, memory=0.9,
+    )  # fmt: skip
+    assert lines == ["a-------", "a-------"]
 
 
 # --- Files that are closed, or lose their name, while somebody is at work on them -----------------
@@ -413,3 +459,43 @@ def test_a_file_lasts_while_somebody_waits_for_its_lease(
     )  # fmt: skip
     assert lines == ["done 0"]
     assert dead_calls == []
+
+
+def test_nobody_looks_at_the_host_while_a_file_grows(data: Path, tmp_path: Path) -> None:
+    # In a --rw directory the host's file is shorter than ours while we write to ours; fsync, which
+    # makes them equal, does not wait for the writer.
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    lines = run(
+        r"""
+        static int fd;
+        static char name[200];
+        static void looks(void)
+        {
+            for (int i = 0; i < 30; i++) {
+                fsync(fd);
+                close(open(name, 0));
+                sched_yield();
+            }
+        }
+        int main(int argc, char **argv)
+        {
+            char *from = slow_memory(argv[1]);
+            madvise(from, 8 * 4096, MADV_RANDOM);
+            sprintf(name, "%s/file", argv[2]);
+            fd = open(name, O_RDWR | O_CREAT, 0600);
+            write(fd, "0123", 4);
+            char *map = mmap(0, 4096, 3, MAP_SHARED, fd, 0);
+            int n = beside(looks, 0);
+            sched_yield();
+            GO(n);
+            printf("%d\n", pwrite(fd, from, 8 * 4096, 2));
+            reap();
+            struct stat st;
+            fstat(fd, &st);
+            printf("%d\n", st.st_size);
+        }""",
+        data, str(shared), turns=4, rw=[shared],
+    )  # fmt: skip
+    assert lines == [str(8 * PAGE), str(8 * PAGE + 2)]
+    assert (shared / "file").read_bytes() == b"01" + b"x" * 8 * PAGE

@@ -19,7 +19,7 @@ from dfvm.kern.kern_errno import EIO, EOPNOTSUPP, EPERM, ESTALE, EXDEV, err
 from dfvm.kern.vfs.hostfd import HostRef, host_fallocate, host_rename
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.overlay import HOST_RACY, HOST_TTL
-from dfvm.kern.vfs.vfs_bio import vn_flush
+from dfvm.kern.vfs.vfs_bio import vn_at_work, vn_flush, vn_host_changed
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import (
     FALLOC_KEEP_SIZE,
@@ -41,7 +41,6 @@ from dfvm.kern.vfs.vnode_param import (
     vfs_timestamp,
 )
 from dfvm.vm.pager.vnode_pager import vnode_pager_setsize
-from dfvm.vm.vm_object import vm_object_page_remove
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Vfs
@@ -101,13 +100,11 @@ class HostVnode(Vnode):
             self.h_until = monotonic_ns() + HOST_TTL
             return
         self._take_over(st)
-        if self.v_type != VREG or self.h_dirty:
+        if self.v_type != VREG or self.h_dirty or vn_at_work(self):
             return
         if st.st_size != self.v_filesize or st.st_mtime_ns != self.h_lower_mtime:
             self.h_lower_mtime = st.st_mtime_ns
-            vnode_pager_setsize(self, st.st_size)
-            if self.v_object is not None:
-                vm_object_page_remove(self.v_object, 0, 0, True)
+            vn_host_changed(self, st.st_size)
 
     # Names.
 
@@ -378,7 +375,7 @@ class HostVnode(Vnode):
             if os.fstat(fd).st_size != self.v_filesize:
                 os.ftruncate(fd, self.v_filesize)
             st = os.fstat(fd)
-            self.h_dirty = False
+            self.h_dirty = vn_at_work(self)  # it has not got what comes
             self.h_lower_mtime = st.st_mtime_ns
             self._take_over(st)
         return True

@@ -31,7 +31,7 @@ from dfvm.kern.kern_errno import ENOSPC, ENOTEMPTY, ENXIO, err
 from dfvm.kern.vfs.hostfd import HostRef
 from dfvm.kern.vfs.mount import Mount, Statfs
 from dfvm.kern.vfs.store import Quota, Store
-from dfvm.kern.vfs.vfs_bio import vn_flush
+from dfvm.kern.vfs.vfs_bio import vn_at_work, vn_flush, vn_host_changed
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import (
     FOREVER,
@@ -54,7 +54,6 @@ from dfvm.kern.vfs.vnode_param import (
     vfs_timestamp,
 )
 from dfvm.vm.pager.vnode_pager import vnode_pager_setsize
-from dfvm.vm.vm_object import vm_object_page_remove
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Vfs
@@ -162,7 +161,7 @@ class OvlVnode(Vnode):
         except OSError:
             self.o_until = monotonic_ns() + HOST_TTL
             return
-        if self.v_type == VREG and not self.o_own & _OWN_DATA:
+        if self.v_type == VREG and not self.o_own & _OWN_DATA and not vn_at_work(self):
             if st.st_size != self.v_filesize or st.st_mtime_ns != self.o_lower_mtime:
                 self._changed(st)
             self.o_bytes = st.st_blocks * 512
@@ -175,9 +174,7 @@ class OvlVnode(Vnode):
         # The host's file is not what our clean pages are from.
         self.o_lower_mtime = st.st_mtime_ns
         self.o_store.lower_end = st.st_size
-        vnode_pager_setsize(self, st.st_size)
-        if self.v_object is not None:
-            vm_object_page_remove(self.v_object, 0, 0, True)
+        vn_host_changed(self, st.st_size)
 
     def _own(self, what: int = _OWN_ATTR) -> None:
         # The guest is about to change it: from now on `what` is ours.

@@ -30,7 +30,7 @@ from dfvm.kern.vfs.vnode_param import (
     S_ISUID,
     VREG,
 )
-from dfvm.lwkt.kern_lock import LK_EXCLUSIVE, LK_RELEASE, Lock, lockmgr
+from dfvm.lwkt.kern_lock import LK_CANRECURSE, LK_EXCLUSIVE, LK_RELEASE, Lock, lockmgr
 from dfvm.vm.copyio import uiomove_pa
 from dfvm.vm.pager.vnode_pager import (
     vnode_pager_object,
@@ -63,13 +63,31 @@ _PAGE: Final = 1 << _SHIFT
 _MASK: Final = _PAGE - 1
 
 
-def vn_lock(vp: Vnode) -> Lock:
-    """Take vp's lock, exclusively. May block."""
+def vn_lock(vp: Vnode, flags: int = 0) -> Lock:
+    """Take vp's lock, exclusively; with LK_CANRECURSE once more. May block."""
     lock = vp.v_lock
     if lock is None:
         lock = vp.v_lock = Lock(vp.v_mount.mnt_vfs.vm.sched, "vnode", 0)
-    lockmgr(lock, LK_EXCLUSIVE)
+    lockmgr(lock, LK_EXCLUSIVE | flags)
     return lock
+
+
+def vn_at_work(vp: Vnode) -> bool:
+    """Whether another thread than the current one writes the file or changes its size."""
+    holder = None if vp.v_lock is None else vp.v_lock.lk_holder
+    return holder is not None and holder is not vp.v_mount.mnt_vfs.vm.sched.curthread
+
+
+def vn_host_changed(vp: Vnode, size: int) -> None:
+    """The host's file under vp, which is not vn_at_work, is another than it was, and has `size`
+    bytes. What memory has of it goes, but for what is newer. May block."""
+    lock = vn_lock(vp, LK_CANRECURSE)  # the writer looks at the host when it begins
+    try:
+        vnode_pager_setsize(vp, size)
+        if vp.v_object is not None:
+            vm_object_page_remove(vp.v_object, 0, 0, True)
+    finally:
+        lockmgr(lock, LK_RELEASE)
 
 
 def vn_read(vp: Vnode, uio: Uio, off: int) -> None:

@@ -81,17 +81,14 @@ from dfvm.vm.vm_page import (
     PG_REFERENCED,
     PHYS_TO_VM_PAGE,
     VM_PAGE_BITS_ALL,
-    vm_page_busy_try,
     vm_page_hold,
     vm_page_sbusy_drop,
-    vm_page_unwire,
     vm_page_wakeup,
     vm_page_wire,
 )
 from dfvm.vm.vm_param import PAGE_MASK, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMap
     from dfvm.vm.vm_map_lookup import LookupResult
     from dfvm.vm.vm_object import VmObject
@@ -237,8 +234,6 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
     else:
         if fault_flags & VM_FAULT_WIRE_MASK:
             vm_page_wire(fs.vm, m)
-        elif fs.lost is not None and fs.wflags & FW_WIRED:
-            _wire_instead(fs.vm, fs.lost, m)
         vm_page_wakeup(fs.vm, m)
         if (
             fault_flags & VM_FAULT_BURST
@@ -249,15 +244,6 @@ def _attempt(fs: FaultState, map: VmMap, va: int, fault_type: int) -> int:
             fs.prefault = prefault(pmap, va, entry, fs.prot, fault_flags)
     unlock_things(fs)
     return KERN_SUCCESS
-
-
-def _wire_instead(vm: VmSystem, lost: VmPage, m: VmPage) -> None:
-    """The wiring of `lost`, whose contents have gone with the end of a file, is for `m` now, which
-    shows in its place and is busied. Does not block."""
-    if lost.wire_count and not m.wire_count and not vm_page_busy_try(vm, lost, True):
-        vm_page_wire(vm, m)
-        vm_page_unwire(vm, lost, True)
-        vm_page_wakeup(vm, lost)
 
 
 def _report(fs: FaultState, map: VmMap, va: int, fault_type: int, rv: int, started: int) -> None:

@@ -66,6 +66,7 @@ from dfvm.vm.vm_page import (
     VM_PAGE_BITS_ALL,
     vm_page_activate,
     vm_page_alloc,
+    vm_page_busy_try,
     vm_page_deactivate,
     vm_page_free,
     vm_page_hash_enter,
@@ -73,7 +74,9 @@ from dfvm.vm.vm_page import (
     vm_page_lookup_busy_try,
     vm_page_sbusy_drop,
     vm_page_sleep_busy,
+    vm_page_unwire,
     vm_page_wakeup,
+    vm_page_wire,
     vm_page_zero_invalid,
     vm_wait_pfault,
 )
@@ -128,7 +131,7 @@ class FaultState:
     soft: bool  # m is soft-busied only
     m: VmPage | None
     first_m: VmPage | None
-    lost: VmPage | None  # a page on the way to m that is wired, and lost its contents
+    lost: list[VmPage]  # pages on the way to m that are wired, and lost their contents
     zeroed: bool  # a page that was allocated in the first object is zero already
     hardfault: bool  # a pager had to read
     prefault: int  # neighbours mapped along with it
@@ -143,7 +146,8 @@ class FaultState:
         self.first_held = False
         self.first_shared = self.shared = bool(map.vm.sysctl.shared_fault)
         self.soft = False
-        self.m = self.first_m = self.lost = None
+        self.m = self.first_m = None
+        self.lost = []
         self.hardfault = self.zeroed = False
         self.entry = None
         self.stored = None
@@ -247,6 +251,8 @@ def vm_fault_object(fs: FaultState, first_pindex: int, fault_type: int) -> int:
         panic(f"vm_fault_object: page {m!r} is not busy")
 
     if fs.ba is not fs.first_ba:
+        for lost in fs.lost:
+            _wire_instead(fs.vm, lost, m)
         first_m = fs.first_m
         # A wired page that lost its contents, with the end of a file, is still what is wired here.
         if fault_type & VM_PROT_WRITE or (first_m is not None and first_m.wire_count):
@@ -286,7 +292,8 @@ def _find(fs: FaultState, first_pindex: int) -> int:
     PIP of the first object is still there, else _give_up has run."""
     pindex = first_pindex
     fs.zeroed = False
-    fs.lost = None
+    if fs.lost:
+        fs.lost = []
     while True:
         rv = _look(fs, pindex)
         if rv != _NOT_HERE:
@@ -351,8 +358,24 @@ def _look(fs: FaultState, pindex: int) -> int:
     elif m is not None:
         # A page that was invalidated but, being wired, could not go.
         vm_page_wakeup(vm, m)
-        fs.lost = m
+        fs.lost.append(m)
     return _NOT_HERE
+
+
+def _wire_instead(vm: VmSystem, lost: VmPage, m: VmPage) -> None:
+    """All wirings of `lost`, whose contents have gone with the end of a file, are for `m` from now
+    on, which shows in its place wherever it did, and is busied. They need not be ours: the entries
+    that wired `lost` have no PTE for it any more, and find its place taken by `m`. Does not
+    block."""
+    object = lost.object
+    if lost.valid or object is None or vm_page_busy_try(vm, lost, True):
+        return  # whoever has it busy will fill it
+    while lost.wire_count:
+        vm_page_wire(vm, m)
+        vm_page_unwire(vm, lost, True)
+    vm_object_hold(object)
+    vm_page_free(vm, lost)
+    vm_object_drop(object)
 
 
 def _new_page(fs: FaultState, pindex: int) -> VmPage | None:

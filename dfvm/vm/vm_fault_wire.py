@@ -134,10 +134,9 @@ def _unwire_page(vm: VmSystem, m: VmPage | None) -> None:
         if (
             not m.wire_count
             and object is not None
-            and object.type == OBJT_VNODE
-            and (not m.valid or m.pindex >= object.size)
+            and (not m.valid or (object.type == OBJT_VNODE and m.pindex >= object.size))
         ):
-            # The file was truncated; only the wiring has kept the page.
+            # A file was truncated; only the wiring has kept the page, or the private copy of it.
             vm_object_hold(object)
             vm_page_protect(vm, m, VM_PROT_NONE)
             vm_page_free(vm, m)

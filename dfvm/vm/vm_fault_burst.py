@@ -59,16 +59,22 @@ _MAX_PREFAULT: Final = 1024  # whatever vm.prefault_pages says
 
 
 def prefault_extent(pmap: Pmap, entry: VmMapEntry, va: int) -> tuple[int, int]:
-    """How many pages to try below and above `va`."""
+    """How many pages to try below and above `va`, which may reach beyond the entry."""
     pages = pmap.vm.sysctl.prefault_pages
     behavior = entry.eflags & MAP_ENTRY_BEHAV_MASK
     if pages <= 0 or behavior == MAP_ENTRY_BEHAV_RANDOM:
         return 0, 0
+    ba = entry.ba
     base, index = pmap.pm_pt.get(va >> 21), va >> 12 & 511
     if base is not None and 0 < index < 511:
         before, behind = pmap.q[base + index - 1], pmap.q[base + index + 1]
     else:
         before, behind = pmap_pte(pmap, va - PAGE_SIZE), pmap_pte(pmap, va + PAGE_SIZE)
+    # What another entry has beside this one says nothing of how this one is used.
+    if va == ba.start:
+        before = 0
+    if va + PAGE_SIZE == ba.end:
+        behind = 0
     if behavior == MAP_ENTRY_BEHAV_SEQUENTIAL or before & PG_A:
         return 0, VM_FAULT_MAX_QUICK - 1
     if behind & PG_A:

@@ -21,6 +21,7 @@ from dfvm.vm.vm import (
     KERN_RESOURCE_SHORTAGE,
     KERN_SUCCESS,
     VM_INHERIT_SHARE,
+    VM_PROT_ALL,
     VM_PROT_NONE,
     VM_PROT_READ,
 )
@@ -520,6 +521,29 @@ def test_a_burst_stays_in_its_entry_and_skips_no_page(
     pmap_remove(map.pmap, BASE + 8 * P, BASE + 12 * P)
     touch(map, BASE + 10 * P, True, quick)
     assert mapped(map, BASE, 20) == [0, 8, 9, 10, 11, 16]
+    sound(map)
+
+
+@pytest.mark.spec("FAULT-6")
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("middle", [16, 512, 513])  # within a page table, and at its borders
+def test_what_lies_beside_an_entry_says_nothing_of_its_use(
+    vm: VmSystem, proc: Proc, quick: bool, middle: int
+) -> None:
+    guest = TinyGuest(vm, proc.p_vmspace, quick=quick)
+    map, base = proc.map, BASE + middle * P
+    anon(map, base - 16 * P, 16, VM_PROT_ALL)
+    anon(map, base, 32)
+    anon(map, base + 32 * P, 16, VM_PROT_ALL)
+    guest.store(base - P, 1)  # the last page below, the first one above
+    guest.store(base + 32 * P, 1)
+    guest.store(base, 1)
+    assert mapped(map, base, 32) == [0, 1, 2, 3, 4]
+    guest.store(base + 31 * P, 1)
+    assert mapped(map, base, 32) == [0, 1, 2, 3, 4, *range(27, 32)]
+    guest.store(base + 4 * P, 1)
+    guest.store(base + 5 * P, 1)  # within it, it does: it is gone through in order
+    assert mapped(map, base, 32) == list(range(21)) + list(range(27, 32))
     sound(map)
 
 

@@ -26,10 +26,8 @@ from dfvm.vm.vm import (
     VM_SUBSYS_SHMEM,
 )
 from dfvm.vm.vm_map import (
-    MAP_ENTRY_ABI_MASK,
-    MAP_ENTRY_BEHAV_MASK,
     MAP_ENTRY_COW,
-    MAP_ENTRY_NOCOREDUMP,
+    MAP_ENTRY_KIND_MASK,
     MAP_ENTRY_STACK,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
@@ -91,11 +89,6 @@ def is_locked(entry: VmMapEntry) -> bool:
     return entry.eflags & (MAP_ENTRY_USER_WIRED | MAP_ENTRY_WIREONFAULT) != 0
 
 
-_VMA_FLAGS: Final = (
-    MAP_ENTRY_STACK | MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_ABI_MASK
-)
-
-
 def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
     """Whether two entries, `upper` the next one, are one VMA."""
     if (
@@ -103,7 +96,8 @@ def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
         or lower.protection != upper.protection
         or lower.max_protection != upper.max_protection
         or lower.inheritance != upper.inheritance
-        or (lower.eflags ^ upper.eflags) & _VMA_FLAGS
+        or lower.forked != upper.forked
+        or (lower.eflags ^ upper.eflags) & MAP_ENTRY_KIND_MASK
         or is_locked(lower) != is_locked(upper)
     ):
         return False

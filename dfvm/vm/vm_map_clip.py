@@ -122,6 +122,7 @@ def _split(map: VmMap, entry: VmMapEntry, start: int, end: int) -> VmMapEntry:
         entry.id,
     )
     new.wired_count = entry.wired_count
+    new.forked = entry.forked
     new.sub_map = entry.sub_map
     vm_map_shm_cut(map, entry)
     vm_map_shm_cut(map, new)
@@ -196,6 +197,7 @@ def _mergeable(map: VmMap, lower: VmMapEntry, upper: VmMapEntry) -> bool:
         and lower.protection == upper.protection
         and lower.max_protection == upper.max_protection
         and lower.inheritance == upper.inheritance
+        and lower.forked == upper.forked
         and lower.id == upper.id
         and lower.wired_count == upper.wired_count
         and lower.maptype == upper.maptype

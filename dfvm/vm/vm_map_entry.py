@@ -66,6 +66,10 @@ MAP_ENTRY_WIREONFAULT: Final = 0x1000
 MAP_ENTRY_ABI_MASK: Final = 0x00FF_0000
 # Marks of the system call layer's own (vm_map_mark). They say nothing to the VM, which only carries
 # them along, and keeps apart what differs in them.
+MAP_ENTRY_KIND_MASK: Final = (
+    MAP_ENTRY_STACK | MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_ABI_MASK
+)
+# What was asked for: entries that differ in it are not alike, whatever the VM has made of them.
 
 # How vm_map_insert is to make an entry ("cow" in its arguments).
 MAP_COPY_ON_WRITE: Final = 0x0002
@@ -132,8 +136,9 @@ class VmMapEntry:
     Source: DragonFly sys/vm/vm_map.h, struct vm_map_entry. The map's lock protects everything.
     """
 
-    __slots__ = ("avail_ssize", "ba", "eflags", "id", "inheritance", "maptype", "max_protection",
-                 "next", "prev", "protection", "sub_map", "wired_count")  # fmt: skip
+    __slots__ = ("avail_ssize", "ba", "eflags", "forked", "id", "inheritance", "maptype",
+                 "max_protection", "next", "prev", "protection", "sub_map",
+                 "wired_count")  # fmt: skip
 
     ba: VmMapBacking  # front of the backing chain; ba.start and ba.end are the entry's range
     prev: VmMapEntry | None  # neighbours in order of address; both None in an entry
@@ -151,6 +156,11 @@ class VmMapEntry:
     # Bytes by which a STACK entry may still grow downwards; 0 in every other. findspace leaves
     # them free.
     sub_map: VmMap | None  # the map that decides; not None iff maptype is SUBMAP
+    forked: int
+    # For private memory that the map was forked with and that had been written to by then: where
+    # it began, as one with its neighbours that were like it, at that time; 0 for everything else.
+    # Not in DragonFly. It is never one with what has another number (in Linux, whose processes
+    # see which mappings are one, it is its anon_vma that has parents)
 
     def __init__(
         self,
@@ -174,6 +184,7 @@ class VmMapEntry:
         self.id = id
         self.avail_ssize = 0
         self.sub_map = None
+        self.forked = 0
 
     def __repr__(self) -> str:
         prot = "".join(c if self.protection & 1 << i else "-" for i, c in enumerate("rwx"))

@@ -126,6 +126,7 @@ def vm_map_insert(
         and prev.maptype == maptype == VM_MAPTYPE_NORMAL
         and prev.id == id
         and prev.wired_count == 0
+        and not prev.forked
         and not eflags & (MAP_ENTRY_COW | MAP_ENTRY_STACK)
         and prev.inheritance == VM_INHERIT_COPY
         and prev.protection == prot

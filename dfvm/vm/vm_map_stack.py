@@ -187,6 +187,7 @@ def _grow(map: VmMap, entry: VmMapEntry, start: int) -> int:
         lower = entry.prev
         assert lower is not None
         lower.inheritance = entry.inheritance
+        lower.forked = entry.forked
         lower.avail_ssize = avail_ssize
         entry.avail_ssize = 0
     return rv

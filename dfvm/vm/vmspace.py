@@ -43,6 +43,7 @@ from dfvm.vm.vm_map_collapse import (
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_COW,
     MAP_ENTRY_IN_TRANSITION,
+    MAP_ENTRY_KIND_MASK,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
@@ -257,6 +258,7 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     vm_map_lock(new_map)
     few_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES
     last: VmMapEntry | None = None
+    first: VmMapEntry | None = None  # see _set_forked
     ok = True
     entry = old_map.first
     while entry is not None and ok:
@@ -278,6 +280,9 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
             vm_map_entry_link(new_map, last, new)
             new_map.size += new.ba.end - new.ba.start
             last = new
+            first = _set_forked(entry, new, first) if entry.inheritance == VM_INHERIT_COPY else None
+        else:
+            first = None
         entry = entry.next
     vm_map_unlock(new_map)
     vm_map_unlock(old_map)
@@ -295,6 +300,43 @@ def _in_transition(map: VmMap) -> VmMapEntry | None:
     while entry is not None and not entry.eflags & MAP_ENTRY_IN_TRANSITION:
         entry = entry.next
     return entry
+
+
+def _set_forked(entry: VmMapEntry, new: VmMapEntry, first: VmMapEntry | None) -> VmMapEntry:
+    """Set `forked` of `new`, which has just been linked and is the child's copy of `entry`, private
+    memory. `first` is what this has returned for the one before it: where in the child that one
+    begins with all its pieces. Returns the same for `new`."""
+    if first is None or not _continues(entry):
+        first = new
+    if first.forked:
+        new.forked = first.forked
+        return first
+    object = entry.ba.object
+    if object is not None and object.type <= OBJT_SWAP:
+        # One piece with pages of its own makes it so for all.
+        scan: VmMapEntry | None = first
+        while scan is not None:
+            scan.forked = first.ba.start
+            scan = scan.next
+    return first
+
+
+def _continues(entry: VmMapEntry) -> bool:
+    """Whether `entry` was one with what lies before it, before the VM cut it."""
+    before = entry.prev
+    if (
+        before is None
+        or before.ba.end != entry.ba.start
+        or before.protection != entry.protection
+        or before.inheritance != entry.inheritance
+        or before.forked != entry.forked
+        or (before.eflags ^ entry.eflags) & MAP_ENTRY_KIND_MASK
+    ):
+        return False
+    lower, upper = vm_map_file_tail(before), vm_map_file_tail(entry)
+    if lower is None or upper is None:
+        return lower is upper
+    return lower.object is upper.object
 
 
 def _clone(entry: VmMapEntry, ba: VmMapBacking, eflags: int) -> VmMapEntry:

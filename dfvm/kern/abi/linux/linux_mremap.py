@@ -207,14 +207,16 @@ def _append(map: VmMap, start: int, end: int) -> None:
     try:
         found, last = vm_map_lookup_entry(map, start - 1)
         assert found and last is not None  # nothing has blocked since the caller looked
-        _show(map, last, start, end, last.ba.end - last.ba.start)
+        _show(map, last, start, end, last.ba.end - last.ba.start, last.forked)
     finally:
         vm_map_unlock(map)
 
 
-def _show(map: VmMap, like: VmMapEntry, start: int, end: int, distance: int) -> None:
+def _show(
+    map: VmMap, like: VmMapEntry, start: int, end: int, distance: int, forked: int = 0
+) -> None:
     """Map at [start, end) what an entry like `like` shows `distance` bytes from its start on, but
-    for private pages. Exclusive map lock.
+    for private pages. With `forked` it is one with what has the same. Exclusive map lock.
 
     :raises OSError: ENOMEM when the range is not free after all.
     """
@@ -243,13 +245,14 @@ def _show(map: VmMap, like: VmMapEntry, start: int, end: int, distance: int) -> 
         vm_object_deallocate(obj)
         raise err(ENOMEM)
     kept = like.eflags & _KEPT_FLAGS
-    if kept or like.inheritance != VM_INHERIT_COPY:
+    if kept or forked or like.inheritance != VM_INHERIT_COPY:
         _, new = vm_map_lookup_entry(map, start)
         assert new is not None
         vm_map_clip_start(map, new, start)
         vm_map_clip_end(map, new, end)
         new.eflags |= kept
         new.inheritance = like.inheritance
+        new.forked = forked
         vm_map_shm_cut(map, new)
         vm_map_simplify_entry(map, new)
 
@@ -271,7 +274,7 @@ def _move(p: Proc, addr: int, old_len: int, new_addr: int, new_len: int, keep_ol
                 raise err(ENOMEM)
             last = _relocate(map, addr, addr + old_len, new_addr - addr)
             if last.ba.end < end:
-                _show(map, last, last.ba.end, end, last.ba.end - last.ba.start)
+                _show(map, last, last.ba.end, end, last.ba.end - last.ba.start, last.forked)
             if keep_old:
                 _refill(map, new_addr, old_len, addr - new_addr)
         else:

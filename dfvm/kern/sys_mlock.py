@@ -21,6 +21,8 @@ from dfvm.kern.vma import (
     MARK_ONFAULT,
     TASK_SIZE,
     U64,
+    as_if,
+    check_cut,
     entries,
     lock_room,
     locked_size,
@@ -52,6 +54,9 @@ MLOCK_ONFAULT: Final = 1
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
+
+# All that says that an entry is locked, and how.
+_LOCKED: Final = MAP_ENTRY_USER_WIRED | MAP_ENTRY_WIREONFAULT | MARK_ONFAULT
 
 
 def lock_range(map: VmMap, entry: VmMapEntry, start: int, end: int, on_fault: bool) -> bool:
@@ -95,7 +100,10 @@ def _wire_present(map: VmMap, entry: VmMapEntry, start: int, end: int) -> None:
 
 
 def _unlock_range(map: VmMap, start: int, end: int) -> None:
+    checked = start
     for entry, first, last in entries(map, start, end):
+        if first >= checked:
+            checked = check_cut(map, first, end, lambda entry: as_if(entry, None, _LOCKED))
         if entry.eflags & MAP_ENTRY_USER_WIRED:
             vm_map_user_wiring(map, first, last, True)
         if entry.eflags & (MAP_ENTRY_WIREONFAULT | MARK_ONFAULT):
@@ -116,7 +124,11 @@ def _mlock(lp: Lwp, start: int, length: int, on_fault: bool) -> int:
         raise err(EINVAL)
     stop = mapped_prefix(map, start, end)
     missing = stop < end
+    checked = start
+    locked = MAP_ENTRY_WIREONFAULT | (MARK_ONFAULT if on_fault else 0)
     for entry, first, last in entries(map, start, stop):
+        if first >= checked:
+            checked = check_cut(map, first, stop, lambda entry: as_if(entry, None, _LOCKED, locked))
         missing |= not lock_range(map, entry, first, last, on_fault)
     if missing:
         raise err(ENOMEM)

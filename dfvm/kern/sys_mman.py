@@ -45,10 +45,13 @@ from dfvm.kern.vma import (
     PROT_WRITE,
     TASK_SIZE,
     U64,
+    as_if,
     chain_end,
+    check_cut,
     check_data,
     check_expand,
     check_memory,
+    check_unmap,
     entries,
     is_locked,
     is_shared,
@@ -58,6 +61,7 @@ from dfvm.kern.vma import (
     prot_mark,
     vm_prot,
     vma_end,
+    vma_full,
 )
 from dfvm.kern.vnode_file import VnodeFile
 from dfvm.machine.pte import PG_RW, PG_V
@@ -254,6 +258,8 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         maximum, shared, anonymous = _file_rights(fp, prot, flags)
     bits = vm_prot(p, prot) & maximum  # which only execution for the personality's sake can exceed
     _check_room(p, addr, size, bits, flags, shared, anonymous)
+    if flags & MAP_FIXED:
+        check_unmap(map, addr, addr + size)
     if flags & MAP_GROWSDOWN:
         addr = _map_stack(p, addr, size, bits, flags)
     else:
@@ -289,13 +295,13 @@ def _mmap_file(p: Proc, flags: int, fd: int) -> File | None:
 def _mmap_size(map: VmMap, length: int) -> int:
     """`length` in whole pages.
 
-    :raises OSError: EINVAL for nothing; ENOMEM for what no map has room for, and when the map has
-        as many entries as it may.
+    :raises OSError: EINVAL for nothing; ENOMEM for what no map has room for, and when there are
+        more mappings than may be.
     """
     if not length:
         raise err(EINVAL)
     size = round_page(length)
-    if size > TASK_SIZE or map.nentries >= map.vm.sysctl.max_proc_mmap:
+    if size > TASK_SIZE or vma_full(map, 0):
         raise err(ENOMEM)
     return size
 
@@ -409,6 +415,7 @@ def sys_munmap(lp: Lwp, addr: int, length: int) -> int:
         raise err(EINVAL)
     map = lp.lwp_proc.p_vmspace.vm_map
     end = addr + round_page(length)
+    check_unmap(map, addr, end)
     vm_map_remove(map, addr, end)
     return 0
 
@@ -447,6 +454,7 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
     elif not found:
         raise err(ENOMEM)
     asked = start  # up to where the limits have been asked
+    checked = start  # and up to where what is cut may be cut
     while start < end:
         found, entry = vm_map_lookup_entry(map, start)
         if not found or entry is None:
@@ -463,6 +471,11 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
                 check_data(p, asked - start)
             if not entry.eflags & MARK_NORESERVE:
                 check_memory(map, asked - start)
+        if start >= checked:
+            checked = check_cut(
+                map, start, end,
+                lambda entry: as_if(entry, bits, MARK_NOREAD, mark),
+            )  # fmt: skip
         if bits != entry.protection:
             rv = vm_map_protect(map, start, last, bits, False)
             if rv == KERN_RESOURCE_SHORTAGE:
@@ -507,7 +520,7 @@ def sys_brk(lp: Lwp, addr: int) -> int:
         behind = vm_map_first_entry(map, round_page(now))
         if behind is not None and round_page(addr) + PAGE_SIZE > lowest(behind):
             return now  # a page is left free between data and what comes next
-        if map.flags & MAP_WIREFUTURE and more > lock_room(p):
+        if (map.flags & MAP_WIREFUTURE and more > lock_room(p)) or vma_full(map, 0):
             return now
         try:
             check_data(p, more)

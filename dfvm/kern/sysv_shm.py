@@ -43,9 +43,11 @@ from dfvm.kern.vma import (
     U64,
     check_expand,
     check_memory,
+    check_unmap,
     entries,
     lock_room,
     vm_prot,
+    vma_full,
 )
 from dfvm.vm.copyio import copyin, copyout
 from dfvm.vm.vm import VM_PROT_ALL, VM_PROT_WRITE
@@ -338,7 +340,7 @@ def _attach(
             raise err(EINVAL)
         for _ in entries(map, addr, addr + shp.shm_segsz):
             raise err(EINVAL)
-    if map.nentries >= map.vm.sysctl.max_proc_mmap:
+    if vma_full(map, 0):
         raise err(ENOMEM)
     if fixed:
         check_place(p, addr, size)
@@ -348,7 +350,9 @@ def _attach(
     if fixed:
         overlap = sum(last - first for _, first, last in entries(map, addr, addr + size))
     check_expand(p, size - overlap, False, False)
-    if not fixed:
+    if fixed:
+        check_unmap(map, addr, addr + size)
+    else:
         addr = find_room(map, 0, size)
     bits = vm_prot(p, prot)
     obj = shp.object

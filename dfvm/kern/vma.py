@@ -31,6 +31,7 @@ from dfvm.vm.vm_map import (
     MAP_ENTRY_STACK,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
+    VmMapEntry,
     vm_map_first_entry,
     vm_map_lookup_entry,
 )
@@ -39,10 +40,10 @@ from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, VM_MAX_USER_ADDRESS, round_p
 from dfvm.vm.vm_proc import RLIM_INFINITY, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_VMEM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dfvm.kern.proc import Proc
-    from dfvm.vm.vm_map import VmMap, VmMapBacking, VmMapEntry
+    from dfvm.vm.vm_map import VmMap, VmMapBacking
 
 PROT_READ: Final = 0x1
 PROT_WRITE: Final = 0x2
@@ -89,17 +90,21 @@ def is_locked(entry: VmMapEntry) -> bool:
     return entry.eflags & (MAP_ENTRY_USER_WIRED | MAP_ENTRY_WIREONFAULT) != 0
 
 
+def _alike(a: VmMapEntry, b: VmMapEntry) -> bool:
+    """Whether two entries differ in nothing that was asked for, whatever they map and where."""
+    return (
+        a.protection == b.protection
+        and a.max_protection == b.max_protection
+        and a.inheritance == b.inheritance
+        and a.forked == b.forked
+        and not (a.eflags ^ b.eflags) & MAP_ENTRY_KIND_MASK
+        and is_locked(a) == is_locked(b)
+    )
+
+
 def same_vma(lower: VmMapEntry, upper: VmMapEntry) -> bool:
     """Whether two entries, `upper` the next one, are one VMA."""
-    if (
-        lower.ba.end != upper.ba.start
-        or lower.protection != upper.protection
-        or lower.max_protection != upper.max_protection
-        or lower.inheritance != upper.inheritance
-        or lower.forked != upper.forked
-        or (lower.eflags ^ upper.eflags) & MAP_ENTRY_KIND_MASK
-        or is_locked(lower) != is_locked(upper)
-    ):
+    if lower.ba.end != upper.ba.start or not _alike(lower, upper):
         return False
     a, b = chain_end(lower), chain_end(upper)
     if a.object is not None and a.object.shm is not None:
@@ -121,6 +126,36 @@ def vma_end(entry: VmMapEntry, limit: int) -> int:
             break
         entry = behind
     return entry.ba.end
+
+
+def vma_start(entry: VmMapEntry) -> int:
+    """Where the VMA of `entry` begins. The map is locked."""
+    before = entry.prev
+    while before is not None and same_vma(before, entry):
+        entry, before = before, before.prev
+    return entry.ba.start
+
+
+def as_if(
+    entry: VmMapEntry,
+    protection: int | None = None,
+    clear: int = 0,
+    add: int = 0,
+    inheritance: int | None = None,
+) -> VmMapEntry:
+    """What `entry` would be with another protection, without and with some of its eflags, or with
+    another inheritance: to be compared, and in no map."""
+    new = VmMapEntry(
+        entry.ba,
+        entry.eflags & ~clear | add,
+        entry.maptype,
+        entry.protection if protection is None else protection,
+        entry.max_protection,
+        entry.inheritance if inheritance is None else inheritance,
+        entry.id,
+    )
+    new.forked = entry.forked
+    return new
 
 
 def entries(map: VmMap, start: int, end: int) -> Iterator[tuple[VmMapEntry, int, int]]:
@@ -149,6 +184,80 @@ def mapped_prefix(map: VmMap, start: int, end: int) -> int:
         start = entry.ba.end
         entry = entry.next
     return min(start, end)
+
+
+# ---- max_map_count -------------------------------------------------------------------------------
+
+# What one operation with the map locked exclusively can make of one VMA, at most.
+_VMAS_A_HOLD: Final = 4
+
+
+def vma_full(map: VmMap, more: int) -> bool:
+    """Whether with `more` VMAs the map would have more than vm.max_map_count.
+
+    They are only counted when there are enough entries for that, and enough has happened since they
+    were counted last.
+    """
+    limit = map.vm.sysctl.max_proc_mmap
+    if map.nentries + more <= limit:
+        return False
+    if map.nvmas_at != map.timestamp:
+        held = map.timestamp - map.nvmas_at
+        if map.nvmas_at >= 0 and map.nvmas + held * _VMAS_A_HOLD + more <= limit:
+            return False
+        map.nvmas, map.nvmas_at = vma_count(map), map.timestamp
+    return map.nvmas + more > limit
+
+
+def vma_count(map: VmMap) -> int:
+    """How many VMAs there are: the lines of /proc/PID/maps."""
+    count, before = 0, None
+    for entry in map:
+        if before is None or not same_vma(before, entry):
+            count += 1
+        before = entry
+    return count
+
+
+def check_cut(map: VmMap, start: int, end: int, change: Callable[[VmMapEntry], VmMapEntry]) -> int:
+    """Check that the VMA at `start`, from there on and as far as it lies below `end`, may become
+    what `change` (see as_if) makes of its entries: that there may be as many VMAs as it is then in.
+    Where it becomes like its neighbour, only the border between them moves. Returns up to where
+    nothing has to be checked any more.
+
+    :raises OSError: ENOMEM
+    """
+    if not vma_full(map, 2):
+        return end  # one more at each end of a range is all that a change of it can make
+    found, entry = vm_map_lookup_entry(map, start)
+    assert found and entry is not None
+    last = min(vma_end(entry, end), end)
+    at_start, at_end = start == vma_start(entry), last == vma_end(entry, last + 1)
+    _, upper = vm_map_lookup_entry(map, last - 1)
+    assert upper is not None
+    new = change(entry)
+    if (
+        (at_start and at_end)
+        or _alike(entry, new)
+        or (at_start and entry.prev is not None and same_vma(entry.prev, new))
+        or (at_end and upper.next is not None and same_vma(change(upper), upper.next))
+    ):
+        return last
+    if vma_full(map, 2 - at_start - at_end):
+        raise err(ENOMEM)
+    return last
+
+
+def check_unmap(map: VmMap, start: int, end: int) -> None:
+    """Check that [start, end) may be unmapped.
+
+    :raises OSError: ENOMEM when that leaves two VMAs of one, and there are as many as may be.
+    """
+    if vma_full(map, 1):
+        found, entry = vm_map_lookup_entry(map, start)
+        if found and entry is not None and vma_start(entry) < start:
+            if vma_end(entry, end + 1) > end:
+                raise err(ENOMEM)
 
 
 # ---- limits --------------------------------------------------------------------------------------

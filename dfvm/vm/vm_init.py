@@ -38,7 +38,7 @@ class VmSysctl:
         self.map_backing_limit = 5  # longest chain fork leaves behind
         self.map_partition_enable = 1  # clip large entries to 32 MiB at the first fault
         self.pageout_memuse_mode = 1  # RLIMIT_RSS: 0 off, 1 passive, 2 active
-        self.max_proc_mmap = 1_000_000  # entries in one user map
+        self.max_proc_mmap = 65_530  # mappings in one user map, as programs count them
         self.stack_guard_gap = 256  # pages between a stack that grows and what is below it
 
 

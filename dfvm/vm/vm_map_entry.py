@@ -212,8 +212,8 @@ class VmMap:
     """
 
     __slots__ = ("first", "flags", "freehint", "freehint_newindex", "hint", "index", "lock",
-                 "max_addr", "min_addr", "nentries", "pmap", "shm_cut", "shm_cut_at", "size",
-                 "system_map", "timestamp", "token", "vm")  # fmt: skip
+                 "max_addr", "min_addr", "nentries", "nvmas", "nvmas_at", "pmap", "shm_cut",
+                 "shm_cut_at", "size", "system_map", "timestamp", "token", "vm")  # fmt: skip
 
     vm: VmSystem  # the machine
     lock: Lock  # lockmgr lock of everything below; may be held over blocking
@@ -228,6 +228,8 @@ class VmMap:
     min_addr: int  # no entry lies below; never changes
     max_addr: int  # … or at or above
     nentries: int  # entries in index; lock
+    nvmas: int  # how many mappings programs saw in them (kern/vma.py) when the lock was taken the
+    nvmas_at: int  # nvmas_at'th time; -1: that has not been asked yet
     size: int  # sum of their lengths in bytes; lock
     timestamp: int
     # Counts exclusive holds: whoever gives up the lock and has it back finds out whether he must
@@ -254,6 +256,7 @@ class VmMap:
         self.min_addr = min_addr
         self.max_addr = max_addr
         self.nentries = 0
+        self.nvmas, self.nvmas_at = 0, -1
         self.size = 0
         self.timestamp = 0
         self.shm_cut = set()

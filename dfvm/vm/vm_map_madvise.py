@@ -71,7 +71,7 @@ MADV_CORE: Final = 9
 MADV_INVAL: Final = 10
 
 # Advice that is kept in the entry: bits that go, bits that come.
-_ENTRY_ADVICE: Final = {
+ENTRY_ADVICE: Final = {
     MADV_NORMAL: (MAP_ENTRY_BEHAV_MASK, MAP_ENTRY_BEHAV_NORMAL),
     MADV_RANDOM: (MAP_ENTRY_BEHAV_MASK, MAP_ENTRY_BEHAV_RANDOM),
     MADV_SEQUENTIAL: (MAP_ENTRY_BEHAV_MASK, MAP_ENTRY_BEHAV_SEQUENTIAL),
@@ -85,7 +85,7 @@ _ENTRY_ADVICE: Final = {
 def vm_map_madvise(map: VmMap, start: int, end: int, behav: int) -> int:
     """Take advice on everything in [start, end); holes don't matter. Locks the map: exclusively
     for advice that entries keep, shared for what is done to objects and page tables."""
-    advice = _ENTRY_ADVICE.get(behav)
+    advice = ENTRY_ADVICE.get(behav)
     if advice is not None:
         vm_map_mark(map, start, end, *advice)
     elif behav in (MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_INVAL):

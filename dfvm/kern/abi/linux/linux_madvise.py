@@ -16,14 +16,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32
-from dfvm.kern.kern_errno import EACCES, EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, err
+from dfvm.kern.kern_errno import EACCES, EAGAIN, EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, err
 from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import populate
 from dfvm.kern.vma import (
     MARK_NOREAD,
     MARK_ONFAULT,
     MARK_WIPE,
+    as_if,
     chain_end,
+    check_cut,
     entries,
     is_anonymous,
     is_locked,
@@ -65,6 +67,7 @@ from dfvm.vm.vm_map import (
     vm_map_unlock,
     vm_map_user_wiring,
 )
+from dfvm.vm.vm_map_madvise import ENTRY_ADVICE
 from dfvm.vm.vm_object import (
     OBJ_ONEMAPPING,
     OBJT_SWAP,
@@ -119,6 +122,11 @@ _OWN: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED, LINUX_MADV_REMOV
                LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
                LINUX_MADV_KEEPONFORK, LINUX_MADV_POPULATE_READ,
                LINUX_MADV_POPULATE_WRITE)  # fmt: skip
+# About what a child gets.
+_FORK: Final = (LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
+                LINUX_MADV_KEEPONFORK)  # fmt: skip
+# What the mapping keeps, and may be cut for.
+_KEPT: Final = (*_FORK, *(linux for linux, behav in _SAME.items() if behav in ENTRY_ADVICE))
 # What one process may advise for another.
 REMOTE_ADVICE: Final = (LINUX_MADV_WILLNEED, LINUX_MADV_COLD, LINUX_MADV_PAGEOUT)
 # Not for locked memory.
@@ -139,17 +147,41 @@ def madvise(lp: Lwp, map: VmMap, start: int, length: int, behavior: int) -> int:
     if behavior in (LINUX_MADV_POPULATE_READ, LINUX_MADV_POPULATE_WRITE):
         _populate(map, start, end, behavior == LINUX_MADV_POPULATE_WRITE)
         return 0
-    at = start
+    at = checked = start
     holes = False
     for entry, first, last in entries(map, start, end):
         holes |= first > at
         at = last
         if behavior in _UNLOCKED and is_locked(entry):
             raise err(EINVAL)
+        if behavior in _KEPT and first >= checked:
+            try:
+                checked = check_cut(map, first, end, lambda entry: _advised(entry, behavior))
+            except OSError:
+                raise err(EAGAIN) from None
         _advise(lp, map, entry, first, last, behavior)
     if holes or at < end:
         raise err(ENOMEM)
     return 0
+
+
+def _advised(entry: VmMapEntry, behavior: int) -> VmMapEntry:
+    """What advice that is _KEPT makes of `entry`, as as_if."""
+    inherit = entry.inheritance
+    if behavior == LINUX_MADV_DONTFORK:
+        return as_if(entry, inheritance=VM_INHERIT_NONE)
+    if behavior == LINUX_MADV_DOFORK:
+        if inherit == VM_INHERIT_NONE:
+            keep = VM_INHERIT_ZERO if entry.eflags & MARK_WIPE else VM_INHERIT_COPY
+            inherit = VM_INHERIT_SHARE if is_shared(entry) else keep
+        return as_if(entry, inheritance=inherit)
+    if behavior == LINUX_MADV_WIPEONFORK:
+        inherit = VM_INHERIT_ZERO if inherit == VM_INHERIT_COPY else inherit
+        return as_if(entry, add=MARK_WIPE, inheritance=inherit)
+    if behavior == LINUX_MADV_KEEPONFORK:
+        inherit = VM_INHERIT_COPY if inherit == VM_INHERIT_ZERO else inherit
+        return as_if(entry, clear=MARK_WIPE, inheritance=inherit)
+    return as_if(entry, None, *ENTRY_ADVICE[_SAME[behavior]])
 
 
 def _advise(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int, behavior: int) -> None:
@@ -167,23 +199,14 @@ def _advise(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int, behavi
                 lock_range(map, piece, first, last, on_fault)
     elif behavior == LINUX_MADV_REMOVE:
         _remove(lp, map, entry, start, end)
-    elif behavior == LINUX_MADV_DONTFORK:
-        vm_map_inherit(map, start, end, VM_INHERIT_NONE)
-    elif behavior == LINUX_MADV_DOFORK:
-        if entry.inheritance == VM_INHERIT_NONE:
-            keep = VM_INHERIT_ZERO if entry.eflags & MARK_WIPE else VM_INHERIT_COPY
-            vm_map_inherit(map, start, end, VM_INHERIT_SHARE if is_shared(entry) else keep)
-    elif behavior == LINUX_MADV_WIPEONFORK:
-        if not is_anonymous(entry):
+    elif behavior in _FORK:
+        if behavior == LINUX_MADV_WIPEONFORK and not is_anonymous(entry):
             raise err(EINVAL)
-        if entry.inheritance == VM_INHERIT_COPY:
-            vm_map_inherit(map, start, end, VM_INHERIT_ZERO)
-        vm_map_mark(map, start, end, 0, MARK_WIPE)
-    elif behavior == LINUX_MADV_KEEPONFORK:
-        if entry.inheritance == VM_INHERIT_ZERO:
-            vm_map_inherit(map, start, end, VM_INHERIT_COPY)
-        if entry.eflags & MARK_WIPE:
-            vm_map_mark(map, start, end, MARK_WIPE, 0)
+        new = _advised(entry, behavior)
+        wipe = new.eflags & MARK_WIPE
+        if wipe != entry.eflags & MARK_WIPE:
+            vm_map_mark(map, start, end, MARK_WIPE, wipe)
+        vm_map_inherit(map, start, end, new.inheritance)
     elif behavior not in _NOTHING:
         if behavior == LINUX_MADV_FREE and not is_anonymous(entry):
             raise err(EINVAL)

@@ -25,6 +25,7 @@ from dfvm.kern.vma import (
     U64,
     chain_end,
     check_expand,
+    check_unmap,
     entries,
     is_anonymous,
     is_data,
@@ -33,6 +34,7 @@ from dfvm.kern.vma import (
     lock_room,
     mapped_prefix,
     vma_end,
+    vma_full,
 )
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
 from dfvm.vm.pmap import pmap_remove
@@ -73,6 +75,8 @@ MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
 MREMAP_DONTUNMAP: Final = 4
 
+_ROOM_TO_MOVE: Final = 4  # mappings fewer than may be, for moving one
+
 _KEPT_FLAGS: Final = (
     MAP_ENTRY_BEHAV_MASK | MAP_ENTRY_NOCOREDUMP | MAP_ENTRY_NOSYNC | MAP_ENTRY_ABI_MASK
 )
@@ -104,6 +108,7 @@ def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr:
         if old_len > new_len:
             if addr + old_len > TASK_SIZE:
                 raise err(EINVAL)
+            check_unmap(map, addr + new_len, addr + old_len)
             vm_map_remove(map, addr + new_len, addr + old_len)
         return addr
     entry = _check_grow(p, addr, old_len, new_len)
@@ -114,23 +119,29 @@ def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr:
         if locked:
             _lock(map, end, addr + new_len)
         return addr
-    if not flags & MREMAP_MAYMOVE:
+    if not flags & MREMAP_MAYMOVE or vma_full(map, _ROOM_TO_MOVE):
         raise err(ENOMEM)
     return _move(p, addr, old_len, find_room(map, 0, new_len), new_len, False)
 
 
-def _check_target(addr: int, old_len: int, new_addr: int, new_len: int) -> None:
+def _check_target(map: VmMap, addr: int, old_len: int, new_addr: int, new_len: int) -> None:
+    """Whether something may move to new_addr.
+
+    :raises OSError: EINVAL; ENOMEM with about as many mappings as may be.
+    """
     if new_addr & PAGE_MASK or new_addr > TASK_SIZE - new_len:
         raise err(EINVAL)
     if addr + old_len > new_addr and new_addr + new_len > addr:
         raise err(EINVAL)
+    if vma_full(map, _ROOM_TO_MOVE + 2):
+        raise err(ENOMEM)  # as long as nothing is unmapped yet
 
 
 def _move_all(p: Proc, addr: int, size: int, flags: int, new_addr: int) -> int:
     """MREMAP_FIXED of as much as there was: the only one that may have several mappings, and holes
     between them, to move. What was moved before something that can't be stays there."""
     map = p.p_vmspace.vm_map
-    _check_target(addr, size, new_addr, size)
+    _check_target(map, addr, size, new_addr, size)
     if not vm_map_lookup_entry(map, addr)[0]:
         raise err(EFAULT)
     at, end = addr, addr + size
@@ -150,7 +161,7 @@ def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_ad
     """MREMAP_FIXED and MREMAP_DONTUNMAP. What can be refused is refused before anything goes, but
     for the room that MREMAP_DONTUNMAP takes."""
     map = p.p_vmspace.vm_map
-    _check_target(addr, old_len, new_addr, new_len)
+    _check_target(map, addr, old_len, new_addr, new_len)
     keep = min(old_len, new_len)
     entry = _check_grow(p, addr, keep, new_len)
     data = is_data(entry)
@@ -159,6 +170,7 @@ def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_ad
     if addr + old_len > TASK_SIZE:
         raise err(EINVAL)
     if flags & MREMAP_FIXED:
+        check_unmap(map, new_addr, new_addr + new_len)
         vm_map_remove(map, new_addr, new_addr + new_len)
     if old_len > new_len:
         vm_map_remove(map, addr + new_len, addr + old_len)
@@ -407,6 +419,9 @@ def remap_file_pages(p: Proc, start: int, size: int, prot: int, pgoff: int) -> i
     vm_object_reference_quick(obj)  # while nothing may show it
     segment = obj.shm
     try:
+        if vma_full(map, 0):
+            raise err(ENOMEM)
+        check_unmap(map, start, end)
         vm_map_remove(map, start, end)
         if obj.shm is not segment:
             raise err(EINVAL)  # that was the last of a segment that had been removed

@@ -219,6 +219,14 @@ class ProcFile(ProcNode):
             self.may_look(cred)
         return None
 
+    def check_proc(self) -> None:
+        """Whether what it is about is still there.
+
+        :raises OSError: ESRCH
+        """
+        if self.p_proc is not None:
+            self.alive()
+
     def read(self, uio: Uio, off: int, ioflag: int) -> None:
         from dfvm.vm.copyio import uiomove
 
@@ -226,8 +234,7 @@ class ProcFile(ProcNode):
             raise err(EINVAL)
         data = self.p_data
         if data is None or off == 0:
-            if self.p_proc is not None:
-                self.alive()
+            self.check_proc()
             if self.p_show is None:
                 raise err(EINVAL)
             data = self.p_data = self.p_show()
@@ -239,8 +246,7 @@ class ProcFile(ProcNode):
 
         if self.p_store is None:
             raise err(EIO if self.p_proc is None else EINVAL)
-        if self.p_proc is not None:
-            self.alive()
+        self.check_proc()
         data = uioread(uio, _WRITE_MAX)
         self.p_store(data)
         return off + len(data)

@@ -3,6 +3,9 @@
 They read the map as it stands, without its lock: nothing here blocks between looking at one entry
 and the next, except mem, which faults pages in and holds the space meanwhile.
 
+Most are about the address space that the process had when they were opened: what it has gets lost
+with an exec or its end, and they are empty then.
+
 Source: Linux fs/proc/task_mmu.c, fs/proc/base.c (mem_rw); Documentation/admin-guide/mm/pagemap.rst.
 """
 
@@ -13,9 +16,9 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
-from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, ERANGE, err
+from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, ERANGE, ESRCH, err
 from dfvm.kern.proc import SZOMB
-from dfvm.kern.vfs.procfs import ProcNode
+from dfvm.kern.vfs.procfs import ProcFile, ProcNode
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import OFF_MAX, VREG
 from dfvm.kern.vma import (
@@ -52,9 +55,12 @@ from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_MAX_USER_ADDRE
 from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeGuard
+
     from dfvm.kern.proc import Proc
     from dfvm.kern.sysv_shm import ShmSegment
-    from dfvm.kern.vfs.procfs import PseudoMount
+    from dfvm.kern.vfs.procfs import PseudoMount, Show
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.copyio import Uio
@@ -161,11 +167,8 @@ def _vmas(space: Vmspace) -> list[list[VmMapEntry]]:
     return vmas
 
 
-def maps(p: Proc, root: Vnode) -> bytes:
+def maps(space: Vmspace, root: Vnode) -> bytes:
     """/proc/PID/maps."""
-    space = space_of(p)
-    if space is None:
-        return b""
     return b"".join([_line(space, vma, root) for vma in _vmas(space)])
 
 
@@ -338,11 +341,8 @@ def _vmflags(entry: VmMapEntry) -> str:
     return "".join(f"{name} " for name, on in flags if on)
 
 
-def smaps(p: Proc, root: Vnode) -> bytes:
+def smaps(space: Vmspace, root: Vnode) -> bytes:
     """/proc/PID/smaps."""
-    space = space_of(p)
-    if space is None:
-        return b""
     parts = []
     for vma in _vmas(space):
         usage = Usage()
@@ -360,11 +360,8 @@ def smaps(p: Proc, root: Vnode) -> bytes:
     return b"".join(parts)
 
 
-def smaps_rollup(p: Proc) -> bytes:
+def smaps_rollup(space: Vmspace) -> bytes:
     """/proc/PID/smaps_rollup: the sum."""
-    space = space_of(p)
-    if space is None:
-        return b""
     entries = list(space.vm_map)
     if not entries:
         return b""
@@ -375,20 +372,103 @@ def smaps_rollup(p: Proc) -> bytes:
     return head.ljust(_NAME_COLUMN) + b"[rollup]\n" + usage.lines(True).encode()
 
 
+class SpaceFile(ProcFile):
+    """A text about the space that the process has when it is opened."""
+
+    __slots__ = ("p_show_space",)
+
+    p_show_space: Callable[[Proc, Vmspace | None], Show]
+    # Given the process and its space at opening: what makes the text
+
+    def __init__(
+        self,
+        mount: PseudoMount,
+        fileid: int,
+        p: Proc,
+        mode: int,
+        show: Callable[[Proc, Vmspace | None], Show],
+    ) -> None:
+        super().__init__(mount, fileid, None, None, mode, p, True)
+        self.p_show_space = show
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        super().vop_open(fflag, cred)
+        assert self.p_proc is not None
+        self.p_show = self.p_show_space(self.p_proc, space_of(self.p_proc))
+        return None
+
+    def check_proc(self) -> None:
+        """That is up to what makes the text."""
+
+
+def of_maps(text: Callable[[Vmspace, Vnode], bytes]) -> Callable[[Proc, Vmspace | None], Show]:
+    """For maps and smaps: `text`, given the space and the process's root. The process must not have
+    been reaped; if it has lost the space, there is nothing to say."""
+
+    def bind(p: Proc, space: Vmspace | None) -> Show:
+        def show() -> bytes:
+            if p.kernel.procs.get(p.p_pid) is not p:
+                raise err(ESRCH)
+            root = p.p_fs.fs_rdir if p.p_lwps else p.kernel.vfs.rootvnode
+            return text(space, root) if _in_use(space) else b""
+
+        return show
+
+    return bind
+
+
+def of_rollup(p: Proc, space: Vmspace | None) -> Show:
+    """For smaps_rollup."""
+    if space is None:
+        raise err(ESRCH)
+
+    def show() -> bytes:
+        if not _in_use(space):
+            raise err(ESRCH)
+        return smaps_rollup(space)
+
+    return show
+
+
+def of_environ(p: Proc, space: Vmspace | None) -> Show:
+    """For environ: what is there now where exec has put the environment."""
+    if space is None:
+        raise err(ESRCH)
+    where = p.p_env
+    return lambda: read_user(space, *where) if _in_use(space) else b""
+
+
+def of_auxv(p: Proc, space: Vmspace | None) -> Show:
+    """For auxv, which outlives the space."""
+    if space is None:
+        raise err(ESRCH)
+    auxv = p.p_auxv
+    return lambda: auxv
+
+
+def _in_use(space: Vmspace | None) -> TypeGuard[Vmspace]:
+    """Whether somebody uses the space, and it is not just looked at."""
+    return space is not None and space.vm_refcnt > 0
+
+
 class _MemoryFile(ProcNode):
-    """Binary files about a process's memory."""
+    """Binary files about the memory that a process has when they are opened."""
 
-    __slots__ = ()
+    __slots__ = ("p_space",)
 
-    def space(self) -> Vmspace:
-        """The space that is read.
+    p_space: Vmspace | None  # which may not be in use any more
 
-        :raises OSError: ESRCH; EIO for a process that has none any more.
-        """
-        space = space_of(self.alive())
-        if space is None:
-            raise err(EIO)
-        return space
+    def __init__(self, mount: PseudoMount, fileid: int, p: Proc, mode: int) -> None:
+        super().__init__(mount, VREG, mode, fileid, p)
+        self.p_space = None
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        self.may_look(cred)
+        assert self.p_proc is not None
+        self.p_space = space_of(self.p_proc)
+        if self.p_space is None:
+            raise err(ESRCH)
+        return None
 
     def setsize(self, length: int) -> None:
         if length:
@@ -412,11 +492,7 @@ class MemFile(_MemoryFile):
     __slots__ = ()
 
     def __init__(self, mount: PseudoMount, fileid: int, p: Proc) -> None:
-        super().__init__(mount, VREG, 0o600, fileid, p)
-
-    def vop_open(self, fflag: int, cred: Cred) -> object | None:
-        self.may_look(cred)
-        return None
+        super().__init__(mount, fileid, p, 0o600)
 
     def read(self, uio: Uio, off: int, ioflag: int) -> None:
         self._move(uio, off, False)
@@ -425,7 +501,9 @@ class MemFile(_MemoryFile):
         return self._move(uio, off, True)
 
     def _move(self, uio: Uio, off: int, write: bool) -> int:
-        space = self.space()
+        space = self.p_space
+        if not _in_use(space):
+            return off
         vm = space.vm_map.vm
         resid = uio.uio_resid
         end = off + resid
@@ -497,19 +575,19 @@ class PagemapFile(_MemoryFile):
     p_frames: bool  # whoever opened it may know frame numbers
 
     def __init__(self, mount: PseudoMount, fileid: int, p: Proc) -> None:
-        super().__init__(mount, VREG, 0o400, fileid, p)
+        super().__init__(mount, fileid, p, 0o400)
         self.p_frames = False
 
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
-        self.may_look(cred)
+        super().vop_open(fflag, cred)
         self.p_frames = bool(cred.cr_cap_e & CAP_SYS_ADMIN)
         return None
 
     def read(self, uio: Uio, off: int, ioflag: int) -> None:
         if off & 7 or uio.uio_resid & 7:
             raise err(EINVAL)
-        space = self.space()
-        while uio.uio_resid:
+        space = self.p_space
+        while uio.uio_resid and _in_use(space):
             va = off << (PAGE_SHIFT - 3)
             if va >= VM_MAX_USER_ADDRESS:
                 return
@@ -543,7 +621,7 @@ class PagemapFile(_MemoryFile):
         return word
 
 
-class ClearRefsFile(_MemoryFile):
+class ClearRefsFile(ProcFile):
     """/proc/PID/clear_refs: the process's pages have not been used, or its resident set has never
     been larger. Soft-dirty bits can be cleared, as on a Linux that is built without them: there
     are none, and pagemap never shows one."""
@@ -551,10 +629,7 @@ class ClearRefsFile(_MemoryFile):
     __slots__ = ()
 
     def __init__(self, mount: PseudoMount, fileid: int, p: Proc) -> None:
-        super().__init__(mount, VREG, 0o200, fileid, p)
-
-    def read(self, uio: Uio, off: int, ioflag: int) -> None:
-        raise err(EINVAL)
+        super().__init__(mount, fileid, None, None, 0o200, p)
 
     def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
         data = uioread(uio, _CLEAR_REFS_MAX)

@@ -30,11 +30,15 @@ from dfvm.kern.vfs.procfs_maps import (
     ClearRefsFile,
     MemFile,
     PagemapFile,
+    SpaceFile,
     maps,
+    of_auxv,
+    of_environ,
+    of_maps,
+    of_rollup,
     read_user,
     rss_split,
     smaps,
-    smaps_rollup,
     space_of,
     vm_kinds,
 )
@@ -50,9 +54,10 @@ if TYPE_CHECKING:
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
-    from dfvm.kern.vfs.procfs import PseudoMount
+    from dfvm.kern.vfs.procfs import PseudoMount, Show
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
+    from dfvm.vm.vmspace import Vmspace
 
 _TICK_NS: Final = NS // USER_HZ
 
@@ -162,11 +167,6 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     pid = p.p_pid if whole or lp is None else lp.lwp_tid
     head = b"%d (%s) %s " % (pid, _comm(p), _state(p, lp).encode())
     return head + " ".join(map(str, fields)).encode() + b"\n"
-
-
-def _environ(p: Proc) -> bytes:
-    space = space_of(p)
-    return b"" if space is None else read_user(space, *p.p_env)
 
 
 def _cmdline(p: Proc) -> bytes:
@@ -584,6 +584,16 @@ def _memory_file(
     return make
 
 
+def _space_file(
+    show: Callable[[Proc, Vmspace | None], Show], mode: int = 0o444
+) -> Callable[[ProcDir, int], ProcNode]:
+    def make(dvp: ProcDir, ino: int) -> ProcNode:
+        assert dvp.p_proc is not None
+        return SpaceFile(dvp.v_mount, ino, dvp.p_proc, mode, show)
+
+    return make
+
+
 # ---- namespaces ----------------------------------------------------------------------------------
 # There is one of each kind, in which everybody is: the first one, whose inode numbers are Linux's.
 
@@ -693,8 +703,8 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"fd": _fd_dir(False),
     b"fdinfo": _fd_dir(True),
     b"ns": _ns_dir,
-    b"environ": _file(lambda p, lp, whole: _environ(p), 0o400, True),
-    b"auxv": _file(lambda p, lp, whole: p.p_auxv if p.p_lwps else b"", 0o400, True),
+    b"environ": _space_file(of_environ, 0o400),
+    b"auxv": _space_file(of_auxv, 0o400),
     b"status": _file(status),
     b"personality": _file(lambda p, lp, whole: b"%08x\n" % p.p_personality, 0o400, True),
     b"limits": _file(lambda p, lp, whole: limits(p)),
@@ -703,7 +713,7 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"cmdline": _file(lambda p, lp, whole: _cmdline(p)),
     b"stat": _file(stat),
     b"statm": _file(lambda p, lp, whole: statm(p)),
-    b"maps": _file(lambda p, lp, whole: maps(p, _root_of(p)), 0o444, True),
+    b"maps": _space_file(of_maps(maps)),
     b"mem": _memory_file(MemFile),
     b"cwd": _link(lambda p: p.p_fs.fs_cdir),
     b"root": _link(lambda p: p.p_fs.fs_rdir),
@@ -711,8 +721,8 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"mounts": _file(lambda p, lp, whole: mounts(p) if p.p_lwps else b"", splice=FREAD),
     b"mountinfo": _file(lambda p, lp, whole: mountinfo(p) if p.p_lwps else b"", splice=FREAD),
     b"clear_refs": _memory_file(ClearRefsFile),
-    b"smaps": _file(lambda p, lp, whole: smaps(p, _root_of(p)), 0o444, True),
-    b"smaps_rollup": _file(lambda p, lp, whole: smaps_rollup(p), 0o444, True),
+    b"smaps": _space_file(of_maps(smaps)),
+    b"smaps_rollup": _space_file(of_rollup),
     b"mountstats": _file(lambda p, lp, whole: mountstats(p) if p.p_lwps else b"", 0o400),
     b"pagemap": _memory_file(PagemapFile),
     b"wchan": _file(lambda p, lp, whole: _wchan(lp)),
@@ -738,11 +748,6 @@ _PROCESS: Final = {
     ),
 }
 _THREAD: Final = {**_COMMON, b"children": _file(lambda p, lp, whole: _children(p))}
-
-
-def _root_of(p: Proc) -> Vnode:
-    # Paths of mapped files are shown from the root of the process itself.
-    return p.p_fs.fs_rdir if p.p_lwps else p.kernel.vfs.rootvnode
 
 
 def proc_dir(mount: PseudoMount, p: Proc) -> ProcNode:

@@ -27,7 +27,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import ENOMEM, err
+from dfvm.kern.kern_errno import ENOMEM, EPERM, err
+from dfvm.kern.vma import may_map_low
 from dfvm.vm.copyio import copyout
 from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
 from dfvm.vm.vm import (
@@ -55,7 +56,6 @@ from dfvm.vm.vm_param import (
     PAGE_MASK,
     PAGE_SIZE,
     VM_MAX_USER_ADDRESS,
-    VM_MIN_USER_ADDRESS,
     round_page,
     trunc_page,
 )
@@ -69,7 +69,6 @@ if TYPE_CHECKING:
 
 _PHDRS_MAX: Final = 65536  # bytes, as Linux
 _INTERP_MAX: Final = 4096
-_ALIGN_MAX: Final = 1 << 30  # larger alignments are not honoured
 _OFFSET_MAX: Final = (1 << 63) - 1  # loff_t
 
 _PF_X: Final = 1
@@ -217,14 +216,14 @@ def _add_load(image: ImageParams, elf: ElfImage, seg: Segment, align: int) -> No
         raise image.malformed(f"{what}: more in the file than in memory")
     if memsz == 0:
         return
-    if vaddr + memsz > VM_MAX_USER_ADDRESS or (not elf.pic and vaddr < VM_MIN_USER_ADDRESS):
+    if vaddr + memsz > VM_MAX_USER_ADDRESS:
         raise image.malformed(f"{what}: not in user space")
     if filesz:
         if offset + filesz > _OFFSET_MAX:
             raise image.malformed(f"{what}: lies beyond the end of any file")
         if (vaddr ^ offset) & PAGE_MASK:
             raise image.malformed(f"{what}: offset {offset:#x} does not suit the address")
-    if align & (align - 1) == 0 and elf.align < align <= _ALIGN_MAX:
+    if align & (align - 1) == 0 and elf.align < align:
         elf.align = align
     elf.segments.append(seg)
 
@@ -290,10 +289,16 @@ def _map_over(
 
 def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage) -> None:
     """Fill `space` with the program, and with its interpreter if it has one, and note in `image`
-    where things are. May block."""
-    bias = (ET_DYN_BASE + elf.align - 1) & ~(elf.align - 1) if elf.pic else 0
+    where things are. May block.
+
+    :raises OSError: what elf_load raises; EPERM for a place that only root may map something at.
+    """
+    bias = ET_DYN_BASE & -elf.align if elf.pic else 0
     if elf.pic:
-        bias -= elf.low & ~(elf.align - 1)
+        bias -= elf.low & -elf.align
+    p = image.kernel.sched.curthread.td_proc
+    if elf.low + bias < image.kernel.mmap_min_addr and p is not None and not may_map_low(p):
+        raise err(EPERM)
     elf_load(image, space, elf, bias)
     image.phdr = elf.phdr_vaddr + bias if elf.phdr_vaddr else 0
     image.phnum = elf.phnum
@@ -319,7 +324,7 @@ def _load_interp(image: ImageParams, space: Vmspace) -> None:
     if elf.pic:
         size = round_page(elf.high) - elf.low
         vm_map_lock(space.vm_map)
-        place = vm_map_findspace(space.vm_map, INTERP_BASE, size, elf.align)
+        place = vm_map_findspace(space.vm_map, INTERP_BASE, size, PAGE_SIZE)
         vm_map_unlock(space.vm_map)
         if place is None:
             raise err(ENOMEM)

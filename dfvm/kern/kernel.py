@@ -101,6 +101,7 @@ class Kernel:
     sysent: SysentTable  # the Linux ABI
     hostname: bytes
     domainname: bytes
+    mmap_min_addr: int  # nobody but root maps anything below it
     checking: bool  # verify the machine along the way (--check)
     faults: int  # the guests' page faults so far, counted while checking
     kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
@@ -139,6 +140,7 @@ class Kernel:
         self.sids = {}
         self.hostname = os.uname().nodename.encode()
         self.domainname = b"(none)"
+        self.mmap_min_addr = 0x1_0000
         self.vfs = vfs_mountall(self, root, rw)
         self._make_init()
         self.vm.hooks = self

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
-from dfvm.kern.kern_caps import CAP_FOWNER, CAP_SYS_RAWIO
+from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_errno import (
     EACCES,
     EAGAIN,
@@ -58,6 +58,7 @@ from dfvm.kern.vma import (
     lock_room,
     lowest,
     may_lock,
+    may_map_low,
     prot_mark,
     vm_prot,
     vma_end,
@@ -103,7 +104,6 @@ from dfvm.vm.vm_param import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
-    VM_MIN_USER_ADDRESS,
     round_page,
     trunc_page,
 )
@@ -143,7 +143,7 @@ MS_ASYNC: Final = 1
 MS_INVALIDATE: Final = 2
 MS_SYNC: Final = 4
 
-MMAP_MIN_ADDR: Final = 0x1_0000  # nobody but root maps below it
+MMAP_MIN_ADDR: Final = 0x1_0000  # nothing is put below it unless it is asked for
 
 # Where room is looked for, one after the other: in the same gigabyte as the stack (its page
 # directory is there already), in the same half terabyte, and wherever there is some.
@@ -187,9 +187,7 @@ def check_place(p: Proc, addr: int, size: int) -> None:
         raise err(ENOMEM)
     if addr & PAGE_MASK:
         raise err(EINVAL)
-    if addr < VM_MIN_USER_ADDRESS or (
-        addr < MMAP_MIN_ADDR and not p.p_ucred.cr_cap_e & CAP_SYS_RAWIO
-    ):
+    if addr < p.kernel.mmap_min_addr and not may_map_low(p):
         raise err(EPERM)
 
 
@@ -338,7 +336,7 @@ def _mmap_place(p: Proc, addr: int, size: int, flags: int) -> int:
                 raise err(EEXIST)
         return addr
     addr = trunc_page(addr)
-    return max(addr, MMAP_MIN_ADDR) if addr else 0
+    return max(addr, round_page(p.kernel.mmap_min_addr)) if addr else 0
 
 
 def _anonymous_shared(flags: int) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_caps import CAP_IPC_LOCK
+from dfvm.kern.kern_caps import CAP_IPC_LOCK, CAP_SYS_RAWIO
 from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.vm.vm import (
     VM_INHERIT_SHARE,
@@ -315,6 +315,11 @@ def check_memory(map: VmMap, size: int) -> None:
     """
     if size > map.vm.vmstats.v_page_count << PAGE_SHIFT:
         raise err(ENOMEM)
+
+
+def may_map_low(p: Proc) -> bool:
+    """Whether `p` may map something below vm.mmap_min_addr."""
+    return bool(p.p_ucred.cr_cap_e & CAP_SYS_RAWIO)
 
 
 def may_lock(p: Proc) -> bool:

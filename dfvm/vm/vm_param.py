@@ -1,6 +1,6 @@
 """Sizes and the shape of the address space.
 
-    0x0000_0000_0000_1000   VM_MIN_USER_ADDRESS
+    0x0000_0000_0000_0000   VM_MIN_USER_ADDRESS
     0x0000_7fff_ffff_f000   VM_MAX_USER_ADDRESS
         (addresses that are not canonical)
     0xffff_8000_0000_0000   DMAP_MIN_ADDRESS: all of RAM, in 2 MiB pages
@@ -23,7 +23,7 @@ DEV_BSIZE: Final = 1 << DEV_BSHIFT  # what one bit of vm_page.valid and .dirty s
 
 NBPDR: Final = 1 << 21  # bytes one page-table page maps, and the size of a large page
 
-VM_MIN_USER_ADDRESS: Final = 0x1000
+VM_MIN_USER_ADDRESS: Final = 0
 VM_MAX_USER_ADDRESS: Final = 0x0000_7FFF_FFFF_F000
 
 DMAP_MIN_ADDRESS: Final = 0xFFFF_8000_0000_0000

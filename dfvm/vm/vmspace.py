@@ -316,7 +316,7 @@ def _set_forked(entry: VmMapEntry, new: VmMapEntry, first: VmMapEntry | None) ->
         # One piece with pages of its own makes it so for all.
         scan: VmMapEntry | None = first
         while scan is not None:
-            scan.forked = first.ba.start
+            scan.forked = first.ba.end
             scan = scan.next
     return first
 

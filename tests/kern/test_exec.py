@@ -95,7 +95,6 @@ MALFORMED = {
     "filesz over memsz": elf([(PT_LOAD, 5, 0, 0x400000, 0, 0x2000, 0x1000, 4096)]),
     "address wraps": elf([LOAD, (PT_LOAD, 6, 0, MAX - 0xFFF, 0, 0x1000, 0x2000, 4096)]),
     "kernel address": elf([LOAD, (PT_LOAD, 6, 0, 0xFFFF800000000000, 0, 0x1000, 0x1000, 4096)]),
-    "page zero": elf([(PT_LOAD, 5, 0, 0, 0, 0x2000, 0x2000, 4096)], entry=0x1000),
     "absurd memsz": elf([(PT_LOAD, 5, 0, 0x400000, 0, 0x2000, MAX >> 1, 4096)]),
     "misaligned": elf([(PT_LOAD, 5, 0x10, 0x400000, 0, 0x1000, 0x1000, 4096)]),
     "entry in the kernel": elf(entry=0xFFFFFFFF81000000),
@@ -826,3 +825,54 @@ def test_cmdline_and_environ_are_what_memory_holds() -> None:
         hide(argv[0], end + 13);
     }
     """)
+
+
+# ---- where it is put -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [21, 30, 31, 36, 46])
+@pytest.mark.parametrize("link", ["-static-pie", "-pie"])
+def test_a_program_is_aligned_as_it_asks(tmp_path: Path, shift: int, link: str) -> None:
+    """The alignment of its first PT_LOAD, whatever it is, is the program's."""
+    source = r"""
+        extern char __executable_start[];
+        int main(void)
+        {
+            unsigned long a = (unsigned long)__executable_start;
+            printf("%d\n", a != 0 && !(a & (1UL << SHIFT) - 1));
+            return 0;
+        }
+    """
+    image = bytearray(build(source, "-fPIE", f"-DSHIFT={shift}", link=(link,)).read_bytes())
+    phoff, phnum = struct.unpack_from("<Q", image, 32)[0], struct.unpack_from("<H", image, 56)[0]
+    loads = [at for at in range(phoff, phoff + 56 * phnum, 56)
+             if struct.unpack_from("<I", image, at)[0] == PT_LOAD]  # fmt: skip
+    struct.pack_into("<Q", image, loads[0] + 48, 1 << shift)
+    program = tmp_path / "aligned"
+    program.write_bytes(image)
+    program.chmod(0o755)
+    assert by_guest(program) == by_host(program) == (0, b"1\n")
+
+
+def test_page_zero_is_roots(tmp_path: Path) -> None:
+    program = tmp_path / "low"
+    program.write_bytes(elf([(PT_LOAD, 5, 0, 0, 0, 0x2000, 0x2000, 4096)], entry=0x1000))
+    program.chmod(0o755)
+    run = build(r"""
+        int main(int argc, char **argv)
+        {
+            int fd = open(argv[1], O_PATH);
+            if (argc > 2 && setuid(1)) return 1;
+            char *p = mmap(0, 4096, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+            if (p != MAP_FAILED)  /* C has no object there */
+                __asm__ volatile("movb $7, 0(%0)" : : "r"(p) : "memory");
+            else if (errno != EPERM) return 2;
+            syscall(SYS_execveat, fd, "", argv, 0, 0x1000 /* AT_EMPTY_PATH */);
+            return p == MAP_FAILED ? errno : 3;
+        }
+    """)
+    root = os.geteuid() == 0
+    assert by_guest(run, program)[0] == (42 if root else errno.EPERM)
+    if root:
+        assert by_guest(run, program, "drop")[0] == errno.EPERM

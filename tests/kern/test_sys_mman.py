@@ -100,7 +100,7 @@ def test_mmap_errors(user: User, nobody: User, file: int) -> None:
     assert mmap(user, PAGE, flags=0x23) == -EINVAL
     assert mmap(user, PAGE, flags=ANON | 0x10, addr=BASE + 1) == -EINVAL
     assert mmap(user, PAGE, flags=ANON | 0x10, addr=(1 << 47) - PAGE) == -ENOMEM
-    assert mmap(user, PAGE, flags=ANON | 0x10, addr=0) == -EPERM
+    assert mmap(nobody, PAGE, flags=ANON | 0x10, addr=0) == -EPERM
     assert mmap(nobody, PAGE, flags=ANON | 0x10, addr=0x8000) == -EPERM
     assert mmap(user, PAGE, flags=ANON | 0x10, addr=0x8000) == 0x8000
     assert mmap(user, PAGE, flags=ANON | mm.MAP_HUGETLB) == -ENOMEM

@@ -227,7 +227,7 @@ def test_insert_refuses_what_is_taken_or_outside(map: VmMap) -> None:
     anon(map, BASE, 4)
     for addr, n in ((BASE, 1), (BASE + 3 * P, 2), (BASE - P, 2), (BASE - P, 10)):
         assert anon(map, addr, n) == KERN_NO_SPACE
-    assert anon(map, 0, 1) == KERN_INVALID_ADDRESS
+    assert anon(map, map.min_addr - P, 1) == KERN_INVALID_ADDRESS
     assert anon(map, VM_MAX_USER_ADDRESS, 1) == KERN_INVALID_ADDRESS
     assert anon(map, BASE + 16 * P, 0) == KERN_INVALID_ADDRESS
     assert map.size == 4 * P

@@ -129,7 +129,7 @@ def test_backing_list_has_every_mapping(vm: VmSystem, proc: Proc) -> None:
     assert len(object.backing_list) == 3
     vm_map_remove(map, b, b + 2 * PAGE)
     assert len(object.backing_list) == 2
-    vm_map_remove(child.vm_map, 0x1000, 1 << 47)
+    vm_map_remove(child.vm_map, 0, 1 << 47)
     assert mappings(object) == []
     assert (object.ref_count, vp.refs) == (0, 1)
     sound(vm, map, child.vm_map)
@@ -298,7 +298,7 @@ def test_the_end_of_a_space_ends_its_objects(vm: VmSystem, proc: Proc) -> None:
     anon = mmap(map, None, 40 * PAGE, shared=False)
     assert poke(map, shared, b"1") and poke(map, private, b"2") and poke(map, anon + PAGE, b"3")
     m = vnode_pager_object(vm, vp).rb_memq[0]
-    vm_map_remove(map, 0x1000, 1 << 47)
+    vm_map_remove(map, 0, 1 << 47)
     assert vp.refs == 1
     # The store is remembered although its PTE is gone; the file has it when the vnode goes.
     assert m.dirty == VM_PAGE_BITS_ALL

@@ -18,7 +18,7 @@ from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
 from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
 from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
 from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink, parse_int
-from dfvm.kern.vfs.procfs_sysctl import INT_MAX, IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, Sysctl
+from dfvm.kern.vfs.procfs_sysctl import INT_MAX, IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, ULONG_MAX, Sysctl
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
 from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
 from dfvm.vm.vm_meter import vm_page_rollup
@@ -307,6 +307,10 @@ def _set_max_map_count(kernel: Kernel, new: tuple[int, ...]) -> None:
     kernel.vm.sysctl.max_proc_mmap = new[0]
 
 
+def _set_mmap_min_addr(kernel: Kernel, new: tuple[int, ...]) -> None:
+    kernel.mmap_min_addr = new[0]
+
+
 def _set_lease_break(kernel: Kernel, new: tuple[int, ...]) -> None:
     kernel.files.lease_break_s = new[0]
 
@@ -404,7 +408,9 @@ _SYS: Final[_Tree] = {
         b"max_map_count": Sysctl(
             lambda k: (k.vm.sysctl.max_proc_mmap,), _set_max_map_count, 0, INT_MAX
         ),
-        b"mmap_min_addr": "4096",
+        b"mmap_min_addr": Sysctl(
+            lambda k: (k.mmap_min_addr,), _set_mmap_min_addr, 0, ULONG_MAX
+        ),
         b"nr_hugepages": "0",
         b"oom_kill_allocating_task": "0",
         b"overcommit_kbytes": "0",

@@ -14,6 +14,7 @@
     kern_ntptime.py  adjtimex: how well the clock is kept
     kern_resource.py limits, usage, nice values
     sys_mman.py      mmap and its kin; sys_mlock.py: memory that stays; vma.py: Linux's VMAs
+    kern_commit.py   how much may be mapped: limits, and what memory is promised for
     sys_process.py   what one process may do to another's memory
     sysv_ipc.py      System V IPC: what its kinds share; sysv_shm.py, sysv_sem.py, sysv_msg.py
     sys_futex.py     sleeping on words of memory; sys_prctl.py: what a process says about itself

@@ -40,6 +40,7 @@ CAP_SYS_RESOURCE: Final = 1 << 24
 CAP_MKNOD: Final = 1 << 27
 CAP_LEASE: Final = 1 << 28
 CAP_WAKE_ALARM: Final = 1 << 35
+CAP_CHECKPOINT_RESTORE: Final = 1 << 40
 
 CAP_LAST: Final = 40
 CAP_FULL: Final = (1 << CAP_LAST + 1) - 1

@@ -30,6 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import (
     EBADF,
     EBUSY,
@@ -95,8 +96,6 @@ FIONREAD: Final = 0x541B  # ioctl: how many bytes can be read
 
 ANON_INODE_FS_MAGIC: Final = 0x09041934
 
-NR_OPEN: Final = 1 << 20  # no descriptor is this high or higher, whatever the limit
-FILE_MAX: Final = 1 << 22  # open files on the machine
 
 _CLOSE_RANGE_UNSHARE: Final = 2
 _CLOSE_RANGE_CLOEXEC: Final = 4
@@ -107,17 +106,37 @@ _BITS: Final = 1 << _SHIFT
 _FULL: Final = (1 << _BITS) - 1
 
 
+class FileSysctl:
+    """The fs.* tunables, named by the leaf of the sysctl."""
+
+    __slots__ = ("dir_notify_enable", "file_max", "lease_break_time", "leases_enable",
+                 "max_queued_events", "max_user_instances", "max_user_watches", "nr_open",
+                 "pipe_max_size")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.dir_notify_enable = 1  # F_NOTIFY may be asked for
+        self.file_max = 1 << 22  # open files on the machine, but for root
+        self.lease_break_time = 45  # seconds in which a lease is to be given up
+        self.leases_enable = 1  # F_SETLEASE may be asked for
+        self.max_queued_events = 16_384  # of one inotify instance made from now on
+        self.max_user_instances = 128  # inotify instances of one user
+        self.max_user_watches = 65_536  # watches, of all users together
+        self.nr_open = 1 << 20  # no descriptor is this high or higher, whatever the limit
+        self.pipe_max_size = 1 << 20  # bytes that a pipe may hold, but for root
+
+
 class FileTable:
     """What all open files of a machine share."""
 
-    __slots__ = ("console_vp", "host_ttys", "lease_break_s", "lockf_blocked", "nfiles", "nlockf",
-                 "nmqnotify", "pipe_pages", "sched", "serial", "vm")  # fmt: skip
+    __slots__ = ("console_vp", "host_ttys", "inotify_users", "lockf_blocked", "nfiles", "nlockf",
+                 "nmqnotify", "pipe_pages", "sched", "serial", "sysctl", "vm")  # fmt: skip
 
     vm: VmSystem
     sched: Scheduler
     nfiles: int  # Files alive, for ENFILE and /proc/sys/fs/file-nr
     serial: int  # the last inode number given to something without a file system (a pipe)
-    lease_break_s: int  # seconds in which a lease is to be given up
+    sysctl: FileSysctl
+    inotify_users: dict[int, int]  # inotify instances by user; no user has 0
     nlockf: int  # locks and leases held on any file, and directories that notify: while 0, closing
     #              one need not look for its
     nmqnotify: int  # message queues that are to tell somebody: likewise
@@ -132,11 +151,18 @@ class FileTable:
         self.nfiles = 0
         self.serial = 0
         self.nlockf = self.nmqnotify = 0
-        self.lease_break_s = 45
+        self.sysctl = FileSysctl()
+        self.inotify_users = {}
         self.lockf_blocked = {}
         self.host_ttys = {}
         self.console_vp = None
         self.pipe_pages = None
+
+    def capable(self, cap: int) -> bool:
+        """Whether the process on whose behalf the kernel runs has a capability (CAP_*). The kernel
+        itself has all."""
+        p = self.sched.curthread.td_proc
+        return p is None or bool(p.p_ucred.cr_cap_e & cap)
 
     def new_serial(self) -> int:
         """An inode number nobody had before."""
@@ -173,7 +199,7 @@ class File:
     f_seekable = True  # of a kind that has a position, even if it says nothing
 
     def __init__(self, table: FileTable, flag: int) -> None:
-        if table.nfiles >= FILE_MAX:
+        if table.nfiles >= table.sysctl.file_max and not table.capable(CAP_SYS_ADMIN):
             raise err(ENFILE)
         table.nfiles += 1
         self.f_table = table
@@ -406,7 +432,7 @@ class FileDesc:
             used = words[w]
         bit = ~used & (used + 1)
         fd = (w << _SHIFT) + bit.bit_length() - 1
-        if fd >= limit or fd >= NR_OPEN:
+        if fd >= limit or fd >= self.fd_table.sysctl.nr_open:
             raise err(EMFILE)
         words[w] |= bit
         if words[w] == _FULL:
@@ -597,7 +623,7 @@ def sys_dup2(lwp: Lwp, old: int, new: int) -> int:
     p = lwp.lwp_proc
     old, new = u32(old), u32(new)
     fp = p.p_fd.fget_path(old)
-    if new >= nofile(p):
+    if new >= nofile(p) or new >= p.p_fd.fd_table.sysctl.nr_open:
         raise err(EBADF)
     if old != new:
         p.p_fd.dup2(fp, new, False)
@@ -610,7 +636,7 @@ def sys_dup3(lwp: Lwp, old: int, new: int, flags: int) -> int:
     old, new, flags = u32(old), u32(new), u32(flags)
     if flags & ~O_CLOEXEC or old == new:
         raise err(EINVAL)
-    if new >= nofile(p):
+    if new >= nofile(p) or new >= p.p_fd.fd_table.sysctl.nr_open:
         raise err(EBADF)
     p.p_fd.dup2(p.p_fd.fget_path(old), new, bool(flags & O_CLOEXEC))
     return new

@@ -16,7 +16,6 @@ from dfvm.kern.kern_caps import CAP_FOWNER
 from dfvm.kern.kern_descrip import (
     FASYNC,
     FPATH,
-    NR_OPEN,
     O_APPEND,
     O_DIRECT,
     O_NOATIME,
@@ -109,7 +108,7 @@ def _setfd(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
 def _dupfd(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
     p = lwp.lwp_proc
     want, limit = u32(arg), nofile(p)
-    if want >= limit or want >= NR_OPEN:
+    if want >= limit:
         raise err(EINVAL)
     new = p.p_fd.fdinstall(fp, want, limit, cmd == F_DUPFD_CLOEXEC)
     fp.f_count += 1

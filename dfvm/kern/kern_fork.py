@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN, CAP_SYS_RESOURCE
+from dfvm.kern.kern_commit import check_fork
 from dfvm.kern.kern_descrip import nofile
 from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
 from dfvm.kern.kern_sched import sched_fork, sched_start
@@ -29,7 +30,6 @@ from dfvm.kern.kern_sig import (
 from dfvm.kern.proc import (
     P_CONTROLT,
     P_PPWAIT,
-    PID_MAX,
     RLIMIT_CPU,
     RLIMIT_NPROC,
     SACTIVE,
@@ -122,16 +122,15 @@ def alloc_pid(kernel: Kernel) -> int:
     :raises OSError: EAGAIN when there is none.
     """
     procs, pgrps, sids = kernel.procs, kernel.pgrps, kernel.sids
-    if len(procs) >= PID_MAX // 2:
-        raise err(EAGAIN)
     pid = kernel.lastpid
-    while True:
+    for _ in range(kernel.pid_max):
         pid += 1
-        if pid > PID_MAX:
+        if pid >= kernel.pid_max:
             pid = 100  # the low ones stay with what was there at boot
         if pid not in procs and pid not in pgrps and pid not in sids:
             kernel.lastpid = pid
             return pid
+    raise err(EAGAIN)
 
 
 def fork1(
@@ -240,6 +239,7 @@ def _fork_space(
             space = p.p_vmspace
             vmspace_ref(space)
         else:
+            check_fork(p)
             space = vmspace_fork(p.p_vmspace)
         if pidfile is not None:  # the child's copy of the word is as it was
             try:
@@ -277,6 +277,7 @@ def _inherit(lp: Lwp, child: Proc, clp: Lwp, flags: int) -> None:
     child.p_ioprio = p.p_ioprio
     child.p_comm, child.p_args, child.p_env = p.p_comm, p.p_args, p.p_env
     child.p_auxv, child.p_execpath = p.p_auxv, p.p_execpath
+    child.p_coredump_filter = p.p_coredump_filter
     child.p_oom_score_adj, child.p_oom_score_min = p.p_oom_score_adj, p.p_oom_score_min
     if p.p_textvp is not None:
         p.p_textvp.vref()
@@ -301,6 +302,8 @@ def _check_limits(p: Proc) -> None:
     uid = p.p_ucred.cr_ruid
     limit = p.p_rlimit(RLIMIT_NPROC)
     kernel = p.kernel
+    if len(kernel.procs) >= kernel.threads_max:
+        raise err(EAGAIN)
     if len(kernel.procs) <= limit:
         return
     if uid == 0 or p.p_ucred.cr_cap_e & (CAP_SYS_RESOURCE | CAP_SYS_ADMIN):

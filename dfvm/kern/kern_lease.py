@@ -1,7 +1,7 @@
 """Leases: whoever has one on a file is told before somebody else opens or truncates it.
 
 A lease belongs to an open file. A read lease is broken by an open for writing, a write lease by any
-open. The holder gets a signal (SIGIO, or what F_SETSIG says) and has `lease_break_s` seconds to
+open. The holder gets a signal (SIGIO, or what F_SETSIG says) and has fs.lease-break-time to
 give the lease up, or to make it a read lease if that is enough; then it is taken away. The open
 waits meanwhile. Leases hang off the file's locks (LockfHead).
 
@@ -88,6 +88,8 @@ def set_lease(lwp: Lwp, fp: File, fd: int, kind: int) -> None:
     cred = lwp.lwp_proc.p_ucred
     vp = fp.f_vnode
     if vp is None:
+        raise err(EINVAL)
+    if kind != F_UNLCK and not fp.f_table.sysctl.leases_enable:
         raise err(EINVAL)
     if cred.cr_fsuid != vp.v_uid and not cred.cr_cap_e & CAP_LEASE:
         raise err(EACCES)
@@ -194,7 +196,7 @@ def _ask(lease: Lease, target: int) -> None:
         return
     lease.ls_target = target
     fp = lease.ls_file
-    lease.ls_deadline = monotonic_ns() + fp.f_table.lease_break_s * NS
+    lease.ls_deadline = monotonic_ns() + fp.f_table.sysctl.lease_break_time * NS
     send_sigio(lease.ls_kernel, fp, lease.ls_fd, POLL_MSG, POLL_READABLE | POLLMSG)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE
-from dfvm.kern.kern_descrip import NR_OPEN
 from dfvm.kern.kern_errno import EACCES, EINVAL, EPERM, ESRCH, err
 from dfvm.kern.kern_exit import rusage_pack
 from dfvm.kern.kern_sched import SCHED_FIFO, SCHED_IDLE, SCHED_RESET_ON_FORK, SCHED_RR
@@ -72,7 +71,7 @@ def _set_limit(lp: Lwp, p: Proc, resource: int, soft: int, hard: int) -> None:
     """Change a limit of `p` on behalf of `lp`."""
     if soft > hard:
         raise err(EINVAL)
-    if resource == RLIMIT_NOFILE and hard > NR_OPEN:
+    if resource == RLIMIT_NOFILE and hard > p.kernel.files.sysctl.nr_open:
         raise err(EPERM)
     if hard > p.p_limit[resource][1] and not lp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_RESOURCE:
         raise err(EPERM)

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.linux_sigframe import sendsig, siginfo_pack
 from dfvm.kern.abi.linux.sysent import SysentTable
 from dfvm.kern.fsinfo import FsInfo
+from dfvm.kern.kern_commit import Overcommit
 from dfvm.kern.kern_descrip import FileDesc, FileTable
 from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.kern.kern_sig import SIGKILL, SigActs, SigQueue, ksignal
 from dfvm.kern.proc import (
+    PID_MAX,
     SACTIVE,
+    THREADS_MAX,
     Pgrp,
     Proc,
     Session,
@@ -102,6 +105,9 @@ class Kernel:
     hostname: bytes
     domainname: bytes
     mmap_min_addr: int  # nobody but root maps anything below it
+    overcommit: Overcommit  # what memory may be promised
+    pid_max: int  # pids are below it
+    threads_max: int  # processes there may be
     checking: bool  # verify the machine along the way (--check)
     faults: int  # the guests' page faults so far, counted while checking
     kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
@@ -141,6 +147,9 @@ class Kernel:
         self.hostname = os.uname().nodename.encode()
         self.domainname = b"(none)"
         self.mmap_min_addr = 0x1_0000
+        self.overcommit = Overcommit(self.vm.vmstats.v_page_count)
+        self.pid_max = PID_MAX + 1
+        self.threads_max = THREADS_MAX
         self.vfs = vfs_mountall(self, root, rw)
         self._make_init()
         self.vm.hooks = self

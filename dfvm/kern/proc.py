@@ -66,7 +66,12 @@ RLIMIT_RTPRIO: Final = 14
 RLIMIT_RTTIME: Final = 15
 RLIM_NLIMITS: Final = 16
 
-PID_MAX: Final = 99_999
+PID_MAX: Final = 99_999  # until kernel.pid_max says otherwise
+THREADS_MAX: Final = 64_000  # likewise, kernel.threads-max
+
+# What is in a core unless coredump_filter says otherwise: private and shared memory without a file,
+# headers of ELF files, private huge pages.
+COREDUMP_FILTER: Final = 0x33
 
 # The alternate signal stack's flags (stack_t.ss_flags).
 SS_ONSTACK: Final = 1
@@ -262,14 +267,14 @@ class Proc:
     """A process. Fulfils `vm.vm_proc.VmProc`."""
 
     __slots__ = ("kernel", "p_args", "p_auxv", "p_changed", "p_children", "p_comm", "p_contsig",
-                 "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitkq", "p_exitsig", "p_fd",
-                 "p_flags", "p_fs", "p_ioprio", "p_limit", "p_lowmemkill", "p_lwps", "p_majflt",
-                 "p_mcekill", "p_membarrier", "p_minflt", "p_nice", "p_nonewprivs",
-                 "p_oom_score_adj", "p_oom_score_min", "p_pdeathsig", "p_personality", "p_pgrp",
-                 "p_pid", "p_pptr", "p_ru", "p_semundo", "p_sigacts", "p_sigkq", "p_sigqueue",
-                 "p_start_ns", "p_stat", "p_stopsig", "p_subreaper", "p_sysent", "p_textvp",
-                 "p_thpdisable", "p_timers", "p_timerslack", "p_timerslack0", "p_ucred",
-                 "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
+                 "p_coredump_filter", "p_cru", "p_dumpable", "p_env", "p_execpath", "p_exitkq",
+                 "p_exitsig", "p_fd", "p_flags", "p_fs", "p_ioprio", "p_limit", "p_lowmemkill",
+                 "p_lwps", "p_majflt", "p_mcekill", "p_membarrier", "p_minflt", "p_nice",
+                 "p_nonewprivs", "p_oom_score_adj", "p_oom_score_min", "p_pdeathsig",
+                 "p_personality", "p_pgrp", "p_pid", "p_pptr", "p_ru", "p_semundo", "p_sigacts",
+                 "p_sigkq", "p_sigqueue", "p_start_ns", "p_stat", "p_stopsig", "p_subreaper",
+                 "p_sysent", "p_textvp", "p_thpdisable", "p_timers", "p_timerslack",
+                 "p_timerslack0", "p_ucred", "p_vmspace", "p_xstat", "p_zombies")  # fmt: skip
 
     kernel: Kernel  # the machine it lives in; never changes
     p_pid: int  # never changes
@@ -293,6 +298,7 @@ class Proc:
     p_nice: int  # -20 … 19
     p_ioprio: int  # ioprio_set(2): class << 13 | level; class 0: by the nice level
     p_comm: str  # the last component of what it runs, at most 15 bytes
+    p_coredump_filter: int  # what memory a core has: bits of core(5), set by way of /proc
     p_args: tuple[int, int]  # from where to where in user memory exec put the argument strings
     p_env: tuple[int, int]  # the environment's likewise
     p_auxv: bytes  # the auxiliary vector it was given
@@ -338,6 +344,7 @@ class Proc:
         self.p_comm = ""
         self.p_args = self.p_env = (0, 0)
         self.p_auxv = b""
+        self.p_coredump_filter = COREDUMP_FILTER
         self.p_oom_score_adj = self.p_oom_score_min = 0
         self.p_execpath = ""
         self.p_textvp = None
@@ -393,7 +400,7 @@ def default_limits() -> list[tuple[int, int]]:
     limits = [inf] * RLIM_NLIMITS
     limits[RLIMIT_STACK] = (8 << 20, RLIM_INFINITY)
     limits[RLIMIT_CORE] = (0, RLIM_INFINITY)
-    limits[RLIMIT_NPROC] = (32_000, 32_000)
+    limits[RLIMIT_NPROC] = (THREADS_MAX // 2, THREADS_MAX // 2)
     limits[RLIMIT_NOFILE] = (1024, 1 << 20)
     limits[RLIMIT_MEMLOCK] = (8 << 20, 8 << 20)
     limits[RLIMIT_SIGPENDING] = (32_000, 32_000)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
-from dfvm.kern.kern_errno import ENOTDIR, err
+from dfvm.kern.kern_errno import EINVAL, ENOTDIR, err
 from dfvm.kern.kern_event import POLL_READABLE
 from dfvm.kern.sys_sigio import POLL_MSG, POLLMSG, send_sigio
 from dfvm.kern.vfs.vfs_notify import IN_MOVED_FROM, IN_MOVED_TO, Watch, unwatch, watch
@@ -91,8 +91,10 @@ def _find(fp: File, fdp: FileDesc) -> Dnotify | None:
 def dnotify(lwp: Lwp, fp: File, fd: int, arg: int) -> None:
     """F_NOTIFY. What is asked for adds to what was; asking for nothing ends it. May block.
 
-    :raises OSError: ENOTDIR
+    :raises OSError: ENOTDIR; EINVAL when it is switched off
     """
+    if not fp.f_table.sysctl.dir_notify_enable:
+        raise err(EINVAL)
     arg = u32(arg)
     p = lwp.lwp_proc
     if not arg & ~DN_MULTISHOT:

@@ -20,7 +20,7 @@ from dfvm.kern.kern_descrip import (
     FileTable,
     nofile,
 )
-from dfvm.kern.kern_errno import EAGAIN, EEXIST, EINVAL, ENOSPC, ENOTTY, err
+from dfvm.kern.kern_errno import EAGAIN, EEXIST, EINVAL, EMFILE, ENOSPC, ENOTTY, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, PATH_MAX, namei
 from dfvm.kern.vfs.vfs_notify import Watch, unwatch, watch
@@ -47,10 +47,6 @@ _ALL_BITS: Final = (
     _EVENTS | 0xE000 | IN_ONLYDIR | IN_DONT_FOLLOW | IN_EXCL_UNLINK | IN_MASK_CREATE | IN_MASK_ADD
     | 0x4000_0000 | IN_ONESHOT
 )  # fmt: skip
-
-MAX_QUEUED_EVENTS: Final = 16384
-MAX_USER_WATCHES: Final = 65536  # all users together
-
 
 _EVENT: Final = Struct("<iIII")  # wd, mask, cookie, length of what follows: the name and NULs
 
@@ -88,7 +84,8 @@ class InotifyWatch(Watch):
 class InotifyFile(File):
     """An inotify instance."""
 
-    __slots__ = ("in_bytes", "in_events", "in_kq", "in_lastwd", "in_spent", "in_watches")
+    __slots__ = ("in_bytes", "in_events", "in_kq", "in_lastwd", "in_max", "in_spent", "in_uid",
+                 "in_watches")  # fmt: skip
 
     f_fasync = True
 
@@ -97,10 +94,22 @@ class InotifyFile(File):
     in_events: deque[tuple[int, int, int, bytes]]  # (wd, mask, cookie, name), oldest first
     in_bytes: int  # what a read of all of them returns
     in_spent: list[InotifyWatch]  # one-shot watches that have fired, still on their file
+    in_max: int  # events that are kept at most
+    in_uid: int  # whose instance it is
     in_kq: Kqinfo
 
-    def __init__(self, table: FileTable, flag: int) -> None:
+    def __init__(self, table: FileTable, flag: int, uid: int) -> None:
+        """An instance of user `uid`.
+
+        :raises OSError: EMFILE when the user has as many as may be; ENFILE
+        """
+        users = table.inotify_users
+        if users.get(uid, 0) >= table.sysctl.max_user_instances:
+            raise err(EMFILE)
         super().__init__(table, flag)
+        users[uid] = users.get(uid, 0) + 1
+        self.in_uid = uid
+        self.in_max = table.sysctl.max_queued_events
         self.in_watches = {}
         self.in_lastwd = 0
         self.in_events = deque()
@@ -112,7 +121,7 @@ class InotifyFile(File):
         """One event more, unless it is the last one once again, or there are too many."""
         events = self.in_events
         new = (wd, mask, cookie, name)
-        if len(events) >= MAX_QUEUED_EVENTS:
+        if len(events) >= self.in_max:
             new = (-1, IN_Q_OVERFLOW, 0, b"")
         if events and events[-1] == new:
             return
@@ -176,6 +185,10 @@ class InotifyFile(File):
         return anon_attr()
 
     def fo_close(self) -> None:
+        users = self.f_table.inotify_users
+        users[self.in_uid] -= 1
+        if not users[self.in_uid]:
+            del users[self.in_uid]
         watches = list(self.in_watches.values())
         self.in_watches.clear()
         self.drop_spent()
@@ -205,7 +218,7 @@ def sys_inotify_init1(lwp: Lwp, flags: int) -> int:
     if flags & ~(O_CLOEXEC | O_NONBLOCK):
         raise err(EINVAL)
     p = lwp.lwp_proc
-    fp = InotifyFile(p.p_fd.fd_table, O_RDONLY | flags & O_NONBLOCK)
+    fp = InotifyFile(p.p_fd.fd_table, O_RDONLY | flags & O_NONBLOCK, p.p_ucred.cr_uid)
     try:
         return p.p_fd.fdinstall(fp, 0, nofile(p), bool(flags & O_CLOEXEC))
     except OSError:
@@ -248,7 +261,7 @@ def sys_inotify_add_watch(lwp: Lwp, fd: int, upath: int, mask: int) -> int:
             raise err(EEXIST)
         w.iw_mask = w.iw_mask | keep if mask & IN_MASK_ADD else keep
         return w.iw_wd
-    if vp.v_mount.mnt_vfs.nwatches >= MAX_USER_WATCHES:
+    if vp.v_mount.mnt_vfs.nwatches >= fp.f_table.sysctl.max_user_watches:
         raise err(ENOSPC)
     fp.in_lastwd += 1
     w = InotifyWatch(fp, fp.in_lastwd, keep)

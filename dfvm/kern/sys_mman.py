@@ -14,6 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_FOWNER
+from dfvm.kern.kern_commit import (
+    OVERCOMMIT_NEVER,
+    check_data,
+    check_expand,
+    check_memory,
+    is_committed,
+    stays_committed,
+)
 from dfvm.kern.kern_errno import (
     EACCES,
     EAGAIN,
@@ -34,6 +42,7 @@ from dfvm.kern.vfs.seals import sealed_map
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, MMAP_ANON, OFF_MAX, VREG, VWRITE
 from dfvm.kern.vma import (
+    MARK_ACCOUNT,
     MARK_NOREAD,
     MARK_NORESERVE,
     MARK_ONFAULT,
@@ -48,9 +57,6 @@ from dfvm.kern.vma import (
     as_if,
     chain_end,
     check_cut,
-    check_data,
-    check_expand,
-    check_memory,
     check_unmap,
     entries,
     is_locked,
@@ -131,6 +137,8 @@ MAP_NONBLOCK: Final = 0x1_0000
 MAP_STACK: Final = 0x2_0000
 MAP_HUGETLB: Final = 0x4_0000
 MAP_FIXED_NOREPLACE: Final = 0x10_0000
+
+_PROT_MARKS: Final = MARK_NOREAD | MARK_ACCOUNT  # what mprotect sets of an entry's marks
 
 # What MAP_SHARED_VALIDATE lets pass (LEGACY_MAP_MASK), the huge page sizes included.
 _KNOWN_FLAGS: Final = (
@@ -239,6 +247,8 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
     addr = _mmap_place(p, addr, size, flags)
+    if p.kernel.overcommit.overcommit_memory == OVERCOMMIT_NEVER:
+        flags &= ~MAP_NORESERVE
     locked = bool(flags & MAP_LOCKED)
     if locked and not may_lock(p):
         raise err(EPERM)
@@ -313,14 +323,16 @@ def _check_room(
     :raises OSError: ENOMEM
     """
     map = p.p_vmspace.vm_map
-    overlap = 0
+    overlap = promised = 0
     if flags & MAP_FIXED:
-        overlap = sum(last - first for _, first, last in entries(map, addr, addr + size))
+        for entry, first, last in entries(map, addr, addr + size):
+            overlap += last - first
+            promised += last - first if is_committed(entry) else 0
     private_write = bool(bits & VM_PROT_WRITE) and not shared
     check_expand(p, size - overlap, private_write and not flags & MAP_GROWSDOWN, False)
     # All that shared memory without a file could be is there from the beginning.
     if (private_write or (shared and anonymous)) and not flags & MAP_NORESERVE:
-        check_memory(map, size)
+        check_memory(p, size - promised)
 
 
 def _mmap_place(p: Proc, addr: int, size: int, flags: int) -> int:
@@ -467,25 +479,32 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
             grown = map.size + asked - start
             if not entry.eflags & MAP_ENTRY_STACK and grown <= p.p_rlimit(RLIMIT_VMEM):
                 check_data(p, asked - start)
-            if not entry.eflags & MARK_NORESERVE:
-                check_memory(map, asked - start)
+            if not entry.eflags & MARK_NORESERVE and not is_committed(entry):
+                check_memory(p, asked - start)
         if start >= checked:
-            checked = check_cut(
-                map, start, end,
-                lambda entry: as_if(entry, bits, MARK_NOREAD, mark),
-            )  # fmt: skip
+            checked = check_cut(map, start, end, lambda entry: _protected(entry, bits, mark))
+        marks = mark
+        if not bits & VM_PROT_WRITE and stays_committed(entry):
+            marks |= MARK_ACCOUNT
         if bits != entry.protection:
             rv = vm_map_protect(map, start, last, bits, False)
             if rv == KERN_RESOURCE_SHORTAGE:
                 _lock_again(map, start, last, True)
             elif rv != KERN_SUCCESS:
                 raise err(EACCES)
-        if (entry.eflags ^ mark) & MARK_NOREAD:
-            vm_map_mark(map, start, last, MARK_NOREAD, mark)
+        if (entry.eflags ^ marks) & _PROT_MARKS:
+            vm_map_mark(map, start, last, _PROT_MARKS, marks)
         if gets_write and entry.eflags & (MAP_ENTRY_WIREONFAULT | MARK_ONFAULT):
             _lock_again(map, start, last, False)
         start = last
     return 0
+
+
+def _protected(entry: VmMapEntry, bits: int, mark: int) -> VmMapEntry:
+    """What mprotect makes of `entry`, as as_if."""
+    if not bits & VM_PROT_WRITE and stays_committed(entry):
+        mark |= MARK_ACCOUNT
+    return as_if(entry, bits, _PROT_MARKS, mark)
 
 
 def _lock_again(map: VmMap, start: int, end: int, lost: bool) -> None:
@@ -513,8 +532,6 @@ def sys_brk(lp: Lwp, addr: int) -> int:
         return now
     more = round_page(addr) - round_page(now)
     if more > 0:
-        if more > map.vm.vmstats.v_page_count << PAGE_SHIFT:
-            return now
         behind = vm_map_first_entry(map, round_page(now))
         if behind is not None and round_page(addr) + PAGE_SIZE > lowest(behind):
             return now  # a page is left free between data and what comes next
@@ -522,6 +539,7 @@ def sys_brk(lp: Lwp, addr: int) -> int:
             return now
         try:
             check_data(p, more)
+            check_memory(p, more)
         except OSError:
             return now
     if vm_brk(space, addr) != KERN_SUCCESS:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.abi.linux.linux_struct import anon_attr
-from dfvm.kern.kern_caps import CAP_FOWNER
+from dfvm.kern.kern_caps import CAP_FOWNER, CAP_SYS_RESOURCE
 from dfvm.kern.kern_descrip import (
     FIONREAD,
     O_ACCMODE,
@@ -81,7 +81,6 @@ if TYPE_CHECKING:
 
 PIPE_BUF: Final = 4096  # writes up to this are atomic
 PIPE_SLOTS: Final = 16  # capacity of a new pipe, pages
-PIPE_MAX_SIZE: Final = 1 << 20  # the most F_SETPIPE_SZ gives, bytes
 
 PIPEFS_MAGIC: Final = 0x50495045
 
@@ -207,6 +206,9 @@ class Pipe:
         self.pi_pages = pages
         self.pi_bufs = deque()
         self.pi_slots = PIPE_SLOTS
+        most = table.sysctl.pipe_max_size // PAGE_SIZE
+        if most < PIPE_SLOTS and not table.capable(CAP_SYS_RESOURCE):
+            self.pi_slots = most
         self.pi_readers = self.pi_writers = 0
         self.pi_rcount = self.pi_wcount = 0
         self.pi_locked = False
@@ -448,8 +450,10 @@ class Pipe:
         slots = 1
         while slots * PAGE_SIZE < size:
             slots *= 2
-        if slots * PAGE_SIZE > PIPE_MAX_SIZE and slots > self.pi_slots:
-            raise err(EPERM)
+        table = self.pi_table
+        if slots > self.pi_slots and slots * PAGE_SIZE > table.sysctl.pipe_max_size:
+            if not table.capable(CAP_SYS_RESOURCE):
+                raise err(EPERM)
         if slots < len(self.pi_bufs):
             raise err(EBUSY)
         grown = slots > self.pi_slots

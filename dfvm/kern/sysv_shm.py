@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.kern_caps import CAP_IPC_LOCK
+from dfvm.kern.kern_commit import OVERCOMMIT_NEVER, check_expand, check_memory
 from dfvm.kern.kern_errno import EAGAIN, EINVAL, ENOMEM, ENOSPC, EPERM, err
 from dfvm.kern.sys_mman import check_place, find_room, mapped
 from dfvm.kern.sysv_ipc import (
@@ -41,8 +42,6 @@ from dfvm.kern.vma import (
     PROT_READ,
     PROT_WRITE,
     U64,
-    check_expand,
-    check_memory,
     check_unmap,
     entries,
     lock_room,
@@ -106,8 +105,8 @@ _SHM_INFO: Final = Struct("<i4xQQQQQ")
 class ShmSegment:
     """A segment: struct shmid_kernel. What its object knows of it is VmShm."""
 
-    __slots__ = ("ns", "object", "perm", "shm_atime", "shm_cpid", "shm_creator", "shm_ctime",
-                 "shm_dtime", "shm_key", "shm_lockuid", "shm_lpid", "shm_pins",
+    __slots__ = ("ns", "object", "perm", "shm_account", "shm_atime", "shm_cpid", "shm_creator",
+                 "shm_ctime", "shm_dtime", "shm_key", "shm_lockuid", "shm_lpid", "shm_pins",
                  "shm_segsz")  # fmt: skip
 
     ns: IpcNs
@@ -122,6 +121,7 @@ class ShmSegment:
     shm_lpid: int  # who attached or detached last
     shm_pins: int  # calls that are just attaching it, and keep it meanwhile
     shm_creator: Proc | None  # who made it, until that ends; see ns.shm_created
+    shm_account: bool  # its memory is promised: no SHM_NORESERVE
     shm_lockuid: int  # the user whose locked memory it counts as; -1: it is not locked
 
     def __init__(self, ns: IpcNs, perm: IpcPerm, size: int, p: Proc) -> None:
@@ -134,6 +134,7 @@ class ShmSegment:
         self.shm_ctime = ipc_now()
         self.shm_cpid = p.p_pid
         self.shm_creator = p
+        self.shm_account = True
         ns.shm_created.setdefault(p, {})[self] = None
         self.shm_lockuid = -1
         self.shm_pins = 0
@@ -279,10 +280,12 @@ def _newseg(ns: IpcNs, p: Proc, key: int, size: int, flags: int) -> ShmSegment:
         raise err(ENOMEM)  # there is no pool of huge pages
     if size >= 1 << 63:  # for Linux a segment is a file, and none is so large
         raise err(EINVAL)
-    if not flags & SHM_NORESERVE:
-        check_memory(p.p_vmspace.vm_map, size)
+    account = not flags & SHM_NORESERVE or p.kernel.overcommit.overcommit_memory == OVERCOMMIT_NEVER
+    if account:
+        check_memory(p, size)
     perm = IpcPerm(key, flags, p.p_ucred)
     shp = ShmSegment(ns, perm, size, p)
+    shp.shm_account = account
     try:
         ns.shm_ids.add(shp, ns.shm_ctlmni)
     except OSError:

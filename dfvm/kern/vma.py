@@ -8,7 +8,7 @@ entry has not is kept in marks, MAP_ENTRY_ABI_MASK of the entry's flags.
 
 Nothing here blocks. The map is locked, or nothing that blocks comes between.
 
-Source: behaviour of Linux mm/mmap.c (vma_merge, may_expand_vm, __vm_enough_memory), mm/mlock.c.
+Source: behaviour of Linux mm/vma.c (vma_merge, split_vma), mm/mlock.c.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from dfvm.vm.vm import (
 from dfvm.vm.vm_map import (
     MAP_ENTRY_COW,
     MAP_ENTRY_KIND_MASK,
-    MAP_ENTRY_STACK,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
     VmMapEntry,
@@ -36,8 +35,8 @@ from dfvm.vm.vm_map import (
     vm_map_lookup_entry,
 )
 from dfvm.vm.vm_object import OBJT_SWAP
-from dfvm.vm.vm_param import PAGE_MASK, PAGE_SHIFT, VM_MAX_USER_ADDRESS, round_page, trunc_page
-from dfvm.vm.vm_proc import RLIM_INFINITY, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_VMEM
+from dfvm.vm.vm_param import PAGE_MASK, VM_MAX_USER_ADDRESS, round_page, trunc_page
+from dfvm.vm.vm_proc import RLIM_INFINITY, RLIMIT_MEMLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,6 +56,7 @@ MARK_NORESERVE: Final = 0x0001_0000  # MAP_NORESERVE: does not count as memory t
 MARK_ONFAULT: Final = 0x0002_0000  # locked with MLOCK_ONFAULT
 MARK_NOREAD: Final = 0x0004_0000  # PROT_READ was not asked for, but the MMU has no way to refuse it
 MARK_WIPE: Final = 0x0008_0000  # MADV_WIPEONFORK: a child gets zeros, unless DONTFORK says nothing
+MARK_ACCOUNT: Final = 0x0010_0000  # no longer writable, and memory is promised for it all the same
 
 TASK_SIZE: Final = VM_MAX_USER_ADDRESS
 READ_IMPLIES_EXEC: Final = 0x0040_0000  # personality
@@ -263,60 +263,6 @@ def check_unmap(map: VmMap, start: int, end: int) -> None:
 # ---- limits --------------------------------------------------------------------------------------
 
 
-def is_data(entry: VmMapEntry) -> bool:
-    """Whether it is private and writable, and no stack: what RLIMIT_DATA limits."""
-    return bool(
-        entry.protection & VM_PROT_WRITE
-        and not entry.eflags & MAP_ENTRY_STACK
-        and not is_shared(entry)
-    )
-
-
-def data_size(map: VmMap) -> int:
-    """Bytes of private writable memory, stacks aside."""
-    return sum(entry.ba.end - entry.ba.start for entry in map if is_data(entry))
-
-
-def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
-    """Bytes of [start, end) that are locked."""
-    return sum(last - first for entry, first, last in entries(map, start, end) if is_locked(entry))
-
-
-def check_expand(p: Proc, size: int, data: bool, reserve: bool) -> None:
-    """Check that `size` more bytes may be mapped, `data` or not (is_data), and with `reserve` that
-    there could be so much memory.
-
-    :raises OSError: ENOMEM beyond RLIMIT_AS or RLIMIT_DATA, or without the memory.
-    """
-    map = p.p_vmspace.vm_map
-    if map.size + size > p.p_rlimit(RLIMIT_VMEM):
-        raise err(ENOMEM)
-    if data:
-        check_data(p, size)
-    if reserve:
-        check_memory(map, size)
-
-
-def check_data(p: Proc, size: int) -> None:
-    """Check that `size` more bytes may be private and writable.
-
-    :raises OSError: ENOMEM beyond RLIMIT_DATA. A soft limit of 0, which debuggers of memory set to
-        forbid brk, leaves it to the hard one.
-    """
-    limit = p.p_rlimit(RLIMIT_DATA) or p.p_limit[RLIMIT_DATA][1]
-    if limit != RLIM_INFINITY and data_size(p.p_vmspace.vm_map) + size > limit:
-        raise err(ENOMEM)
-
-
-def check_memory(map: VmMap, size: int) -> None:
-    """Linux's heuristic overcommit.
-
-    :raises OSError: ENOMEM for more at once than all of memory.
-    """
-    if size > map.vm.vmstats.v_page_count << PAGE_SHIFT:
-        raise err(ENOMEM)
-
-
 def may_map_low(p: Proc) -> bool:
     """Whether `p` may map something below vm.mmap_min_addr."""
     return bool(p.p_ucred.cr_cap_e & CAP_SYS_RAWIO)
@@ -325,6 +271,11 @@ def may_map_low(p: Proc) -> bool:
 def may_lock(p: Proc) -> bool:
     """Whether `p` may lock any memory at all."""
     return p.p_rlimit(RLIMIT_MEMLOCK) != 0 or bool(p.p_ucred.cr_cap_e & CAP_IPC_LOCK)
+
+
+def locked_size(map: VmMap, start: int = 0, end: int = TASK_SIZE) -> int:
+    """Bytes of [start, end) that are locked."""
+    return sum(last - first for entry, first, last in entries(map, start, end) if is_locked(entry))
 
 
 def lock_room(p: Proc) -> int:

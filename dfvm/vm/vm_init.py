@@ -28,7 +28,7 @@ class VmSysctl:
     """The vm.* tunables, named by the leaf of the sysctl."""
 
     __slots__ = ("fast_fault", "map_backing_limit", "map_partition_enable", "max_proc_mmap",
-                 "pageout_memuse_mode", "prefault_pages", "shared_fault",
+                 "min_free_kbytes", "pageout_memuse_mode", "prefault_pages", "shared_fault",
                  "stack_guard_gap")  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class VmSysctl:
         self.shared_fault = 1  # try the shared object lock, and the bypass, first
         self.map_backing_limit = 5  # longest chain fork leaves behind
         self.map_partition_enable = 1  # clip large entries to 32 MiB at the first fault
+        self.min_free_kbytes = 0  # four times v_free_min, if that can be; set by vm_meter
         self.pageout_memuse_mode = 1  # RLIMIT_RSS: 0 off, 1 passive, 2 active
         self.max_proc_mmap = 65_530  # mappings in one user map, as programs count them
         self.stack_guard_gap = 256  # pages between a stack that grows and what is below it

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
 
+_KIB_PAGE: Final = 4  # KiB in a page
+_FREE_MIN: Final = 32  # pages: v_free_min is at least that
+
 VMSTATS_ADJ_LIMIT: Final = 1024  # pages one CPU may keep to itself
 
 
@@ -208,7 +211,9 @@ def vmstats_rollup(vm: VmSystem) -> None:
 
 
 def vmstats_set_thresholds(vm: VmSystem) -> None:
-    """Work out the marks from v_page_count and give every CPU a copy.
+    """Work out the marks from vm.min_free_kbytes and give every CPU a copy. Where that is 0 so far,
+    v_page_count says what it is; the marks don't follow where the kernel would have no page for
+    itself, or the pagers could never be done.
 
     v_free_reserved is 3/8 of v_free_min where DragonFly has 4/8: with 4/8 + 7 it would lie above
     v_free_severe, against the order that vm_page2.h itself states.
@@ -216,7 +221,13 @@ def vmstats_set_thresholds(vm: VmSystem) -> None:
     Source: DragonFly sys/vm/vm_pageout.c, vm_pageout_free_page_calc, vm_pageout_thread.
     """
     s = vm.vmstats
-    low = s.v_free_min = 64 + s.v_page_count // 200
+    vmstats_rollup(vm)
+    usual = 64 + s.v_page_count // 200
+    if s.v_free_min == 0:
+        vm.sysctl.min_free_kbytes = usual * _KIB_PAGE
+        s.v_inactive_target = s.v_free_count // 4
+    wanted = vm.sysctl.min_free_kbytes // _KIB_PAGE
+    low = s.v_free_min = max(min(wanted, max(s.v_page_count // 8, usual)), _FREE_MIN)
     s.v_free_reserved = low * 3 // 8 + 7
     s.v_free_severe = low * 4 // 8
     s.v_interrupt_free_min = low // 8 + 7
@@ -224,7 +235,6 @@ def vmstats_set_thresholds(vm: VmSystem) -> None:
     s.v_paging_start = low * 7 // 2
     s.v_paging_target1 = low * 4
     s.v_paging_target2 = low * 5
-    s.v_inactive_target = s.v_free_count // 4
     own = vm.gd.gd_vmstats
     for name in VmStats.__slots__:
         setattr(own, name, getattr(s, name))

@@ -25,10 +25,11 @@ from user_util import PAGE, User
 
 from dfvm.kern import sys_mlock as ml
 from dfvm.kern import sys_mman as mm
+from dfvm.kern.kern_commit import data_size
 from dfvm.kern.sys_generic import sys_pwrite64
 from dfvm.kern.sys_pipe import sys_pipe
 from dfvm.kern.vfs_syscalls import sys_open
-from dfvm.kern.vma import PROT_GROWSDOWN, PROT_GROWSUP, data_size
+from dfvm.kern.vma import PROT_GROWSDOWN, PROT_GROWSUP
 from dfvm.vm.vm_map import MAP_WIREFUTURE
 from dfvm.vm.vm_proc import RLIMIT_DATA, RLIMIT_MEMLOCK
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from dfvm.lwkt.panic import Panic
 from dfvm.machine.mmu import Mmu
 from dfvm.machine.ram import Ram
+from dfvm.vm.vm_init import VmSysctl
 from dfvm.vm.vm_meter import Globaldata, VmMeter, VmStats
 from dfvm.vm.vm_page import (
     ACT_ADVANCE,
@@ -89,6 +90,7 @@ def _bare_vm(mib: int):  # type: ignore[no-untyped-def]  # no more of a VmSystem
     vm.gd = Globaldata()  # type: ignore[attr-defined]
     vm.vmstats = VmStats()  # type: ignore[attr-defined]
     vm.vmmeter = VmMeter()  # type: ignore[attr-defined]
+    vm.sysctl = VmSysctl()  # type: ignore[attr-defined]
     return vm
 
 

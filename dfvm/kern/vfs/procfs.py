@@ -14,13 +14,16 @@ Source: Linux fs/proc, Documentation/filesystems/proc.rst; structure of DragonFl
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EACCES, EINVAL, EIO, ENODEV, ENOENT, ESRCH, err
+from dfvm.kern.kern_errno import EACCES, EINVAL, EIO, ENODEV, ENOENT, ERANGE, ESRCH, err
 from dfvm.kern.kern_prot import may_look
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import (
+    FREAD,
+    FWRITE,
     OFF_MAX,
     VDIR,
     VKEEP,
@@ -52,6 +55,8 @@ PROC_MAGIC: Final = 0x9FA0
 _WRITE_MAX: Final = 4096  # bytes of one write to a file here
 
 _INO_MASK: Final = (1 << 63) - 1
+
+_UINT: Final = re.compile(rb"\+?(?:0[xX]([0-9a-fA-F]+)|0([0-7]+)|(0|[1-9][0-9]*))\n?\0*")
 
 ROOT_INO: Final = 1
 SYSTEM_INO: Final = 2  # first of the files about the machine
@@ -269,6 +274,41 @@ class ProcFile(ProcNode):
         raise err(ENODEV)
 
 
+class SysctlFile(ProcFile):
+    """A file of /proc/sys. Its mode is the truth for root, too: what can't be set can't be opened
+    to be written.
+
+    Source: Linux fs/proc/proc_sysctl.c, test_perm; ipc/ipc_sysctl.c, ipc_permissions.
+    """
+
+    __slots__ = ("p_cap",)
+
+    p_cap: int  # who has one of these capabilities may read and write it whatever the mode is
+
+    def __init__(
+        self,
+        mount: PseudoMount,
+        fileid: int,
+        show: Show | None,
+        store: Store | None = None,
+        mode: int = 0o444,
+        cap: int = 0,
+    ) -> None:
+        super().__init__(mount, fileid, show, store, mode, splice=FREAD | FWRITE)
+        self.p_cap = cap
+
+    def access(self, want: int, cred: Cred) -> None:
+        mode = self.v_mode
+        if cred.cr_cap_e & self.p_cap:
+            mode = 0o666
+        if not cred.cr_fsuid:
+            mode >>= 6
+        elif cred.groupmember(0):
+            mode >>= 3
+        if want & ~mode & 7:
+            raise err(EACCES)
+
+
 class ProcLink(ProcNode):
     """A symbolic link to a path."""
 
@@ -451,3 +491,19 @@ def parse_int(data: bytes) -> int:
         return int(data.replace(b"_", b"x"))  # which Python takes in numbers
     except ValueError:
         raise err(EINVAL) from None
+
+
+def parse_uint(data: bytes) -> int:
+    """The unsigned number of 32 bits that was written to a file, as Linux's kstrtouint takes it:
+    decimal, octal or hexadecimal, and one newline behind it at most.
+
+    :raises OSError: EINVAL, ERANGE
+    """
+    match = _UINT.fullmatch(data)
+    if match is None:
+        raise err(EINVAL)
+    hexadecimal, octal, decimal = match.groups()
+    n = int(hexadecimal, 16) if hexadecimal else int(octal, 8) if octal else int(decimal)
+    if n >> 32:
+        raise err(ERANGE)
+    return n

@@ -16,6 +16,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
+from dfvm.kern.kern_commit import is_committed
 from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, ERANGE, ESRCH, err
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.vfs.procfs import ProcFile, ProcNode
@@ -316,7 +317,6 @@ def _vmflags(entry: VmMapEntry) -> str:
     """The two-letter flags of an entry."""
     prot, maximum = _protection(entry), entry.max_protection
     shared = is_shared(entry)
-    accounted = prot & VM_PROT_WRITE and not (shared or entry.eflags & MARK_NORESERVE)
     behaviour = entry.eflags & MAP_ENTRY_BEHAV_MASK
     flags = (
         ("rd", prot & VM_PROT_READ),
@@ -333,7 +333,7 @@ def _vmflags(entry: VmMapEntry) -> str:
         ("rr", behaviour == MAP_ENTRY_BEHAV_RANDOM),
         ("dc", entry.inheritance == VM_INHERIT_NONE),
         ("lf", is_locked(entry) and entry.eflags & MARK_ONFAULT),
-        ("ac", accounted),
+        ("ac", is_committed(entry)),
         ("nr", entry.eflags & MARK_NORESERVE),
         ("wf", entry.eflags & MARK_WIPE != 0),
         ("dd", entry.eflags & MAP_ENTRY_NOCOREDUMP),

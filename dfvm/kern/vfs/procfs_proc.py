@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_caps import CAP_SYS_NICE, CAP_SYS_RESOURCE
 from dfvm.kern.kern_descrip import FPATH
-from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, EPERM, err
+from dfvm.kern.kern_errno import EACCES, EINVAL, ENOENT, EPERM, ESRCH, err
 from dfvm.kern.kern_sched import SCHED_RESET_ON_FORK
 from dfvm.kern.kern_time import SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID, USER_HZ
 from dfvm.kern.proc import P_CONTROLT, RLIMIT_SIGPENDING, SSTOP, SZOMB, calcru
@@ -25,6 +25,7 @@ from dfvm.kern.vfs.procfs import (
     ProcMagicLink,
     ProcNode,
     parse_int,
+    parse_uint,
 )
 from dfvm.kern.vfs.procfs_maps import (
     ClearRefsFile,
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
     from dfvm.vm.vmspace import Vmspace
+
+_COREDUMP_BITS: Final = (1 << 9) - 1  # MMF_DUMP_FILTER_BITS
 
 _TICK_NS: Final = NS // USER_HZ
 
@@ -368,6 +371,17 @@ def _set_oom(p: Proc, data: bytes) -> None:
     p.p_oom_score_adj = n
     if privileged:
         p.p_oom_score_min = n
+
+
+def _coredump_filter(p: Proc) -> bytes:
+    return b"%08x\n" % p.p_coredump_filter if space_of(p) is not None else b""
+
+
+def _set_coredump_filter(p: Proc, data: bytes) -> None:
+    n = parse_uint(data)
+    if space_of(p) is None:
+        raise err(ESRCH)
+    p.p_coredump_filter = n & _COREDUMP_BITS
 
 
 def _oom_score(p: Proc) -> bytes:
@@ -742,6 +756,9 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
 _PROCESS: Final = {
     b"task": _task_dir,
     **_COMMON,
+    b"coredump_filter": _file(
+        lambda p, lp, whole: _coredump_filter(p), 0o644, False, _set_coredump_filter
+    ),
     b"timers": _file(lambda p, lp, whole: _timers(p)),
     b"timerslack_ns": _file(
         lambda p, lp, whole: b"%d\n" % p.p_timerslack, 0o666, False, _set_timerslack

@@ -11,15 +11,24 @@ import re
 from time import time_ns
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from dfvm.kern.kern_commit import commit_limit, committed
 from dfvm.kern.kern_errno import EINVAL, err
 from dfvm.kern.kern_sig import NSIG
 from dfvm.kern.kern_time import USER_HZ
-from dfvm.kern.proc import PID_MAX, SSTOP, SZOMB, default_limits
-from dfvm.kern.sys_inotify import MAX_QUEUED_EVENTS, MAX_USER_WATCHES
+from dfvm.kern.proc import SSTOP, SZOMB
 from dfvm.kern.sys_misc import UTS_LEN, UTS_RELEASE, UTS_SYSNAME, UTS_VERSION
-from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink, parse_int
-from dfvm.kern.vfs.procfs_sysctl import INT_MAX, IPC_SYSCTLS, MQ_SYSCTLS, SYSVIPC, ULONG_MAX, Sysctl
-from dfvm.kern.vfs.vnode_param import FREAD, FWRITE
+from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink, SysctlFile, parse_int
+from dfvm.kern.vfs.procfs_sysctl import (
+    FS_SYSCTLS,
+    INOTIFY_SYSCTLS,
+    IPC_SYSCTLS,
+    MQ_SYSCTLS,
+    PROC_SYSCTLS,
+    SYSVIPC,
+    VM_SYSCTLS,
+    Sysctl,
+)
+from dfvm.kern.vfs.vnode_param import FREAD
 from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_object import OBJT_DEFAULT, OBJT_SWAP, OBJT_VNODE
@@ -117,8 +126,8 @@ def meminfo(kernel: Kernel) -> bytes:
         ("Slab", 0),
         ("KernelStack", 4 * len(kernel.procs)),
         ("PageTables", _tables(kernel)),
-        ("CommitLimit", s.v_page_count // 2),
-        ("Committed_AS", anon),
+        ("CommitLimit", commit_limit(kernel)),
+        ("Committed_AS", committed(kernel)),
     )
     lines = [f"{name + ':':<16}{n * _KIB_PAGE:8} kB\n" for name, n in pages]
     lines.append(f"{'VmallocTotal:':<15}{1 << 21:9} kB\n")
@@ -303,18 +312,6 @@ def _set_domainname(kernel: Kernel, data: bytes) -> None:
     kernel.domainname = _name(data)
 
 
-def _set_max_map_count(kernel: Kernel, new: tuple[int, ...]) -> None:
-    kernel.vm.sysctl.max_proc_mmap = new[0]
-
-
-def _set_mmap_min_addr(kernel: Kernel, new: tuple[int, ...]) -> None:
-    kernel.mmap_min_addr = new[0]
-
-
-def _set_lease_break(kernel: Kernel, new: tuple[int, ...]) -> None:
-    kernel.files.lease_break_s = new[0]
-
-
 def _drop_caches(kernel: Kernel, data: bytes) -> None:
     """1: clean pages of files that are not mapped; 2: vnodes that nobody uses."""
     n = parse_int(data)
@@ -343,21 +340,11 @@ def _boot_id(kernel: Kernel) -> str:
 
 _SYS: Final[_Tree] = {
     b"fs": {
-        b"dir-notify-enable": "1",
-        b"file-max": "4194304",
-        b"file-nr": lambda k: f"{k.files.nfiles}\t0\t4194304",
-        b"inotify": {
-            b"max_queued_events": str(MAX_QUEUED_EVENTS),
-            b"max_user_watches": str(MAX_USER_WATCHES),
-        },
-        b"lease-break-time": Sysctl(
-            lambda k: (k.files.lease_break_s,), _set_lease_break, 0, INT_MAX
-        ),
-        b"leases-enable": "1",
+        **FS_SYSCTLS,
+        b"file-nr": lambda k: f"{k.files.nfiles}\t0\t{k.files.sysctl.file_max}",
+        b"inotify": {**INOTIFY_SYSCTLS},
         b"inode-nr": lambda k: f"{len(k.vfs.inactive)}\t0",
         b"mqueue": {**MQ_SYSCTLS},
-        b"nr_open": "1048576",
-        b"pipe-max-size": "1048576",
         b"pipe-user-pages-hard": "0",
         b"pipe-user-pages-soft": "16384",
         b"overflowgid": "65534",
@@ -378,13 +365,11 @@ _SYS: Final[_Tree] = {
         b"hostname": Setting(lambda k: k.hostname.decode("utf-8", "replace"), _set_hostname),
         b"io_uring_disabled": "2",
         b"ngroups_max": "65536",
-        b"ns_last_pid": lambda k: str(k.lastpid),
         b"osrelease": UTS_RELEASE.decode(),
         b"ostype": UTS_SYSNAME.decode(),
         b"overflowgid": "65534",
         b"overflowuid": "65534",
         b"panic": "0",
-        b"pid_max": str(PID_MAX + 1),
         b"printk": "4\t4\t1\t7",
         b"random": {
             b"boot_id": _boot_id,
@@ -398,24 +383,16 @@ _SYS: Final[_Tree] = {
         b"sched_rt_period_us": "1000000",
         b"sched_rt_runtime_us": "-1",
         **IPC_SYSCTLS,
+        **PROC_SYSCTLS,
         b"tainted": "0",
-        b"threads-max": str(default_limits()[6][0]),
         b"version": UTS_VERSION.decode(),
     },
     b"vm": {
+        **VM_SYSCTLS,
         b"drop_caches": Setting(None, _drop_caches),
         b"legacy_va_layout": "0",
-        b"max_map_count": Sysctl(
-            lambda k: (k.vm.sysctl.max_proc_mmap,), _set_max_map_count, 0, INT_MAX
-        ),
-        b"mmap_min_addr": Sysctl(
-            lambda k: (k.mmap_min_addr,), _set_mmap_min_addr, 0, ULONG_MAX
-        ),
         b"nr_hugepages": "0",
         b"oom_kill_allocating_task": "0",
-        b"overcommit_kbytes": "0",
-        b"overcommit_memory": "1",
-        b"overcommit_ratio": "50",
         b"page-cluster": "3",
         b"panic_on_oom": "0",
         b"swappiness": "60",
@@ -442,7 +419,7 @@ def _sys_entry(
         def show() -> bytes:
             return ((text if isinstance(text, str) else text(kernel)) + "\n").encode()
 
-        return ProcFile(dvp.v_mount, ino, show, splice=FREAD | FWRITE)
+        return SysctlFile(dvp.v_mount, ino, show)
 
     return make
 
@@ -454,12 +431,12 @@ def _setting(dvp: ProcDir, ino: int, ctl: Setting) -> ProcNode:
         ctl.store(kernel, data)
 
     if text is None:
-        return ProcFile(dvp.v_mount, ino, None, store, 0o200, splice=FREAD | FWRITE)
+        return SysctlFile(dvp.v_mount, ino, None, store, 0o200)
 
     def show() -> bytes:
         return (text(kernel) + "\n").encode()
 
-    return ProcFile(dvp.v_mount, ino, show, store, 0o644, splice=FREAD | FWRITE)
+    return SysctlFile(dvp.v_mount, ino, show, store, 0o644)
 
 
 _FILES: Final[dict[bytes, Callable[[Kernel], bytes]]] = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
+from dfvm.kern.kern_commit import check_expand, is_data
 from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, EOVERFLOW, err
 from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import check_place, find_room, populate
@@ -24,11 +25,9 @@ from dfvm.kern.vma import (
     TASK_SIZE,
     U64,
     chain_end,
-    check_expand,
     check_unmap,
     entries,
     is_anonymous,
-    is_data,
     is_locked,
     is_shared,
     lock_room,

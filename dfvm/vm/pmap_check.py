@@ -23,6 +23,7 @@ from dfvm.machine.pte import (
 from dfvm.vm.vm import VM_PROT_EXECUTE, VM_PROT_NONE, VM_PROT_WRITE
 from dfvm.vm.vm_fault_burst import vm_fault_lookup
 from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
     VM_MAPTYPE_NORMAL,
@@ -215,6 +216,8 @@ def _wrong(entry: VmMapEntry, va: int, pte: int) -> str:
     """What is wrong with a leaf inside its entry, if anything."""
     if entry.maptype != VM_MAPTYPE_NORMAL:
         return ""
+    if entry.eflags & MAP_ENTRY_GUARD:
+        return "the entry is a guard"
     if entry.protection == VM_PROT_NONE:
         return "the entry allows nothing"
     if pte & PG_RW and not entry.protection & VM_PROT_WRITE:

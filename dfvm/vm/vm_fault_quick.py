@@ -47,6 +47,7 @@ from dfvm.vm.vm_map_backing import vm_map_entry_shadow
 from dfvm.vm.vm_map_clip import vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_RANDOM,
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_KSTACK,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_NOFAULT,
@@ -87,7 +88,8 @@ if TYPE_CHECKING:
 
 _UNUSUAL_ENTRY: Final = (
     MAP_ENTRY_NOFAULT | MAP_ENTRY_KSTACK | MAP_ENTRY_NOSYNC | MAP_ENTRY_WIREONFAULT
-)
+    | MAP_ENTRY_GUARD
+)  # fmt: skip
 _UNUSUAL_PAGE: Final = PG_FICTITIOUS | PG_RAM | PG_SWAPPED | PG_NOSYNC
 _DIRTY_OBJECT: Final = OBJ_WRITEABLE | OBJ_MIGHTBEDIRTY
 _PLENTY: Final = 64  # free pages above v_paging_start from which on memory is plentiful

@@ -63,6 +63,8 @@ MAP_ENTRY_KSTACK: Final = 0x0800  # kernel stack: its first page is a guard and 
 MAP_ENTRY_WIREONFAULT: Final = 0x1000
 # A page that is faulted in is wired at once, for the user: not in DragonFly. What is wired becomes
 # an entry of its own, USER_WIRED and without this.
+MAP_ENTRY_GUARD: Final = 0x2000
+# Nothing can be accessed, whatever the protection is, and no page is mapped: not in DragonFly.
 MAP_ENTRY_ABI_MASK: Final = 0x00FF_0000
 # Marks of the system call layer's own (vm_map_mark). They say nothing to the VM, which only carries
 # them along, and keeps apart what differs in them.

@@ -23,6 +23,7 @@ from dfvm.vm.vm_map_clip import (
     vm_map_transition_wait,
 )
 from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_PARTITION_MASK,
@@ -96,6 +97,9 @@ def vm_map_lookup(map: VmMap, vaddr: int, fault_type: int) -> tuple[int, LookupR
         prot = entry.max_protection if override else entry.protection
         access = fault_type & VM_PROT_ALL
         eflags = entry.eflags
+        if eflags & MAP_ENTRY_GUARD:
+            rv = KERN_INVALID_ADDRESS
+            break
         if access & ~prot or (
             # A wired page would have to be replaced. (vm_map_protect sees to it that only a
             # debugger can get here.)

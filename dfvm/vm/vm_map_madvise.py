@@ -28,6 +28,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_NORMAL,
     MAP_ENTRY_BEHAV_RANDOM,
     MAP_ENTRY_BEHAV_SEQUENTIAL,
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_NOSYNC,
     MAP_PREFAULT_MADVISE,
@@ -130,7 +131,7 @@ def _madvise_objects(map: VmMap, start: int, end: int, behav: int) -> None:
             elif ba.object is not None:
                 pindex = ba.offset + first - ba.start >> PAGE_SHIFT
                 vm_object_madvise(ba.object, pindex, last - first >> PAGE_SHIFT, behav)
-                if behav == MADV_WILLNEED:
+                if behav == MADV_WILLNEED and not entry.eflags & MAP_ENTRY_GUARD:
                     pmap_object_init_pt(map.pmap, entry, first, last - first, MAP_PREFAULT_MADVISE)
         entry = entry.next
     vm_map_unlock_read(map)

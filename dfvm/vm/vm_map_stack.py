@@ -28,6 +28,7 @@ from dfvm.vm.vm import (
 from dfvm.vm.vm_map_backing import vm_map_backing_adjust
 from dfvm.vm.vm_map_clip import vm_map_first_entry, vm_map_lookup_entry
 from dfvm.vm.vm_map_entry import (
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_STACK,
     MAP_ENTRY_WIREONFAULT,
@@ -99,7 +100,8 @@ def vm_map_stack(
 def vm_map_growstack(map: VmMap, addr: int) -> int:
     """Let the stack above `addr` grow down to it, in steps of SGROWSIZ.
 
-    :return: KERN_SUCCESS if `addr` is mapped now, KERN_INVALID_ADDRESS if it is no stack's,
+    :return: KERN_SUCCESS if `addr` is mapped now, KERN_INVALID_ADDRESS if it is no stack's, or a
+        guard's,
         KERN_NO_SPACE if the stack may not become so large, KERN_FAILURE if the map is not the
         current process's: a stack grows only for its own. Locks the map. Blocks only for the lock,
         and under MAP_WIREFUTURE for memory.
@@ -111,8 +113,10 @@ def vm_map_growstack(map: VmMap, addr: int) -> int:
     vm_map_lock(map)
     found, before = vm_map_lookup_entry(map, addr)
     if found:
+        assert before is not None
+        guard = before.eflags & MAP_ENTRY_GUARD
         vm_map_unlock(map)
-        return KERN_SUCCESS
+        return KERN_INVALID_ADDRESS if guard else KERN_SUCCESS
     entry = map.first if before is None else before.next
     if entry is None or not entry.ba.start - entry.avail_ssize <= addr < entry.ba.start:
         vm_map_unlock(map)
@@ -161,6 +165,7 @@ def _grow(map: VmMap, entry: VmMapEntry, start: int) -> int:
     if (
         entry.wired_count == 0  # the new pages are not
         and not entry.eflags & MAP_ENTRY_IN_TRANSITION  # somebody relies on its range
+        and not entry.eflags & MAP_ENTRY_GUARD  # what is below one is none
         and entry.inheritance == VM_INHERIT_COPY  # a sharer's growth is his own
         and _has_room(entry, grow)
     ):

@@ -42,6 +42,7 @@ from dfvm.vm.vm_map_collapse import (
 )
 from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_COW,
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_KIND_MASK,
     MAP_ENTRY_NEEDS_COPY,
@@ -312,8 +313,8 @@ def _set_forked(entry: VmMapEntry, new: VmMapEntry, first: VmMapEntry | None) ->
         new.forked = first.forked
         return first
     object = entry.ba.object
-    if object is not None and object.type <= OBJT_SWAP:
-        # One piece with pages of its own makes it so for all.
+    if entry.eflags & MAP_ENTRY_GUARD or (object is not None and object.type <= OBJT_SWAP):
+        # One piece with pages of its own, or a guard, makes it so for all.
         scan: VmMapEntry | None = first
         while scan is not None:
             scan.forked = first.ba.end
@@ -380,7 +381,9 @@ def _fork_entry(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> VmMapEntry
 def _fork_zero(new_map: VmMap, entry: VmMapEntry) -> VmMapEntry:
     """The child's entry, which has nothing of the parent's memory."""
     ba = VmMapBacking(entry.ba.start, entry.ba.end, new_map.pmap, None, 0)
-    return _clone(entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY))
+    return _clone(
+        entry, ba, entry.eflags & ~(MAP_ENTRY_COW | MAP_ENTRY_NEEDS_COPY | MAP_ENTRY_GUARD)
+    )
 
 
 def _fork_wired(old_map: VmMap, new_map: VmMap, entry: VmMapEntry) -> tuple[bool, VmMapEntry]:

@@ -6,7 +6,7 @@ from dfvm import PIPE, Machine
 from tests.kern.guest_util import CHILD, build, by_host, same
 
 # A free range between pages that are not, memory at places in it, and which mappings are in it.
-_VMAS = r"""
+VMAS = r"""
 #define PG 4096UL
 #define RW (PROT_READ | PROT_WRITE)
 static char *b;
@@ -39,7 +39,7 @@ static void show(const char *what)
 def test_a_child_adds_nothing_to_what_it_has_inherited_written() -> None:
     # Linux: an anon_vma that has parents is merged with no other (vma_had_uncowed_parents).
     out = same(
-        _VMAS
+        VMAS
         + CHILD
         + r"""
         static void grow(void)
@@ -127,7 +127,7 @@ def test_a_child_adds_nothing_to_what_it_has_inherited_written() -> None:
 def test_what_fork_finds_in_pieces_is_one_in_the_child() -> None:
     """The VM cuts large memory as it is touched; a grandchild's pieces were children's pieces."""
     assert same(
-        _VMAS + CHILD + r"""
+        VMAS + CHILD + r"""
         #define MB (1UL << 20)
         static void look(void)
         {
@@ -196,7 +196,7 @@ def _limited(source: str) -> bytes:
 def test_at_the_limit_nothing_is_cut() -> None:
     # mm/vma.c: split_vma, vms_gather_munmap_vmas; madvise(2) says EAGAIN for the same.
     out = _limited(
-        _VMAS
+        VMAS
         + _FILL
         + r"""
         int main(void)
@@ -261,7 +261,7 @@ def test_at_the_limit_nothing_is_cut() -> None:
 
 def test_near_the_limit_room_for_one_more_cut_is_not_room_for_two() -> None:
     _limited(
-        _VMAS
+        VMAS
         + _FILL
         + r"""
         #define ONE(x) do { munmap(b, 8 * PG); errno = 0; int ok = (long)(x) != -1; \
@@ -291,7 +291,7 @@ def test_near_the_limit_room_for_one_more_cut_is_not_room_for_two() -> None:
 def test_beyond_the_limit_nothing_is_mapped() -> None:
     """mmap, which only asks whether there are too many already, can make one too many."""
     out = _limited(
-        _VMAS
+        VMAS
         + _FILL
         + r"""
         #undef T
@@ -326,7 +326,7 @@ def test_beyond_the_limit_nothing_is_mapped() -> None:
 def test_entries_that_the_vm_has_cut_do_not_count() -> None:
     """Large memory is cut as it is touched: more entries than there may be mappings."""
     program = build(
-        _VMAS
+        VMAS
         + r"""
         #define PART (32UL << 20)
         int main(void)

@@ -27,6 +27,7 @@ from dfvm.kern.vma import (
     MARK_NORESERVE,
     MARK_ONFAULT,
     MARK_WIPE,
+    entries,
     is_locked,
     is_shared,
     same_vma,
@@ -47,6 +48,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_BEHAV_MASK,
     MAP_ENTRY_BEHAV_RANDOM,
     MAP_ENTRY_BEHAV_SEQUENTIAL,
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_NOCOREDUMP,
     MAP_ENTRY_STACK,
 )
@@ -75,6 +77,8 @@ SHMEM_DEV: Final = 1  # where shared memory without a file is
 
 # An entry of pagemap.
 PM_PRESENT: Final = 1 << 63
+PM_SWAP: Final = 1 << 62  # not memory, but something in its place
+PM_GUARD_REGION: Final = 1 << 58  # a guard, which Linux has as an entry of that kind
 PM_FILE: Final = 1 << 61  # page of a file, or shared anonymous memory
 PM_MMAP_EXCLUSIVE: Final = 1 << 56  # nobody else maps it
 
@@ -596,6 +600,11 @@ class PagemapFile(_MemoryFile):
             words = [0] * ((end - va) >> PAGE_SHIFT)
             for at, _ in pmap_ptes(space.vm_pmap, va, end):
                 words[(at - va) >> PAGE_SHIFT] = self._word(space, at)
+            for entry, first, last in entries(space.vm_map, va, end):
+                if entry.eflags & MAP_ENTRY_GUARD:
+                    n = last - first >> PAGE_SHIFT
+                    at = first - va >> PAGE_SHIFT
+                    words[at : at + n] = [PM_SWAP | PM_GUARD_REGION] * n
             uiomove(pack(f"<{len(words)}Q", *words), uio)
             off += len(words) << 3
 

@@ -2,7 +2,8 @@
 
 Most advice is DragonFly's by another number. What is not: MADV_DONTNEED throws private pages away
 at once, so that the next access sees zeros or the file again, MADV_REMOVE makes a hole in shared
-memory, MADV_POPULATE_* faults pages in. These are made from map operations; the maps' own DONTNEED
+memory, MADV_POPULATE_* faults pages in, MADV_GUARD_* forbid access to pages of a mapping that
+stays one. These are made from map operations; the maps' own DONTNEED
 stays what it is.
 
 Advice that this kernel has no machinery for is EINVAL, as it is on a Linux built without it: KSM
@@ -51,6 +52,7 @@ from dfvm.vm.vm_map import (
     MADV_SEQUENTIAL,
     MADV_WILLNEED,
     MAP_ENTRY_COW,
+    MAP_ENTRY_GUARD,
     MAP_ENTRY_IN_TRANSITION,
     MAP_ENTRY_NEEDS_COPY,
     VmMapBacking,
@@ -102,6 +104,8 @@ LINUX_MADV_PAGEOUT: Final = 21
 LINUX_MADV_POPULATE_READ: Final = 22
 LINUX_MADV_POPULATE_WRITE: Final = 23
 LINUX_MADV_DONTNEED_LOCKED: Final = 24
+LINUX_MADV_GUARD_INSTALL: Final = 102
+LINUX_MADV_GUARD_REMOVE: Final = 103
 
 # What the maps do themselves. Cold pages become the next to go; without swap, paging them out
 # can't do more.
@@ -121,7 +125,8 @@ _NOTHING: Final = (LINUX_MADV_HUGEPAGE, LINUX_MADV_NOHUGEPAGE)
 _OWN: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED, LINUX_MADV_REMOVE,
                LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
                LINUX_MADV_KEEPONFORK, LINUX_MADV_POPULATE_READ,
-               LINUX_MADV_POPULATE_WRITE)  # fmt: skip
+               LINUX_MADV_POPULATE_WRITE, LINUX_MADV_GUARD_INSTALL,
+               LINUX_MADV_GUARD_REMOVE)  # fmt: skip
 # About what a child gets.
 _FORK: Final = (LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
                 LINUX_MADV_KEEPONFORK)  # fmt: skip
@@ -131,7 +136,7 @@ _KEPT: Final = (*_FORK, *(linux for linux, behav in _SAME.items() if behav in EN
 REMOTE_ADVICE: Final = (LINUX_MADV_WILLNEED, LINUX_MADV_COLD, LINUX_MADV_PAGEOUT)
 # Not for locked memory.
 _UNLOCKED: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_FREE, LINUX_MADV_REMOVE, LINUX_MADV_COLD,
-                    LINUX_MADV_PAGEOUT)  # fmt: skip
+                    LINUX_MADV_PAGEOUT, LINUX_MADV_GUARD_INSTALL)  # fmt: skip
 
 
 def madvise(lp: Lwp, map: VmMap, start: int, length: int, behavior: int) -> int:
@@ -197,6 +202,12 @@ def _advise(lp: Lwp, map: VmMap, entry: VmMapEntry, start: int, end: int, behavi
         if wired:
             for piece, first, last in entries(map, start, end):
                 lock_range(map, piece, first, last, on_fault)
+    elif behavior == LINUX_MADV_GUARD_INSTALL:
+        vm_map_mark(map, start, end, 0, MAP_ENTRY_GUARD)
+        for _, first, last in entries(map, start, end):
+            _dontneed(map, first, last)
+    elif behavior == LINUX_MADV_GUARD_REMOVE:
+        vm_map_mark(map, start, end, MAP_ENTRY_GUARD, 0)
     elif behavior == LINUX_MADV_REMOVE:
         _remove(lp, map, entry, start, end)
     elif behavior in _FORK:

@@ -46,6 +46,7 @@ from dfvm.kern.vma import (
     MARK_NOREAD,
     MARK_NORESERVE,
     MARK_ONFAULT,
+    MARK_SEALED,
     PROT_EXEC,
     PROT_GROWSDOWN,
     PROT_GROWSUP,
@@ -60,9 +61,11 @@ from dfvm.kern.vma import (
     check_unmap,
     entries,
     is_locked,
+    is_sealed,
     is_shared,
     lock_room,
     lowest,
+    mapped_prefix,
     may_lock,
     may_map_low,
     prot_mark,
@@ -89,6 +92,7 @@ from dfvm.vm.vm_map import (
     MAP_ENTRY_WIREONFAULT,
     MAP_FUTUREONFAULT,
     MAP_IS_STACK,
+    MAP_SEALED,
     MAP_WIREFUTURE,
     VM_MAPTYPE_NORMAL,
     vm_map_clean,
@@ -472,6 +476,8 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
         last = min(entry.ba.end, end)
         if bits & ~entry.max_protection:
             raise err(EACCES)
+        if entry.eflags & MARK_SEALED:
+            raise err(EPERM)
         gets_write = bits & VM_PROT_WRITE & ~entry.protection and not is_shared(entry)
         if gets_write and start >= asked:
             asked = min(vma_end(entry, end), end)
@@ -518,6 +524,25 @@ def _lock_again(map: VmMap, start: int, end: int, lost: bool) -> None:
             lock_range(map, entry, first, last, on_fault)
 
 
+def sys_mseal(lp: Lwp, start: int, length: int, flags: int) -> int:
+    """mseal(2): what is mapped in a range can't be unmapped, moved, or given other rights from now
+    on."""
+    size = round_page(length) & U64
+    if flags or start & PAGE_MASK or (length and not size) or start + size > U64:
+        raise err(EINVAL)
+    map = lp.lwp_proc.p_vmspace.vm_map
+    end = start + size
+    if mapped_prefix(map, start, end) < end:
+        raise err(ENOMEM)
+    checked = start
+    for _, first, last in entries(map, start, end):
+        if first >= checked:
+            checked = check_cut(map, first, end, lambda entry: as_if(entry, add=MARK_SEALED))
+        map.flags |= MAP_SEALED
+        vm_map_mark(map, first, last, 0, MARK_SEALED)
+    return 0
+
+
 # ---- brk -----------------------------------------------------------------------------------------
 
 
@@ -542,6 +567,8 @@ def sys_brk(lp: Lwp, addr: int) -> int:
             check_memory(p, more)
         except OSError:
             return now
+    elif is_sealed(map, round_page(addr), round_page(now)):
+        return now
     if vm_brk(space, addr) != KERN_SUCCESS:
         return now
     if more > 0 and map.flags & MAP_FUTUREONFAULT:

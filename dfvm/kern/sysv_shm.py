@@ -44,6 +44,7 @@ from dfvm.kern.vma import (
     U64,
     check_unmap,
     entries,
+    is_sealed,
     lock_room,
     vm_prot,
     vma_full,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.proc import Lwp, Proc
     from dfvm.kern.sysv_ipc import IpcNs
-    from dfvm.vm.vm_map import VmMapEntry
+    from dfvm.vm.vm_map import VmMap, VmMapEntry
     from dfvm.vm.vm_object import VmObject
 
 # shmget's flags, beside those of all get calls.
@@ -390,11 +391,17 @@ def sys_shmdt(lp: Lwp, addr: int) -> int:
         raise err(EINVAL)
     end = addr + round_page(shp.shm_segsz)
     at = entry.ba.end
-    vm_map_remove(map, entry.ba.start, at)
+    _detach(map, entry.ba.start, at)
     for entry, first, last in entries(map, at, max(at, end)):
         if entry.ba.end <= end and _attached(entry, addr) is shp:
-            vm_map_remove(map, first, last)
+            _detach(map, first, last)
     return 0
+
+
+def _detach(map: VmMap, start: int, end: int) -> None:
+    # What is sealed stays, and nobody is told.
+    if not is_sealed(map, start, end):
+        vm_map_remove(map, start, end)
 
 
 # ---- shmctl --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_IPC_LOCK, CAP_SYS_RAWIO
-from dfvm.kern.kern_errno import ENOMEM, err
+from dfvm.kern.kern_errno import ENOMEM, EPERM, err
 from dfvm.vm.vm import (
     VM_INHERIT_SHARE,
     VM_PROT_ALL,
@@ -30,6 +30,7 @@ from dfvm.vm.vm_map import (
     MAP_ENTRY_KIND_MASK,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
+    MAP_SEALED,
     VmMapEntry,
     vm_map_first_entry,
     vm_map_lookup_entry,
@@ -57,6 +58,7 @@ MARK_ONFAULT: Final = 0x0002_0000  # locked with MLOCK_ONFAULT
 MARK_NOREAD: Final = 0x0004_0000  # PROT_READ was not asked for, but the MMU has no way to refuse it
 MARK_WIPE: Final = 0x0008_0000  # MADV_WIPEONFORK: a child gets zeros, unless DONTFORK says nothing
 MARK_ACCOUNT: Final = 0x0010_0000  # no longer writable, and memory is promised for it all the same
+MARK_SEALED: Final = 0x0020_0000  # mseal
 
 TASK_SIZE: Final = VM_MAX_USER_ADDRESS
 READ_IMPLIES_EXEC: Final = 0x0040_0000  # personality
@@ -248,16 +250,26 @@ def check_cut(map: VmMap, start: int, end: int, change: Callable[[VmMapEntry], V
     return last
 
 
+def is_sealed(map: VmMap, start: int, end: int) -> bool:
+    """Whether something in [start, end) is sealed."""
+    return map.flags & MAP_SEALED != 0 and any(
+        entry.eflags & MARK_SEALED for entry, _, _ in entries(map, start, end)
+    )
+
+
 def check_unmap(map: VmMap, start: int, end: int) -> None:
     """Check that [start, end) may be unmapped.
 
-    :raises OSError: ENOMEM when that leaves two VMAs of one, and there are as many as may be.
+    :raises OSError: ENOMEM when that leaves two VMAs of one, and there are as many as may be; EPERM
+        for what is sealed.
     """
     if vma_full(map, 1):
         found, entry = vm_map_lookup_entry(map, start)
         if found and entry is not None and vma_start(entry) < start:
             if vma_end(entry, end + 1) > end:
                 raise err(ENOMEM)
+    if is_sealed(map, start, end):
+        raise err(EPERM)
 
 
 # ---- limits --------------------------------------------------------------------------------------

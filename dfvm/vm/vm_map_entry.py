@@ -90,6 +90,7 @@ MAP_CLIP_NO_HOLES: Final = 0x0001
 # VmMap.flags
 MAP_WIREFUTURE: Final = 0x0001  # mlockall(MCL_FUTURE): wire whatever is mapped from now on
 MAP_FUTUREONFAULT: Final = 0x0002  # … as it is faulted in
+MAP_SEALED: Final = 0x0004  # the system call layer has marked some entries as not to be changed
 
 VM_MAP_FFCOUNT: Final = 4  # free hints of a map
 
@@ -243,7 +244,7 @@ class VmMap:
     system_map: bool
     # The kernel's own: entries without an object have no memory, instead of getting an object at
     # the first fault; never changes after boot
-    flags: int  # MAP_WIREFUTURE, MAP_FUTUREONFAULT; lock
+    flags: int  # MAP_WIREFUTURE, MAP_FUTUREONFAULT, MAP_SEALED; lock
     freehint: list[VmMapFreehint]  # at most VM_MAP_FFCOUNT; exclusive lock
     freehint_newindex: int  # which one the next new hint replaces; exclusive lock
     pmap: Pmap  # the page tables; never changes

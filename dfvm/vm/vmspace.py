@@ -48,6 +48,7 @@ from dfvm.vm.vm_map_entry import (
     MAP_ENTRY_NEEDS_COPY,
     MAP_ENTRY_USER_WIRED,
     MAP_ENTRY_WIREONFAULT,
+    MAP_SEALED,
     VM_MAPTYPE_NORMAL,
     VmMap,
     VmMapBacking,
@@ -255,6 +256,7 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
         vm_map_transition_wait(old_map, busy, relock=True)
     _copy_sizes(vm1, vm2)
     new_map = vm2.vm_map
+    new_map.flags = old_map.flags & MAP_SEALED
     lwkt_gettoken(new_map.token)
     vm_map_lock(new_map)
     few_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES

@@ -26,6 +26,7 @@ from dfvm.kern.vma import (
     MARK_NOREAD,
     MARK_NORESERVE,
     MARK_ONFAULT,
+    MARK_SEALED,
     MARK_WIPE,
     entries,
     is_locked,
@@ -341,6 +342,7 @@ def _vmflags(entry: VmMapEntry) -> str:
         ("nr", entry.eflags & MARK_NORESERVE),
         ("wf", entry.eflags & MARK_WIPE != 0),
         ("dd", entry.eflags & MAP_ENTRY_NOCOREDUMP),
+        ("sl", entry.eflags & MARK_SEALED),
     )
     return "".join(f"{name} " for name, on in flags if on)
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32
-from dfvm.kern.kern_errno import EACCES, EAGAIN, EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, err
+from dfvm.kern.kern_errno import EACCES, EAGAIN, EFAULT, EINVAL, ENOMEM, EOPNOTSUPP, EPERM, err
 from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import populate
 from dfvm.kern.vma import (
     MARK_NOREAD,
     MARK_ONFAULT,
+    MARK_SEALED,
     MARK_WIPE,
     as_if,
     chain_end,
@@ -127,6 +128,10 @@ _OWN: Final = (LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED, LINUX_MADV_REMOV
                LINUX_MADV_KEEPONFORK, LINUX_MADV_POPULATE_READ,
                LINUX_MADV_POPULATE_WRITE, LINUX_MADV_GUARD_INSTALL,
                LINUX_MADV_GUARD_REMOVE)  # fmt: skip
+# Not for what is sealed and can't be written to: these are ways to write to it.
+_DISCARD: Final = (LINUX_MADV_FREE, LINUX_MADV_DONTNEED, LINUX_MADV_DONTNEED_LOCKED,
+                   LINUX_MADV_REMOVE, LINUX_MADV_DONTFORK, LINUX_MADV_WIPEONFORK,
+                   LINUX_MADV_GUARD_INSTALL)  # fmt: skip
 # About what a child gets.
 _FORK: Final = (LINUX_MADV_DONTFORK, LINUX_MADV_DOFORK, LINUX_MADV_WIPEONFORK,
                 LINUX_MADV_KEEPONFORK)  # fmt: skip
@@ -157,6 +162,13 @@ def madvise(lp: Lwp, map: VmMap, start: int, length: int, behavior: int) -> int:
     for entry, first, last in entries(map, start, end):
         holes |= first > at
         at = last
+        if (
+            entry.eflags & MARK_SEALED
+            and behavior in _DISCARD
+            and is_anonymous(entry)
+            and not entry.protection & VM_PROT_WRITE
+        ):
+            raise err(EPERM)
         if behavior in _UNLOCKED and is_locked(entry):
             raise err(EINVAL)
         if behavior in _KEPT and first >= checked:

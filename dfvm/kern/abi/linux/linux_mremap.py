@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_commit import check_expand, is_data
-from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, EOVERFLOW, err
+from dfvm.kern.kern_errno import EAGAIN, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM, err
 from dfvm.kern.sys_mlock import lock_range
 from dfvm.kern.sys_mman import check_place, find_room, populate
 from dfvm.kern.vfs.vnode_param import OFF_MAX
 from dfvm.kern.vma import (
     MARK_NORESERVE,
     MARK_ONFAULT,
+    MARK_SEALED,
     TASK_SIZE,
     U64,
     chain_end,
@@ -101,8 +102,11 @@ def mremap(lp: Lwp, addr: int, old_len: int, new_len: int, flags: int, new_addr:
         return _move_all(p, addr, old_len, flags, new_addr)
     if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return _remap_to(p, addr, old_len, new_len, flags, new_addr)
-    if not vm_map_lookup_entry(map, addr)[0]:
+    found, first = vm_map_lookup_entry(map, addr)
+    if not found or first is None:
         raise err(EFAULT)
+    if first.eflags & MARK_SEALED:
+        raise err(EPERM)
     if old_len >= new_len:
         if old_len > new_len:
             if addr + old_len > TASK_SIZE:
@@ -183,12 +187,15 @@ def _remap_to(p: Proc, addr: int, old_len: int, new_len: int, flags: int, new_ad
 def _check_grow(p: Proc, addr: int, old_len: int, new_len: int) -> VmMapEntry:
     """Whether the mapping at `addr` may become new_len bytes long. Returns its entry.
 
-    :raises OSError: EFAULT when old_len reaches beyond the mapping, EINVAL, EAGAIN, ENOMEM.
+    :raises OSError: EFAULT when old_len reaches beyond the mapping, EPERM when it is sealed,
+        EINVAL, EAGAIN, ENOMEM.
     """
     map = p.p_vmspace.vm_map
     found, entry = vm_map_lookup_entry(map, addr)
     if not found or entry is None:
         raise err(EFAULT)
+    if entry.eflags & MARK_SEALED:
+        raise err(EPERM)
     if not old_len and not is_shared(entry):
         raise err(EINVAL)  # only what is shared can be had twice
     end = addr + old_len

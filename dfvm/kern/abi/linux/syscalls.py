@@ -410,6 +410,6 @@ SYSCALLS: Final[tuple[tuple[int, str, str, str], ...]] = (
     (459, "lsm_get_self_attr", "uint attr, ptr ctx, ptr size, uint flags", ""),
     (460, "lsm_set_self_attr", "uint attr, ptr ctx, uint size, uint flags", ""),
     (461, "lsm_list_modules", "ptr ids, ptr size, uint flags", ""),
-    (462, "mseal", "ptr addr, size length, ulong flags", ""),
+    (462, "mseal", "ptr addr, size length, ulong flags", "sys_mman"),
 )
 # fmt: on

@@ -20,7 +20,8 @@ hostfs.py    host directories written through (--rw)
 tmpfs.py     files in memory with a size limit
 mqueuefs.py  /dev/mqueue: POSIX message queues
 devfs.py     /dev
-procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py, procfs_sysctl.py: its files
+procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py, procfs_query.py,
+             procfs_sysctl.py: its files
 sysfs.py     /sys
 vfs_check.py the checker's part
 """

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeGuard
 
-    from dfvm.kern.proc import Proc
+    from dfvm.kern.proc import Lwp, Proc
     from dfvm.kern.sysv_shm import ShmSegment
     from dfvm.kern.vfs.procfs import PseudoMount, Show
     from dfvm.kern.vfs.vnode import Vnode
@@ -117,10 +117,32 @@ def _segment(entry: VmMapEntry) -> ShmSegment | None:
     return None if object is None else object.shm  # type: ignore[return-value]  # kern's own
 
 
-def _name(space: Vmspace, entry: VmMapEntry, end: int, vp: Vnode | None, root: Vnode) -> bytes:
+def mapped_file(entry: VmMapEntry) -> Vnode | None:
+    """The file that an entry maps, if it does."""
+    ba = _backing_file(entry)
+    obj = None if ba is None else ba.object
+    return None if obj is None else obj.handle  # type: ignore[return-value]  # kern's own Vnode
+
+
+def mapped_where(entry: VmMapEntry) -> tuple[int, int, int]:
+    """Device and inode number of what an entry maps, and where in it that begins, in bytes; nothing
+    for what is no file's."""
+    segment = _segment(entry)
+    if segment is not None:
+        return SHMEM_DEV, segment.perm.id, entry.ba.offset
+    ba, vp = _backing_file(entry), mapped_file(entry)
+    if ba is None or vp is None:
+        return 0, 0, 0
+    va = vp.getattr()
+    return va.va_fsid, va.va_fileid, ba.offset
+
+
+def mapped_name(space: Vmspace, entry: VmMapEntry, end: int, root: Vnode) -> bytes:
+    """What the VMA that begins with `entry` and ends at `end` is called; nothing for most of what
+    is no file's."""
+    vp = mapped_file(entry)
     if vp is not None:
-        path = vn_fullpath(vp, root)
-        return path.replace(b"\n", b"\\012")
+        return vn_fullpath(vp, root)
     start = entry.ba.start
     if is_shared(entry):
         segment = _segment(entry)
@@ -134,31 +156,21 @@ def _name(space: Vmspace, entry: VmMapEntry, end: int, vp: Vnode | None, root: V
 
 def _line(space: Vmspace, vma: list[VmMapEntry], root: Vnode) -> bytes:
     entry, end = vma[0], vma[-1].ba.end
-    ba = _backing_file(entry)
-    prot = _protection(entry)
+    prot = requested_protection(entry)
     perms = b"".join(
         letter if prot & bit else b"-"
         for letter, bit in ((b"r", VM_PROT_READ), (b"w", VM_PROT_WRITE), (b"x", VM_PROT_EXECUTE))
     ) + (b"s" if is_shared(entry) else b"p")
-    offset = dev = ino = 0
-    vp = None
-    if ba is not None and ba.object is not None:
-        vp = ba.object.handle
-        if vp is not None:
-            va = vp.getattr()  # type: ignore[attr-defined]  # kern's own Vnode
-            dev, ino, offset = va.va_fsid, va.va_fileid, ba.offset
-    segment = _segment(entry)
-    if segment is not None:
-        dev, ino, offset = SHMEM_DEV, segment.perm.id, entry.ba.offset
+    dev, ino, offset = mapped_where(entry)
     head = b"%08x-%08x %s %08x %02x:%02x %d " % (
         entry.ba.start, end, perms, offset, os.major(dev), os.minor(dev), ino,
     )  # fmt: skip
-    name = _name(space, entry, end, vp, root)  # type: ignore[arg-type]
+    name = mapped_name(space, entry, end, root).replace(b"\n", b"\\012")
     return head.ljust(_NAME_COLUMN) + name + b"\n" if name else head + b"\n"
 
 
-def _protection(entry: VmMapEntry) -> int:
-    # What was asked for, which may be less than the MMU grants.
+def requested_protection(entry: VmMapEntry) -> int:
+    """What was asked for, which may be less than the MMU grants."""
     return entry.protection & ~VM_PROT_READ if entry.eflags & MARK_NOREAD else entry.protection
 
 
@@ -320,7 +332,7 @@ def _kb(name: str, size: int) -> str:
 
 def _vmflags(entry: VmMapEntry) -> str:
     """The two-letter flags of an entry."""
-    prot, maximum = _protection(entry), entry.max_protection
+    prot, maximum = requested_protection(entry), entry.max_protection
     shared = is_shared(entry)
     behaviour = entry.eflags & MAP_ENTRY_BEHAV_MASK
     flags = (
@@ -405,6 +417,40 @@ class SpaceFile(ProcFile):
 
     def check_proc(self) -> None:
         """That is up to what makes the text."""
+
+
+class MapsFile(SpaceFile):
+    """/proc/PID/maps, which can be asked for single mappings, too."""
+
+    __slots__ = ("p_space",)
+
+    p_space: Vmspace | None
+
+    def __init__(
+        self,
+        mount: PseudoMount,
+        fileid: int,
+        p: Proc,
+        mode: int,
+        show: Callable[[Proc, Vmspace | None], Show],
+    ) -> None:
+        super().__init__(mount, fileid, p, mode, show)
+        self.p_space = None
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        super().vop_open(fflag, cred)
+        assert self.p_proc is not None
+        self.p_space = space_of(self.p_proc)
+        return None
+
+    def ioctl(self, cmd: int, arg: int, lwp: Lwp) -> int:
+        from dfvm.kern.vfs.procfs_query import PROCMAP_QUERY, procmap_query  # few programs ask
+
+        if cmd != PROCMAP_QUERY:
+            return super().ioctl(cmd, arg, lwp)
+        assert self.p_proc is not None
+        space = self.p_space
+        return procmap_query(lwp, self.p_proc, space if _in_use(space) else None, arg)
 
 
 def of_maps(text: Callable[[Vmspace, Vnode], bytes]) -> Callable[[Proc, Vmspace | None], Show]:

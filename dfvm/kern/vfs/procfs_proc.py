@@ -29,6 +29,7 @@ from dfvm.kern.vfs.procfs import (
 )
 from dfvm.kern.vfs.procfs_maps import (
     ClearRefsFile,
+    MapsFile,
     MemFile,
     PagemapFile,
     SpaceFile,
@@ -599,11 +600,13 @@ def _memory_file(
 
 
 def _space_file(
-    show: Callable[[Proc, Vmspace | None], Show], mode: int = 0o444
+    show: Callable[[Proc, Vmspace | None], Show],
+    mode: int = 0o444,
+    kind: type[SpaceFile] = SpaceFile,
 ) -> Callable[[ProcDir, int], ProcNode]:
     def make(dvp: ProcDir, ino: int) -> ProcNode:
         assert dvp.p_proc is not None
-        return SpaceFile(dvp.v_mount, ino, dvp.p_proc, mode, show)
+        return kind(dvp.v_mount, ino, dvp.p_proc, mode, show)
 
     return make
 
@@ -727,7 +730,7 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"cmdline": _file(lambda p, lp, whole: _cmdline(p)),
     b"stat": _file(stat),
     b"statm": _file(lambda p, lp, whole: statm(p)),
-    b"maps": _space_file(of_maps(maps)),
+    b"maps": _space_file(of_maps(maps), kind=MapsFile),
     b"mem": _memory_file(MemFile),
     b"cwd": _link(lambda p: p.p_fs.fs_cdir),
     b"root": _link(lambda p: p.p_fs.fs_rdir),

@@ -313,7 +313,7 @@ def _mmap_size(map: VmMap, length: int) -> int:
     if not length:
         raise err(EINVAL)
     size = round_page(length)
-    if size > TASK_SIZE or vma_full(map, 0):
+    if size > TASK_SIZE or (map.nentries > map.vm.sysctl.max_proc_mmap and vma_full(map, 0)):
         raise err(ENOMEM)
     return size
 
@@ -492,14 +492,12 @@ def sys_mprotect(lp: Lwp, start: int, length: int, prot: int) -> int:
         marks = mark
         if not bits & VM_PROT_WRITE and stays_committed(entry):
             marks |= MARK_ACCOUNT
-        if bits != entry.protection:
-            rv = vm_map_protect(map, start, last, bits, False)
+        if bits != entry.protection or (entry.eflags ^ marks) & _PROT_MARKS:
+            rv = vm_map_protect(map, start, last, bits, False, _PROT_MARKS, marks)
             if rv == KERN_RESOURCE_SHORTAGE:
                 _lock_again(map, start, last, True)
             elif rv != KERN_SUCCESS:
                 raise err(EACCES)
-        if (entry.eflags ^ marks) & _PROT_MARKS:
-            vm_map_mark(map, start, last, _PROT_MARKS, marks)
         if gets_write and entry.eflags & (MAP_ENTRY_WIREONFAULT | MARK_ONFAULT):
             _lock_again(map, start, last, False)
         start = last

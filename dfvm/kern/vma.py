@@ -263,6 +263,8 @@ def check_unmap(map: VmMap, start: int, end: int) -> None:
     :raises OSError: ENOMEM when that leaves two VMAs of one, and there are as many as may be; EPERM
         for what is sealed.
     """
+    if map.nentries < map.vm.sysctl.max_proc_mmap and not map.flags & MAP_SEALED:
+        return
     if vma_full(map, 1):
         found, entry = vm_map_lookup_entry(map, start)
         if found and entry is not None and vma_start(entry) < start:

@@ -40,9 +40,18 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_map_entry import VmMap
 
 
-def vm_map_protect(map: VmMap, start: int, end: int, new_prot: int, set_max: bool) -> int:
+def vm_map_protect(
+    map: VmMap,
+    start: int,
+    end: int,
+    new_prot: int,
+    set_max: bool,
+    clear: int = 0,
+    add: int = 0,
+) -> int:
     """Set the protection of everything in [start, end), or with `set_max` the maximum, which the
-    protection then keeps to. Holes don't matter. Nothing changes unless all of it may be changed.
+    protection then keeps to; take the bits `clear` from its eflags, and give them `add`, in the
+    same go (vm_map_mark). Holes don't matter. Nothing changes unless all of it may be changed.
     Locks the map; blocks for memory only if wired private memory becomes writable, and
     KERN_RESOURCE_SHORTAGE says then that it is not wired any more."""
     vm_map_lock(map)
@@ -75,6 +84,7 @@ def vm_map_protect(map: VmMap, start: int, end: int, new_prot: int, set_max: boo
     while entry is not None and entry.ba.start < end:
         vm_map_clip_end(map, entry, end)
         old_prot = entry.protection
+        entry.eflags = entry.eflags & ~clear | add
         if set_max:
             entry.max_protection = new_prot
             entry.protection = new_prot & old_prot

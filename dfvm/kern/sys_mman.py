@@ -251,7 +251,7 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
     addr = _mmap_place(p, addr, size, flags)
-    if p.kernel.overcommit.overcommit_memory == OVERCOMMIT_NEVER:
+    if flags & MAP_NORESERVE and p.kernel.overcommit.overcommit_memory == OVERCOMMIT_NEVER:
         flags &= ~MAP_NORESERVE
     locked = bool(flags & MAP_LOCKED)
     if locked and not may_lock(p):

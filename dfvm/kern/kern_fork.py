@@ -358,7 +358,7 @@ def sys_clone(lp: Lwp, flags: int, stack: int, parent_tid: int, child_tid: int, 
     flags &= ~CSIGNAL
     if flags & CLONE_PIDFD and flags & (CLONE_PARENT_SETTID | CLONE_DETACHED):
         raise err(EINVAL)
-    _check_clone(flags)
+    _check_clone(lp, flags)
     return fork1(lp, flags, exitsig, stack, tls, parent_tid, child_tid, parent_tid).p_pid
 
 
@@ -381,19 +381,22 @@ def sys_clone3(lp: Lwp, uargs: int, size: int) -> int:
         raise err(EINVAL)
     if bool(stack) != bool(stack_size):
         raise err(EINVAL)
-    _check_clone(flags)
+    _check_clone(lp, flags)
     top = (stack + stack_size) & (1 << 64) - 1
     return fork1(lp, flags, exitsig, top, tls, parent_tid, child_tid, upidfd).p_pid
 
 
-def _check_clone(flags: int) -> None:
+def _check_clone(lp: Lwp, flags: int) -> None:
     """Which flags go together, and which of them there are."""
     if flags & CLONE_SIGHAND and not flags & CLONE_VM:
         raise err(EINVAL)
     if flags & CLONE_SIGHAND and flags & _CLONE_CLEAR_SIGHAND:
         raise err(EINVAL)
     if flags & CLONE_THREAD:
-        raise err(ENOSYS if flags & CLONE_SIGHAND else EINVAL)
+        if not flags & CLONE_SIGHAND:
+            raise err(EINVAL)
+        lp.lwp_proc.kernel.sysent.refuse("clone(CLONE_THREAD)")
+        raise err(ENOSYS)
     if flags & _CLONE_NEW:
         raise err(EINVAL)
 

@@ -21,6 +21,7 @@ def gather(machine: Machine) -> dict[str, Any]:
             machine.kernel.sysent.name(n): k
             for n, k in sorted(machine.kernel.sysent.unknown.items())
         },
+        "refused_syscalls": dict(sorted(machine.kernel.sysent.refused.items())),
     }
 
 

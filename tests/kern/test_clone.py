@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from errno import EINVAL, ENOSYS
+
 import pytest
 
+from dfvm import PIPE, Machine
+from dfvm.tools.stats import gather
 from tests.kern.guest_util import build, by_guest, same
 
 PART = r"""
@@ -195,3 +199,19 @@ def test_a_word_is_stored_whole_or_not_at_all() -> None:
     }
     """
     )
+
+
+def test_a_thread_is_refused_and_counted() -> None:
+    program = build(r"""
+int main() {
+    long flags[] = {CLONE_VM | CLONE_SIGHAND | CLONE_THREAD, CLONE_VM | CLONE_THREAD};
+    for (int i = 0; i < 2; i++) {
+        syscall(SYS_clone, flags[i], 0, 0, 0, 0); printf("%d\n", errno);
+    }
+    return 0;
+}""")  # fmt: skip
+    with Machine(mem="64M", check=True) as m:
+        p = m.spawn([program], stdin=b"", stdout=PIPE)
+        m.run()
+        assert p.stdout == b"%d\n%d\n" % (ENOSYS, EINVAL)
+        assert gather(m)["refused_syscalls"] == {"clone(CLONE_THREAD)": 1}

@@ -57,15 +57,17 @@ class SysentTable(dict[int, "Handler"]):
     """Number → handler, filled in as numbers are used. One for each machine, because of the
     counts."""
 
-    __slots__ = ("rows", "unknown")
+    __slots__ = ("refused", "rows", "unknown")
 
     rows: dict[int, tuple[int, str, str, str]]  # the table by number
     unknown: dict[int, int]  # how often a call that is not implemented was made, by number; -1:
     #                          one that Linux does not have either
+    refused: dict[str, int]  # how often a call asked for what is not implemented, by what it was
 
     def __init__(self) -> None:
         self.rows = {row[0]: row for row in SYSCALLS}
         self.unknown = {}
+        self.refused = {}
 
     def __missing__(self, number: int) -> Handler:
         row = self.rows.get(number)
@@ -80,6 +82,10 @@ class SysentTable(dict[int, "Handler"]):
             raise err(ENOSYS)
 
         return enosys
+
+    def refuse(self, what: str) -> None:
+        """Count a call that is implemented, but not what it was to do: "clone(CLONE_THREAD)"."""
+        self.refused[what] = self.refused.get(what, 0) + 1
 
     def name(self, number: int) -> str:
         """What the call of that number is called, "other" when there is none."""

@@ -37,7 +37,14 @@ Open files:
     sys_epoll.py     epoll; kern_event.py: who hears of a file that becomes ready
     sys_sigio.py     a signal when it does; sys_dnotify.py: when something happens in a directory
     kern_lockf.py    file locks; kern_lease.py: leases
-    uipc_syscalls.py sockets: what programs are told, as there are none
+
+Sockets:
+
+    uipc_syscalls.py the system calls; uipc_domain.py: which kinds of sockets there are
+    uipc_socket.py   a socket of any kind: its options, waiting; uipc_sockbuf.py: its buffers
+    sys_socket.py    a socket as an open file
+    uipc_usrreq.py   local sockets (AF_UNIX); uipc_rights.py: files that are sent through them
+    uipc_check.py    verification of these
 
 Names of files:
 

@@ -29,6 +29,7 @@ CAP_KILL: Final = 1 << 5
 CAP_SETGID: Final = 1 << 6
 CAP_SETUID: Final = 1 << 7
 CAP_SETPCAP: Final = 1 << 8
+CAP_NET_ADMIN: Final = 1 << 12
 CAP_IPC_LOCK: Final = 1 << 14
 CAP_IPC_OWNER: Final = 1 << 15
 CAP_SYS_RAWIO: Final = 1 << 17

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dfvm.lwkt.lwkt_thread import Thread
     from dfvm.vm.vmspace import Vmspace
 
-_OUTSIDE: Final = ("", "ppwait", "stop", "pipelk", "f_pos")  # sleeps that no signal ends
+_OUTSIDE: Final = ("", "ppwait", "stop", "pipelk", "sblock", "f_pos")  # sleeps that no signal ends
 _SHOWN = 20  # complaints that a panic lists
 
 
@@ -159,9 +159,15 @@ def _check_pgrp(kernel: Kernel, pgrp: Pgrp) -> Iterator[str]:
 
 
 def _check_files(kernel: Kernel) -> Iterator[str]:
-    """Descriptors are references; system calls that sleep may hold more."""
+    """Descriptors are references, and so are files under way in sockets; system calls that sleep
+    may hold more."""
     tables = {p.p_fd: None for p in kernel.procs.values() if p.p_stat != SZOMB}
     counts = Counter(fp for fdp in tables for fp in fdp.fd_files.values())
+    if kernel.files.unix is not None:
+        from dfvm.kern.uipc_check import unp_check, unp_files
+
+        counts.update(unp_files(kernel.files))
+        yield from unp_check(kernel.files)
     for fp, count in counts.items():
         if fp.f_count < count:
-            yield f"{fp.fo_name()}: {count} descriptors, but {fp.f_count} references"
+            yield f"{fp.fo_name()}: {count} places have it, but {fp.f_count} references"

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from dfvm.kern.sys_pipe import PipePages
     from dfvm.kern.sys_sigio import AsyncNote
     from dfvm.kern.tty import HostTty
+    from dfvm.kern.uipc_rights import UnixDomain
     from dfvm.kern.vfs.mount import Statfs
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred, Vattr
@@ -129,7 +130,8 @@ class FileTable:
     """What all open files of a machine share."""
 
     __slots__ = ("console_vp", "host_ttys", "inotify_users", "lockf_blocked", "nfiles", "nlockf",
-                 "nmqnotify", "pipe_pages", "sched", "serial", "sysctl", "vm")  # fmt: skip
+                 "nmqnotify", "pipe_pages", "sched", "serial", "so_charged", "sysctl", "unix",
+                 "vm")  # fmt: skip
 
     vm: VmSystem
     sched: Scheduler
@@ -144,6 +146,8 @@ class FileTable:
     host_ttys: dict[int, HostTty]  # terminals of the host in use, by device number there
     console_vp: Vnode | None  # /dev/console
     pipe_pages: PipePages | None  # pages of pipe buffers; made by the first pipe
+    so_charged: int  # bytes that messages of all sockets are charged as
+    unix: UnixDomain | None  # local sockets; made by the first one
 
     def __init__(self, vm: VmSystem, sched: Scheduler) -> None:
         self.vm = vm
@@ -157,6 +161,8 @@ class FileTable:
         self.host_ttys = {}
         self.console_vp = None
         self.pipe_pages = None
+        self.so_charged = 0
+        self.unix = None
 
     def capable(self, cap: int) -> bool:
         """Whether the process on whose behalf the kernel runs has a capability (CAP_*). The kernel

@@ -22,6 +22,7 @@ POLLRDNORM: Final = 0x040
 POLLRDBAND: Final = 0x080
 POLLWRNORM: Final = 0x100
 POLLWRBAND: Final = 0x200
+POLLRDHUP: Final = 0x2000  # the other side will send no more
 
 POLL_READABLE: Final = POLLIN | POLLRDNORM  # what a file with data reports
 POLL_WRITABLE: Final = POLLOUT | POLLWRNORM  # what a file with room reports

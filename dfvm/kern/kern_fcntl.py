@@ -204,7 +204,7 @@ def _setown(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
     owner = s32(arg)
     if owner == _INT_MIN:
         raise err(EINVAL)
-    return _set_owner(lwp, fp, owner)
+    return set_owner(lwp, fp, owner)
 
 
 def _setown_ex(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
@@ -213,10 +213,10 @@ def _setown_ex(lwp: Lwp, fp: File, fd: int, cmd: int, arg: int) -> int:
         raise err(EINVAL)
     if owner < 0:
         raise err(ESRCH)
-    return _set_owner(lwp, fp, -owner if kind == _F_OWNER_PGRP else owner)
+    return set_owner(lwp, fp, -owner if kind == _F_OWNER_PGRP else owner)
 
 
-def _set_owner(lwp: Lwp, fp: File, owner: int) -> int:
+def set_owner(lwp: Lwp, fp: File, owner: int) -> int:
     """`owner`: a process's number, or that of a process group, negative; 0: nobody."""
     p = lwp.lwp_proc
     if owner and -owner not in p.kernel.pgrps and owner not in p.kernel.procs:

@@ -82,7 +82,7 @@ FIOCLEX: Final = 0x5451
 # -- transfers ----------------------------------------------------------------------------------
 
 
-def _range(buf: int, count: int) -> int:
+def user_range(buf: int, count: int) -> int:
     """Check that a user range lies in user space, as Linux does before anything else, and limit
     its length.
 
@@ -111,7 +111,7 @@ def sys_read(lwp: Lwp, fd: int, buf: int, count: int) -> int:
     fp = fdp.fd_files.get(fd & 0xFFFFFFFF)
     if fp is None or not fp.f_mode & FREAD:
         raise err(EBADF)
-    count = _range(buf, count)
+    count = user_range(buf, count)
     uio = Uio(p.p_vmspace, [(buf, count)], UIO_READ)
     if fdp.fd_refcnt == 1:
         fp.fo_read(lwp, uio)
@@ -127,7 +127,7 @@ def sys_write(lwp: Lwp, fd: int, buf: int, count: int) -> int:
     fp = fdp.fd_files.get(fd & 0xFFFFFFFF)
     if fp is None or not fp.f_mode & FWRITE:
         raise err(EBADF)
-    count = _range(buf, count)
+    count = user_range(buf, count)
     uio = Uio(p.p_vmspace, [(buf, count)], UIO_WRITE)
     if fdp.fd_refcnt == 1:
         fp.fo_write(lwp, uio)
@@ -150,7 +150,7 @@ def _pos(lwp: Lwp, fd: int, pos: int, mode: int) -> tuple[File, int]:
 def sys_pread64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
     """pread(2)"""
     fp, off = _pos(lwp, fd, pos, FREAD)
-    count = _range(buf, count)
+    count = user_range(buf, count)
     uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_READ)
     if lwp.lwp_proc.p_fd.fd_refcnt == 1:
         fp.fo_pread(lwp, uio, off)
@@ -162,7 +162,7 @@ def sys_pread64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
 def sys_pwrite64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
     """pwrite(2)"""
     fp, off = _pos(lwp, fd, pos, FWRITE)
-    count = _range(buf, count)
+    count = user_range(buf, count)
     uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_WRITE)
     if lwp.lwp_proc.p_fd.fd_refcnt == 1:
         fp.fo_pwrite(lwp, uio, off)

@@ -1,9 +1,10 @@
 """The checker's part of the file systems, for Machine.check().
 
 Who may hold a vnode: an open file (one reference, whether it was opened or only named with O_PATH),
-a process (working directory, root, text), a mount (its root, and the directory it is mounted in),
-and a VM object for each reference of its own. System calls hold more while they sleep, so counts
-are compared exactly only when no program is left; before that they must not be too low.
+a socket that is bound to it, a process (working directory, root, text), a mount (its root, and the
+directory it is mounted in), and a VM object for each reference of its own. System calls hold more
+while they sleep, so counts are compared exactly only when no program is left; before that they must
+not be too low.
 
 The machine is at rest. Only reads; cost is in proportion to vnodes and open files.
 """
@@ -79,6 +80,12 @@ def _holders(
             holders[fs.fs_rdir] += 1
     for fdp in tables:
         files.update(dict.fromkeys(fdp.fd_files.values()))
+    if kernel.files.unix is not None:
+        from dfvm.kern.uipc_check import unp_files
+
+        files.update(dict.fromkeys(unp_files(kernel.files)))
+        bound = (so.unp_vnode for so in kernel.files.unix.un_sockets)
+        holders.update(vp for vp in bound if vp is not None)
     for fp in files:
         vp = fp.f_vnode
         if vp is not None:

@@ -42,8 +42,8 @@ class VnodeOps:
 
     __slots__ = ("v_fifoinfo", "v_filesize", "v_flag", "v_gid", "v_lock", "v_lockf", "v_mode",
                  "v_mount", "v_mounts", "v_name", "v_names", "v_names_until", "v_nchild",
-                 "v_object", "v_parent", "v_rdev", "v_seals", "v_textcount", "v_type", "v_uid",
-                 "v_usecount", "v_watches", "v_writecount")  # fmt: skip
+                 "v_object", "v_parent", "v_rdev", "v_seals", "v_socket", "v_textcount", "v_type",
+                 "v_uid", "v_usecount", "v_watches", "v_writecount")  # fmt: skip
 
     v_type: int  # VREG …; never changes
     v_flag: int  # VROOT …
@@ -67,6 +67,7 @@ class VnodeOps:
     v_rdev: Cdev | None  # of a character device: who it is; set by open()
     v_lockf: Any  # record locks and flocks (kern_lockf)
     v_fifoinfo: Any  # the two ends of an open fifo
+    v_socket: Any  # the socket that is bound to this file, and has a reference
     v_seals: int  # F_SEAL_* (seals.py); 0 on all but memfds
     v_watches: dict[Watch, None] | None  # who wants its events; each holds a reference
 
@@ -93,6 +94,7 @@ class VnodeOps:
         self.v_rdev = None
         self.v_lockf = None
         self.v_fifoinfo = None
+        self.v_socket = None
         self.v_seals = 0
         self.v_watches = None
 

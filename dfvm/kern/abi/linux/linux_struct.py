@@ -10,7 +10,7 @@ from struct import Struct
 from time import time_ns
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.vfs.vnode_param import VNON, VTTOIF, Vattr
+from dfvm.kern.vfs.vnode_param import VNON, VSOCK, VTTOIF, Vattr
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Statfs
@@ -32,6 +32,8 @@ _DIRENT: Final = Struct("<QQH")  # ino, off, reclen; the name, NUL and the type 
 
 ANON_DEV: Final = 12  # st_dev of what lies in no file system
 PIPEFS_DEV: Final = 13  # st_dev of pipes without a name
+SOCKFS_DEV: Final = 8  # st_dev of sockets
+_ANON_DEVS: Final = {VNON: ANON_DEV, VSOCK: SOCKFS_DEV}
 
 STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
@@ -107,14 +109,14 @@ def pack_statfs(sf: Statfs) -> bytes:
 
 
 def anon_attr(vtype: int = VNON, ino: int = 1) -> Vattr:
-    """Attributes of something without a file system: a pipe, an eventfd. The latter sort all
-    share one inode without a type, as in Linux."""
+    """Attributes of something without a file system: a pipe, a socket, an eventfd. The latter sort
+    all share one inode without a type, as in Linux."""
     va = Vattr()
     va.va_type = vtype
     va.va_mode = 0o600
     va.va_nlink = 1
     va.va_uid = va.va_gid = va.va_rdev = va.va_size = va.va_bytes = 0
-    va.va_fsid = ANON_DEV if vtype == VNON else PIPEFS_DEV
+    va.va_fsid = _ANON_DEVS.get(vtype, PIPEFS_DEV)
     va.va_fileid = ino
     va.va_blksize = 4096
     va.va_atime = va.va_mtime = va.va_ctime = va.va_birthtime = time_ns()

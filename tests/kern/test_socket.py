@@ -188,6 +188,8 @@ int main() {
     link("moved", "twin"); T(connect_(socket(AF_UNIX, SOCK_STREAM, 0), "twin"));
     T(mknod("dead", S_IFSOCK | 0600, 0)); T(connect_(socket(AF_UNIX, SOCK_STREAM, 0), "dead"));
     T(connect_(b, "moved")); put_("plain", "x"); T(connect_(b, "plain"));
+    chmod(".", 0755); int o = socket(AF_UNIX, SOCK_STREAM, 0); T(chmod("moved", 0604)); setuid(1);
+    T(connect_(o, "moved")); T(sendto_(b, "x", "plain")); T(bind_(o, "mine"));
     return 0;
 }""")  # fmt: skip
 
@@ -310,33 +312,32 @@ def test_files_are_sent() -> None:
 int main() {
     int sv[2], p[2]; socketpair(AF_UNIX, KIND | SOCK_NONBLOCK, 0, sv); pipe(p);
     int many[260]; for (int i = 0; i < 260; i++) many[i] = p[1];
-    T(give_(sv[0], "a", 1, &p[1])); got_(sv[1], 9, 100, 0); T(write(6, "hi", 2));
-    T(read(p[0], buf, 9));
-    T(close(6)); T(give_(sv[0], "bc", 2, p)); got_(sv[1], 9, 100, MSG_CMSG_CLOEXEC);
-    close(6); close(7);
-    T(give_(sv[0], "", 1, p)); got_(sv[1], 9, 100, 0); close(6);
-    T(give_(sv[0], "d", 3, many)); got_(sv[1], 9, CMSG_LEN(8), 0); T(lowest_()); close(6); close(7);
-    T(give_(sv[0], "e", 3, many)); got_(sv[1], 9, CMSG_LEN(8) + 3, 0); close(6); close(7);
+    T(give_(sv[0], "a", 1, &p[1])); got_(sv[1], 9, 100, 0); T(write(7, "hi", 2));
+    T(read(p[0], buf, 9)); T(close(7));
+    T(give_(sv[0], "bc", 2, p)); got_(sv[1], 9, 100, MSG_CMSG_CLOEXEC); close(7); close(8);
+    T(give_(sv[0], "", 1, p)); got_(sv[1], 9, 100, 0); close(7);
+    T(give_(sv[0], "d", 3, many)); got_(sv[1], 9, CMSG_LEN(8), 0); T(lowest_()); close(7); close(8);
+    T(give_(sv[0], "e", 3, many)); got_(sv[1], 9, CMSG_LEN(8) + 3, 0); close(7); close(8);
     T(give_(sv[0], "f", 3, many)); got_(sv[1], 9, 16, 0); T(lowest_());
     T(give_(sv[0], "f", 3, many)); got_(sv[1], 9, 12, 0); T(lowest_());
     T(give_(sv[0], "g", 3, many)); got_(sv[1], 9, 0, 0); T(lowest_());
     T(give_(sv[0], "h", 3, many)); T(read(sv[1], buf, 9)); T(lowest_());
     T(give_(sv[0], "i", 1, p)); got_(sv[1], 9, 100, MSG_PEEK); got_(sv[1], 9, 100, MSG_PEEK);
-    got_(sv[1], 9, 100, 0); T(lowest_()); close(6); close(7); close(8);
+    got_(sv[1], 9, 100, 0); T(lowest_()); close(7); close(8); close(9);
     T(give_(sv[0], "j", 254, many)); T(give_(sv[0], "k", 253, many)); T(read(sv[1], buf, 9));
     int bad = 77; T(give_(sv[0], "l", 1, &bad)); bad = -1; T(give_(sv[0], "l", 1, &bad));
     T(give_(sv[0], "none", 0, p)); got_(sv[1], 9, 100, 0);
     T(send(sv[0], "before ", 7, 0)); T(give_(sv[0], "with", 1, p)); T(send(sv[0], " after", 6, 0));
-    got_(sv[1], 99, 100, 0); got_(sv[1], 99, 100, 0); got_(sv[1], 99, 100, 0); close(6);
-    T(give_(sv[0], "longer", 1, p)); got_(sv[1], 2, 100, 0); got_(sv[1], 9, 100, 0); close(6);
+    got_(sv[1], 99, 100, 0); got_(sv[1], 99, 100, 0); got_(sv[1], 99, 100, 0); close(7);
+    T(give_(sv[0], "longer", 1, p)); got_(sv[1], 2, 100, 0); got_(sv[1], 9, 100, 0); close(7);
     int path = open(".", O_PATH); T(give_(sv[0], "path", 1, &path)); got_(sv[1], 9, 100, 0);
-    close(7);
-    struct rlimit rl = {8, 8}; setrlimit(RLIMIT_NOFILE, &rl);
-    T(give_(sv[0], "full", 3, many)); got_(sv[1], 9, 100, 0); close(7);
+    close(7); close(8); T(lowest_());
+    struct rlimit rl = {9, 9}; setrlimit(RLIMIT_NOFILE, &rl);
+    T(give_(sv[0], "full", 3, many)); got_(sv[1], 9, 100, 0); close(7); close(8);
     /* Under way the file stays, whoever closes it. */
     T(give_(sv[0], "m", 1, p)); T(close(p[0])); T(write(p[1], "kept", 4)); got_(sv[1], 9, 100, 0);
-    T(read(4 + 1, buf, 4)); signal(SIGPIPE, SIG_IGN);
-    T(give_(sv[0], "n", 1, (int[]){5})); close(5); T(write(p[1], "x", 1)); close(sv[1]);
+    T(read(p[0], buf, 4)); signal(SIGPIPE, SIG_IGN);
+    T(give_(sv[0], "n", 1, p)); T(close(p[0])); T(write(p[1], "x", 1)); close(sv[1]);
     T(write(p[1], "x", 1)); T(lowest_());
     /* Control messages that are wrong. */
     socketpair(AF_UNIX, KIND, 0, sv);
@@ -565,6 +566,11 @@ int main() {
     struct epoll_event x; fflush(stdout);
     if (!fork()) { recv(d, buf, 1, 0); _exit(0); }
     T(epoll_wait(ep_, &x, 1, -1)); T(x.events); wait(0);
+    /* One that has sent nothing itself hears that there is room, too. */
+    int f = socket(AF_UNIX, SOCK_DGRAM, 0); connect_(f, "d"); send(e, "x", 1, MSG_DONTWAIT);
+    ep_ = epoll_create1(0); watch(f, EPOLLOUT | EPOLLET); ev(); fflush(stdout);
+    if (!fork()) { recv(d, buf, 1, 0); _exit(0); }
+    T(epoll_wait(ep_, &x, 1, 20000)); T(x.events); wait(0);
     struct sigaction sa = {.sa_sigaction = io, .sa_flags = SA_SIGINFO}; sigaction(SIGIO, &sa, 0);
     sigaction(SIGRTMIN, &sa, 0);
     socketpair(AF_UNIX, SOCK_STREAM, 0, sv); T(ioctl(sv[0], FIOSETOWN, &(int){getpid()}));
@@ -634,7 +640,7 @@ static void gone_(void) { close(socket(AF_UNIX, SOCK_STREAM, 0)); fflush(stdout)
     struct pollfd f = {p[0], POLLIN, 0}; poll(&f, 1, 20000); T(f.revents); close(p[0]);
     T(lowest_()); }
 int main() {
-    int sv[2], tv[2], both[2];
+    int sv[2], tv[2], uv[2], both[2];
     socketpair(AF_UNIX, SOCK_STREAM, 0, sv); pipe_(sv); T(give_(sv[0], "x", 1, &sv[1]));
     close(sv[0]); close(sv[1]); gone_();
     socketpair(AF_UNIX, SOCK_DGRAM, 0, sv); pipe_(sv); T(give_(sv[0], "x", 2, sv));
@@ -650,6 +656,16 @@ int main() {
     pipe(p); T(give_(tv[0], "p", 1, &p[1])); close(p[1]); T(give_(sv[0], "x", 1, &tv[1]));
     close(tv[1]); close(socket(AF_UNIX, SOCK_STREAM, 0)); got_(sv[1], 9, 99, 0); got_(6, 9, 99, 0);
     T(write(8, "here", 4)); T(read(p[0], buf, 9));
+    for (int i = 3; i < 12; i++) close(i);
+    /* So is a ring, as long as it can be. */
+    socketpair(AF_UNIX, SOCK_STREAM, 0, sv); socketpair(AF_UNIX, SOCK_STREAM, 0, tv); pipe(p);
+    socketpair(AF_UNIX, SOCK_STREAM, 0, uv);
+    T(give_(uv[0], "u", 1, &p[1])); close(p[1]); T(give_(tv[0], "ring", 2, (int[]){tv[1], uv[1]}));
+    T(give_(sv[0], "x", 1, &tv[1])); close(tv[0]); close(tv[1]); close(uv[0]); close(uv[1]);
+    close(socket(AF_UNIX, SOCK_STREAM, 0)); got_(sv[1], 9, 99, 0); got_(5, 9, 99, 0);
+    got_(8, 9, 99, 0); T(write(9, "here", 4)); T(read(p[0], buf, 9));
+    close(9); close(8); close(6); close(5);
+    close(socket(AF_UNIX, SOCK_STREAM, 0)); fflush(stdout); T(read(p[0], buf, 9)); T(lowest_());
     return 0;
 }""")  # fmt: skip
 

@@ -18,17 +18,29 @@ from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
+from dfvm.kern.kern_descrip import NR_OPEN
 from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOMEM, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
 from dfvm.kern.kern_sig import NSIG, SIG_IGN, SIGPIPE, SIGSYS, SIGXFSZ, SigActs, ksignal
 from dfvm.kern.kernel import Kernel
-from dfvm.kern.proc import P_CONTROLT, SZOMB, Pgrp, Proc, joinpgrp, leavepgrp
+from dfvm.kern.proc import (
+    P_CONTROLT,
+    RLIM_NLIMITS,
+    RLIMIT_CPU,
+    RLIMIT_NOFILE,
+    SZOMB,
+    Pgrp,
+    Proc,
+    joinpgrp,
+    leavepgrp,
+)
 from dfvm.kern.tty import HostSignals
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic, panic
 from dfvm.vm.vm_page import vm_page_rollup
+from dfvm.vm.vm_proc import RLIM_INFINITY
 from dfvm.vm.vmspace import vmspace_alloc, vmspace_free
 
 if TYPE_CHECKING:
@@ -125,6 +137,20 @@ def _inherited_signals() -> SigActs:
         if signal.getsignal(sig) == signal.SIG_IGN and sig not in (SIGPIPE, SIGXFSZ):
             acts.set(sig, (SIG_IGN, 0, 0, 0))
     return acts
+
+
+def _inherited_limits() -> list[tuple[int, int]]:
+    """This process's limits, which programs that it starts inherit. They count what the machine
+    has: files, processes, memory and time of its programs. Descriptors there are only so many."""
+    import resource
+
+    limits = []
+    for which in range(RLIM_NLIMITS):
+        soft, hard = (limit & RLIM_INFINITY for limit in resource.getrlimit(which))
+        if which == RLIMIT_NOFILE:
+            soft, hard = min(soft, NR_OPEN), min(hard, NR_OPEN)
+        limits.append((soft, hard))
+    return limits
 
 
 def _umask() -> int:
@@ -384,6 +410,10 @@ class Machine:
         finally:
             td.td_proc = None
         start_lwp(p, lp)
+        if p.p_limit[RLIMIT_CPU][0] != RLIM_INFINITY:
+            from dfvm.kern.kern_time import timers_fork
+
+            timers_fork(p)
         process = Process(p, stdin is INHERIT, out, err)
         self._programs.append(process)
         return process
@@ -396,7 +426,7 @@ class Machine:
         p.p_vmspace = vmspace_alloc(kernel.vm)
         p.p_sigacts = _inherited_signals()
         p.p_ucred = parent.p_ucred
-        p.p_limit = parent.p_limit.copy()
+        p.p_limit = _inherited_limits()
         p.p_sysent = parent.p_sysent
         p.p_fd = parent.p_fd.fdcopy()
         p.p_fs = parent.p_fs.fscopy()

@@ -395,7 +395,7 @@ class Proc:
 
 
 def default_limits() -> list[tuple[int, int]]:
-    """The limits of init, inherited by everybody: Linux's defaults."""
+    """Linux's defaults, for init. Programs from outside have the limits of who starts them."""
     inf = (RLIM_INFINITY, RLIM_INFINITY)
     limits = [inf] * RLIM_NLIMITS
     limits[RLIMIT_STACK] = (8 << 20, RLIM_INFINITY)

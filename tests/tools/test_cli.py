@@ -197,6 +197,26 @@ def test_a_file_where_stats_takes_none() -> None:
     assert done.returncode == 127 and done.stderr.startswith(said)
 
 
+def test_limits_are_inherited() -> None:
+    """Those that the machine can keep: as many descriptors as the host has, it has not."""
+    limits = "ulimit -Sn 777; ulimit -Hn 20000; ulimit -Sc 0; ulimit -v 3000000; ulimit -t 900"
+    show = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -v; ulimit -t; ulimit -Hs; ulimit -l"
+    host = shell(f"{limits}; busybox sh -c '{show}'")
+    assert host[1].startswith(b"777\n20000\n0\n3000000\n900\n")
+    ours = shell(f"{limits}; dfvm run --mem 32M busybox sh -c '{show}'")
+    assert ours == host
+
+
+def test_the_limit_on_cpu_time_counts_from_the_start() -> None:
+    script = (
+        "import resource, dfvm; resource.setrlimit(resource.RLIMIT_CPU, (500, 600));"
+        "m = dfvm.Machine(); p = m.spawn(['busybox', 'true']).proc;"
+        "print(p.p_limit[0], p.p_timers.cpulimit.expiry // 10**9); m.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.stdout, done.stderr) == (b"(500, 600) 500\n", b"")
+
+
 def test_a_value_may_look_like_an_option(tmp_path: Path) -> None:
     assert dfvm("trace", "-vo", "-x", "busybox", "true", cwd=tmp_path).returncode == 0
     assert dfvm("trace", "-v-y", "busybox", "true", cwd=tmp_path).returncode == 2

@@ -133,6 +133,15 @@ def alloc_pid(kernel: Kernel) -> int:
     raise err(EAGAIN)
 
 
+def alloc_pgid(kernel: Kernel) -> int:
+    """A number for a group of processes that none of them leads: the highest that is free, so that
+    those of processes follow one another."""
+    pgid = PID_MAX
+    while pgid in kernel.pgrps or pgid in kernel.procs or pgid in kernel.sids:
+        pgid -= 1
+    return pgid
+
+
 def fork1(
     lp: Lwp,
     flags: int,

@@ -21,7 +21,7 @@ from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
 from dfvm.kern.kern_descrip import NR_OPEN
 from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOMEM, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
-from dfvm.kern.kern_fork import alloc_pid, newproc, start_lwp
+from dfvm.kern.kern_fork import alloc_pgid, alloc_pid, newproc, start_lwp
 from dfvm.kern.kern_sig import NSIG, SIG_IGN, SIGPIPE, SIGSYS, SIGXFSZ, SigActs, ksignal
 from dfvm.kern.kernel import Kernel
 from dfvm.kern.proc import (
@@ -432,11 +432,12 @@ class Machine:
         p.p_fs = parent.p_fs.fscopy()
         p.p_fs.fs_cmask = _umask()
         p.p_nice = os.getpriority(os.PRIO_PROCESS, 0)
-        # A job of its own, as if a shell with job control had started it.
+        # A job of its own, as if a shell with job control had started it; but not its leader, as
+        # a script's programs are not: setsid(1) would fork, end, and the machine with it.
         session = parent.p_session
-        p.p_pgrp = pgrp = Pgrp(p.p_pid, session)
-        session.s_pgrps[p.p_pid] = pgrp
-        kernel.pgrps[p.p_pid] = pgrp
+        p.p_pgrp = pgrp = Pgrp(alloc_pgid(kernel), session)
+        session.s_pgrps[pgrp.pg_id] = pgrp
+        kernel.pgrps[pgrp.pg_id] = pgrp
         joinpgrp(p, pgrp)
         p.p_flags = parent.p_flags & P_CONTROLT
         try:

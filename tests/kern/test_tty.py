@@ -219,7 +219,7 @@ int main() {
     if (!pid) {
         setpgid(0, 0); signal(SIGTTIN, SIG_IGN); T(read(0, &c, 1)); signal(SIGTTOU, SIG_IGN);
         T(tcsetattr(0, TCSANOW, &t)); T(tcsetpgrp(0, getpgrp())); T(tcgetpgrp(0) == getpgrp());
-        T(tcsetpgrp(0, getppid())); signal(SIGTTOU, SIG_DFL);
+        T(tcsetpgrp(0, getpgid(getppid()))); signal(SIGTTOU, SIG_DFL);
         T(tcsetattr(0, TCSANOW, &t)); T(write(1, "out\n", 4));
         t.c_lflag |= TOSTOP; signal(SIGTTOU, SIG_IGN); tcsetattr(0, TCSANOW, &t);
         T(write(1, "out\n", 4)); signal(SIGTTOU, h); T(write(1, "after\n", 6)); _exit(0);

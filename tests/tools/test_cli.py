@@ -217,6 +217,14 @@ def test_the_limit_on_cpu_time_counts_from_the_start() -> None:
     assert (done.stdout, done.stderr) == (b"(500, 600) 500\n", b"")
 
 
+def test_setsid_does_not_end_the_machine() -> None:
+    """A leader of a group must fork to lead a session, and its parent ends."""
+    show = 'cut -d " " -f 1,5,6 /proc/$$/stat; exit 7'
+    done = dfvm("run", "busybox", "setsid", "busybox", "sh", "-c", show)
+    pid, pgrp, session = done.stdout.split()
+    assert pid == pgrp == session and done.returncode == 7
+
+
 def test_a_value_may_look_like_an_option(tmp_path: Path) -> None:
     assert dfvm("trace", "-vo", "-x", "busybox", "true", cwd=tmp_path).returncode == 0
     assert dfvm("trace", "-v-y", "busybox", "true", cwd=tmp_path).returncode == 2

@@ -99,6 +99,8 @@ TIOCPKT: Final = 0x5420
 TIOCSETD: Final = 0x5423
 TIOCGPKT: Final = 0x80045438
 TIOCGPTPEER: Final = 0x5441
+TIOCGLCKTRMIOS: Final = 0x5456
+TIOCSLCKTRMIOS: Final = 0x5457
 
 _PTS_MAJOR: Final = 136
 _NPTS: Final = 256  # pairs at a time: the minor numbers of one major
@@ -123,9 +125,28 @@ _TERMIO: Final = Struct("<4HB8sx")  # four words of flags, the discipline, 8 con
 class PtyTty(Tty):
     """The terminal between a master and its slaves."""
 
-    __slots__ = ("t_dev", "t_exclusive", "t_index", "t_inwait", "t_kq", "t_ldisc", "t_locked",
-                 "t_master", "t_masterkq", "t_masterwait", "t_out", "t_outwait", "t_packet",
-                 "t_slaves", "t_status", "t_table", "t_used", "t_vp", "t_winsize")  # fmt: skip
+    __slots__ = (
+        "t_dev",
+        "t_exclusive",
+        "t_index",
+        "t_inwait",
+        "t_kq",
+        "t_lckflags",
+        "t_ldisc",
+        "t_locked",
+        "t_master",
+        "t_masterkq",
+        "t_masterwait",
+        "t_out",
+        "t_outwait",
+        "t_packet",
+        "t_slaves",
+        "t_status",
+        "t_table",
+        "t_used",
+        "t_vp",
+        "t_winsize",
+    )  # fmt: skip
 
     t_table: FileTable
     t_dev: PtsDir  # where its name is
@@ -140,6 +161,8 @@ class PtyTty(Tty):
     t_packet: bool  # packet mode: each read of the master begins with a byte that says what it is
     t_status: int  # TIOCPKT_* that the next such byte is to tell; 0: data follow it
     t_exclusive: bool  # TIOCEXCL: nobody without CAP_SYS_ADMIN opens the slave
+    t_lckflags: bytes  # struct termios: the flags, and the characters where it is not 0, that
+    #                    stay as they are whatever is set (TIOCSLCKTRMIOS)
     t_locked: bool  # until unlockpt() the slave can't be opened
     t_inwait: object  # wait channel: input for the slave
     t_outwait: object  # room in t_out, or ^Q
@@ -154,6 +177,7 @@ class PtyTty(Tty):
         self.t_index = index
         self.t_ldisc = LineDiscipline(self.signal)
         self.t_out = bytearray()
+        self.t_lckflags = bytes(_SET[TCSETS])
         self.t_winsize = bytes(8)
         self.t_master = True
         self.t_slaves = 0
@@ -233,6 +257,7 @@ class PtyTty(Tty):
             new = copyin(space, arg, size)
             if cmd in _SETA:
                 new = self._from_termio(new)
+            new = self._keep_locked(new)
             if cmd in (TCSETSF, TCSETSF2, TCSETAF):
                 ldisc.flush_input()
             dostop = self._dostop()
@@ -262,6 +287,12 @@ class PtyTty(Tty):
         elif cmd == TIOCSETD:
             if copyin(space, arg, 4) != bytes(4):  # N_TTY is the only one there is
                 raise err(EINVAL)
+        elif cmd == TIOCGLCKTRMIOS:
+            copyout(space, self.t_lckflags, arg)
+        elif cmd == TIOCSLCKTRMIOS:
+            if not lwp.lwp_proc.p_ucred.cr_cap_e & CAP_SYS_ADMIN:
+                raise err(EPERM)
+            self.t_lckflags = copyin(space, arg, len(self.t_lckflags))
         elif cmd == TIOCSTI:
             p = lwp.lwp_proc
             if not p.p_ucred.cr_cap_e & CAP_SYS_ADMIN and not self.is_ctty(p):
@@ -283,6 +314,15 @@ class PtyTty(Tty):
         flags = [flag & ~0xFFFF | half
                  for flag, half in zip(unpack("<4I", old[:16]), low, strict=True)]  # fmt: skip
         return pack("<4IB", *flags, line) + bytes(cc) + old[25:]
+
+    def _keep_locked(self, new: bytes) -> bytes:
+        # What is set of the struct termios `new`, or termios2: its first 16 bytes are flags.
+        lock, old = self.t_lckflags, self.t_ldisc.termios.pack(False)
+        kept = bytes(
+            n & ~lk | o & lk if i < 16 else o if lk else n
+            for i, (n, o, lk) in enumerate(zip(new, old, lock, strict=False))
+        )
+        return kept + new[len(lock) :]
 
     def _flush(self, queue: int) -> None:
         if queue not in (0, 1, 2):

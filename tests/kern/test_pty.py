@@ -214,3 +214,23 @@ int main() {
     p = (struct pollfd){m, POLLOUT}; poll(&p, 1, -1); fcntl(s, F_SETFL, O_NONBLOCK);
     while ((n = read(s, buf, 9)) < 0); T(n); T(buf[0]); return 0;
 }""")  # fmt: skip
+
+
+def test_locked_settings() -> None:
+    same(P + r"""
+static void tell(void) {
+    T(tcgetattr(s, &t_)); printf("%x %x %x %x %d %d\n", t_.c_iflag, t_.c_oflag, t_.c_cflag,
+        t_.c_lflag, t_.c_cc[VERASE], t_.c_cc[VKILL]);
+}
+int main() {
+    struct { unsigned f[4]; unsigned char line, cc[19]; } k = {{ICRNL, 0, 0, ECHO | ISIG}}, old;
+    open_(); memset(&old, 9, sizeof old); T(ioctl(s, TIOCGLCKTRMIOS, &old)); T(old.f[3]);
+    k.cc[VERASE] = 1; T(ioctl(m, TIOCSLCKTRMIOS, &k)); T(ioctl(s, TIOCGLCKTRMIOS, &old));
+    T(memcmp(&k, &old, sizeof k)); T(ioctl(s, TIOCSLCKTRMIOS, 8)); T(ioctl(s, TIOCGLCKTRMIOS, 8));
+    iflag(ICRNL | IXON, 0); lflag(ECHO | ICANON, 0); cc(VERASE, 8); cc(VKILL, 9); tell();
+    struct { unsigned short f[4]; unsigned char line, cc[8]; } a; T(ioctl(s, TCGETA, &a));
+    a.f[0] = 0; a.f[3] = NOFLSH; a.cc[VERASE] = 7; a.cc[VKILL] = 6; T(ioctl(s, TCSETA, &a)); tell();
+    memset(&k, 0, sizeof k); T(ioctl(s, TIOCSLCKTRMIOS, &k)); lflag(ECHO, 0); tell();
+    setuid(1); T(ioctl(s, TIOCSLCKTRMIOS, &k)); T(ioctl(s, TIOCGLCKTRMIOS, &k));
+    return 0;
+}""")  # fmt: skip

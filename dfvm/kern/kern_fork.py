@@ -9,13 +9,14 @@ Source: DragonFly sys/kern/kern_fork.c; flags and rules as Linux kernel/fork.c.
 
 from __future__ import annotations
 
+from struct import unpack
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
-from dfvm.kern.kern_caps import CAP_SYS_ADMIN, CAP_SYS_RESOURCE
+from dfvm.kern.kern_caps import CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, CAP_SYS_RESOURCE
 from dfvm.kern.kern_commit import check_fork
 from dfvm.kern.kern_descrip import nofile
-from dfvm.kern.kern_errno import E2BIG, EAGAIN, EINVAL, ENOSYS, EPERM, err
+from dfvm.kern.kern_errno import E2BIG, EAGAIN, EEXIST, EINVAL, ENOSYS, EPERM, err
 from dfvm.kern.kern_sched import sched_fork, sched_start
 from dfvm.kern.kern_sig import (
     NSIG,
@@ -74,6 +75,7 @@ _UNSHARE_FLAGS: Final = (
 _CLONE3_FLAGS: Final = 0x1_FFFF_FFFF & ~(CSIGNAL | CLONE_DETACHED)
 
 _CLONE_ARGS_V0: Final = 64
+_SET_TID_MAX: Final = 32  # namespaces of processes that may be nested
 
 
 def newproc(kernel: Kernel, pid: int, parent: Proc) -> tuple[Proc, Lwp]:
@@ -133,10 +135,24 @@ def alloc_pid(kernel: Kernel) -> int:
     raise err(EAGAIN)
 
 
+def take_pid(kernel: Kernel, lp: Lwp, pid: int) -> int:
+    """`pid`, if the caller may choose it and nobody uses it.
+
+    :raises OSError: EINVAL, EPERM, EEXIST
+    """
+    if not 0 < pid < kernel.pid_max:
+        raise err(EINVAL)
+    if not lp.lwp_proc.p_ucred.cr_cap_e & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE):
+        raise err(EPERM)
+    if pid in kernel.procs or pid in kernel.pgrps or pid in kernel.sids:
+        raise err(EEXIST)
+    return pid
+
+
 def alloc_pgid(kernel: Kernel) -> int:
     """A number for a group of processes that none of them leads: the highest that is free, so that
     those of processes follow one another."""
-    pgid = PID_MAX
+    pgid = kernel.pid_max - 1
     while pgid in kernel.pgrps or pgid in kernel.procs or pgid in kernel.sids:
         pgid -= 1
     return pgid
@@ -151,21 +167,23 @@ def fork1(
     parent_tid: int = 0,
     child_tid: int = 0,
     upidfd: int = 0,
+    set_tid: int = -1,
 ) -> Proc:
     """Make a child of the calling process; CLONE_* flags say what it shares instead of getting a
     copy. It starts where the caller is, with 0 as the call's result.
 
     :raises OSError: EINVAL for flags that don't go together, EAGAIN over RLIMIT_NPROC, ENOMEM;
-        with CLONE_PIDFD also EMFILE, and EFAULT when `upidfd` can't be written.
+        with CLONE_PIDFD also EMFILE, and EFAULT when `upidfd` can't be written; with `set_tid`, the
+        child's number, what take_pid does.
     """
     if not flags & CLONE_PIDFD:
-        return _fork(lp, flags, exitsig, stack, tls, parent_tid, child_tid, -1, 0)
+        return _fork(lp, flags, exitsig, stack, tls, parent_tid, child_tid, -1, 0, set_tid)
     p = lp.lwp_proc
     _check_limits(p)
     fdp = p.p_fd
     pidfd = fdp.fdalloc(0, nofile(p))
     try:
-        return _fork(lp, flags, exitsig, stack, tls, parent_tid, child_tid, pidfd, upidfd)
+        return _fork(lp, flags, exitsig, stack, tls, parent_tid, child_tid, pidfd, upidfd, set_tid)
     except OSError:
         fdp.fdrelease(pidfd)
         raise
@@ -181,12 +199,13 @@ def _fork(
     child_tid: int,
     pidfd: int,
     upidfd: int,
+    set_tid: int,
 ) -> Proc:
     """fork1, with `pidfd` the reserved number of the child's pidfd, or -1."""
     p = lp.lwp_proc
     kernel = p.kernel
     _check_limits(p)
-    pid = alloc_pid(kernel)
+    pid = alloc_pid(kernel) if set_tid < 0 else take_pid(kernel, lp, set_tid)
     parent = p.p_pptr if flags & CLONE_PARENT else p
     child, clp = newproc(kernel, pid, parent)
 
@@ -384,15 +403,21 @@ def sys_clone3(lp: Lwp, uargs: int, size: int) -> int:
     args = [int.from_bytes(raw[n : n + 8], "little") for n in range(0, min(size, 88), 8)]
     args += [0] * (11 - len(args))
     flags, upidfd, child_tid, parent_tid, exitsig, stack, stack_size, tls, set_tid, nset, _ = args
-    if flags & ~_CLONE3_FLAGS or exitsig > NSIG or set_tid or nset:
+    if flags & ~_CLONE3_FLAGS or exitsig > NSIG:
         raise err(EINVAL)
+    if nset > _SET_TID_MAX or bool(set_tid) != bool(nset):
+        raise err(EINVAL)
+    pids = unpack(f"<{nset}i", copyin(lp.lwp_proc.p_vmspace, set_tid, 4 * nset))
     if flags & (CLONE_THREAD | CLONE_PARENT) and exitsig:
         raise err(EINVAL)
     if bool(stack) != bool(stack_size):
         raise err(EINVAL)
     _check_clone(lp, flags)
+    if len(pids) > 1 or (pids and pids[0] < 0):
+        raise err(EINVAL)  # there is one namespace of them
     top = (stack + stack_size) & (1 << 64) - 1
-    return fork1(lp, flags, exitsig, top, tls, parent_tid, child_tid, upidfd).p_pid
+    pid = pids[0] if pids else -1
+    return fork1(lp, flags, exitsig, top, tls, parent_tid, child_tid, upidfd, pid).p_pid
 
 
 def _check_clone(lp: Lwp, flags: int) -> None:

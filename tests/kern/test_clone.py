@@ -215,3 +215,31 @@ int main() {
         m.run()
         assert p.stdout == b"%d\n%d\n" % (ENOSYS, EINVAL)
         assert gather(m)["refused_syscalls"] == {"clone(CLONE_THREAD)": 1}
+
+
+def test_clone3_with_a_number() -> None:
+    same(r"""
+#define T(e) do { errno = 0; long r_ = (long)(e); \
+    printf("%s = %ld %d\n", #e, r_ < 0 ? -1L : r_, r_ < 0 ? errno : 0); fflush(stdout); } while (0)
+struct args { unsigned long flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size,
+    tls, set_tid, set_tid_size, cgroup; };
+static int pids[40], got;
+static long make(unsigned long set, unsigned long n, int size) {
+    struct args a = {CLONE_PARENT_SETTID, 0, 0, (long)&got, SIGCHLD, 0, 0, 0, set, n};
+    long pid = syscall(SYS_clone3, &a, size);
+    if (!pid) _exit(0);
+    if (pid > 0) waitpid(pid, 0, 0);
+    return pid;
+}
+int main() {
+    unsigned long at = (long)pids;
+    /* A number that is free on the host, too. */
+    int free = 31234; while (!kill(free, 0)) free++;
+    pids[0] = free; pids[1] = 5; long r = make(at, 1, 88); T(r == free); T(got == free);
+    r = make(at, 1, 80); T(r == free);
+    T(make(at, 1, 72)); T(make(at, 0, 88)); T(make(0, 1, 88)); T(make(8, 1, 88));
+    T(make(at, 33, 88)); T(make(at, 2, 88)); pids[0] = getpid(); T(make(at, 1, 88)); pids[0] = 1;
+    T(make(at, 1, 88)); pids[0] = -1; T(make(at, 1, 88)); pids[0] = 1 << 30; T(make(at, 1, 88));
+    pids[0] = free; setuid(1); T(make(at, 1, 88)); T(make(0, 0, 88) > 0);
+    return 0;
+}""")  # fmt: skip

@@ -217,7 +217,7 @@ class Lwp:
     lwp_cr3: int  # physical address of the top page table of the space it runs in
     lwp_pending: bool  # something is to be done before it returns to the guest: a signal that
     #                    is not blocked, a system call to restart, a mask to put back
-    lwp_syscall: int  # number of the system call it is in, or was in last
+    lwp_syscall: int  # number of the system call it is in; -1 when it entered otherwise
     lwp_restart: int  # the errno (ERESTART and its kin) with which the call was left; 0 otherwise
     lwp_restart_block: Callable[[Lwp], int] | None  # how restart_syscall goes on
     lwp_sigmask: int  # blocked signals; bit n - 1 is signal n

@@ -168,6 +168,7 @@ def user_mode(lp: Lwp) -> None:
                 cnt.v_trap += 1
                 trap_pfault(lp, vcpu.fault_va, vcpu.fault_err)
             elif why == EXIT_PREEMPTED:
+                lp.lwp_syscall = -1
                 if td.td_rtprio:
                     rt_tick(lp)
                 if sched.hardclock():
@@ -211,6 +212,7 @@ def trap_pfault(lp: Lwp, va: int, error: int) -> None:
     if error & PGEX_RSV:
         panic(f"page fault at {va:#x}: a reserved bit is set in the page tables")
     p = lp.lwp_proc
+    lp.lwp_syscall = -1
     flags = VM_FAULT_BURST | VM_FAULT_USERMODE
     prot = _ACCESS[error & _PGEX_ACCESS]
     if prot == VM_PROT_WRITE:
@@ -241,6 +243,7 @@ def _readable(p: Proc, va: int) -> bool:
 def trap(lp: Lwp, vector: int, error: int) -> None:
     """An exception other than a page fault, or an int instruction (INT)."""
     q = lp.ctx.q
+    lp.lwp_syscall = -1
     addr = 0
     if vector & INT:
         vector &= ~INT  # INT3 or INTO: others are general protection faults already

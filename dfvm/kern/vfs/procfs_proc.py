@@ -438,11 +438,15 @@ def _wchan(lp: Lwp | None) -> bytes:
 
 
 def _syscall(p: Proc, lp: Lwp | None) -> bytes:
+    # The call that the thread is in, with its arguments; who asks about itself is reading.
     if lp is None or p.p_stat == SZOMB:
-        return b""
-    if lp.lwp_thread.td_wchan is None:
+        return b"-1 0x0 0x0\n"
+    td = lp.lwp_thread
+    if td.td_wchan is None and td is not p.kernel.sched.curthread:
         return b"running\n"
     q = lp.ctx.q
+    if lp.lwp_syscall < 0:
+        return b"-1 0x%x 0x%x\n" % (q[RSP], q[RIP])
     return b"%d 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x\n" % (
         lp.lwp_syscall, q[7], q[6], q[2], q[10], q[8], q[9], q[RSP], q[RIP],
     )  # fmt: skip

@@ -15,7 +15,8 @@ from dfvm.kern.vfs.namei import namei
 from dfvm.kern.vfs.procfs import ProcMount
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio
-from tests.kern.guest_util import build, by_guest, same
+from tests.kern.file_util import T
+from tests.kern.guest_util import SLEEPS, build, by_guest, same
 
 BUSYBOX = "/usr/bin/busybox"
 BASH = "/usr/bin/bash-static"
@@ -524,4 +525,33 @@ int main(void) {
     int f = open("/proc/self/ns/mnt", O_RDONLY), r = read(f, b, 1);
     printf("%d %d %d\n", f >= 0, r, errno); f = open("/proc/self/ns/mnt", O_WRONLY);
     printf("%d %d\n", f, errno); return 0;
+}""")  # fmt: skip
+
+
+def test_the_system_call_a_process_is_in() -> None:
+    same(T + SLEEPS + r"""
+static const char *call(int pid) {
+    char path[40]; sprintf(path, "/proc/%d/syscall", pid); return get_(path);
+}
+int main() {
+    unsigned long v[9], sp = (unsigned long)__builtin_frame_address(0); int p[2], pid, st; pipe(p);
+    int n = sscanf(get_("/proc/self/syscall"), "%lu %lx %lx %lx %lx %lx %lx %lx %lx", v, v + 1, v + 2,
+                   v + 3, v + 4, v + 5, v + 6, v + 7, v + 8);
+    T(n); T(v[0]); T(v[1]); T(v[2] == (unsigned long)buf); T(v[3] == sizeof buf - 1);
+    T(sp - v[7] < 4096); T(memcmp((char *)v[8] - 2, "\x0f\x05", 2));
+    if (!(pid = fork())) { syscall(SYS_read, p[0], buf, 77, 4, 5, 6); _exit(1); }
+    sleeps(pid); n = sscanf(call(pid), "%lu %lx %lx %lx %lx %lx %lx", v, v + 1, v + 2, v + 3, v + 4,
+        v + 5, v + 6);
+    T(n); T(v[0]); T(v[1] == p[0]); T(v[2] == (unsigned long)buf); T(v[3]); T(v[4]); T(v[5]);
+    T(v[6]);
+    kill(pid, SIGKILL); waitid(P_PID, pid, 0, WEXITED | WNOWAIT); puts(call(pid));
+    waitpid(pid, &st, 0);
+    /* One that computes is stopped outside of any. */
+    int *go = mmap(0, 4096, 3, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (!(pid = fork())) { *go = 1; for (;;) asm volatile(""); }
+    while (!*go) sched_yield();
+    kill(pid, SIGSTOP); waitpid(pid, &st, WUNTRACED); long nr = 0;
+    n = sscanf(call(pid), "%ld %lx %lx %lx", &nr, v, v + 1, v + 2); T(n); T(nr);
+    T(v[0] > 4096); T(v[1] > 4096); kill(pid, SIGKILL); waitpid(pid, &st, 0); T(*call(pid));
+    return 0;
 }""")  # fmt: skip

@@ -35,7 +35,7 @@ from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE, POLLHUP, POLLIN, 
 from dfvm.kern.kern_sig import SIGPIPE
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, IFTOVT, OFF_MAX, S_IFMT, VFIFO, Vattr
 from dfvm.lwkt.kern_synch import PCATCH
-from dfvm.vm.copyio import copyout, uiomove, uioread
+from dfvm.vm.copyio import copyout, uiogive, uiomove, uioread
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
@@ -52,7 +52,8 @@ _SEEK_MAX: Final = 4  # SEEK_HOLE
 class HostFile(File):
     """An open file of the host's."""
 
-    __slots__ = ("f_blocks", "f_hostfd", "f_moves", "f_pollable", "f_seekable")
+    __slots__ = ("f_blocks", "f_hostfd", "f_moves", "f_pollable", "f_preads",
+                 "f_seekable")  # fmt: skip
 
     f_splice = FREAD | FWRITE
 
@@ -64,7 +65,7 @@ class HostFile(File):
         super().__init__(table, flag)
         self.f_hostfd = fd
         self.f_blocks = self.f_pollable = not stat.S_ISREG(os.fstat(fd).st_mode)
-        self.f_seekable = not self.f_blocks
+        self.f_seekable = self.f_preads = not self.f_blocks
         self.f_moves = 0
 
     # -- transfers ------------------------------------------------------------------------------
@@ -93,26 +94,48 @@ class HostFile(File):
 
     def fo_read(self, lwp: Lwp, uio: Uio) -> None:
         fd = self.f_hostfd
+        if not self.f_blocks:
+            self._read_all(uio)
+            return
         while uio.uio_resid:
-            if self.f_blocks:
-                self.wait(POLLIN)
+            self.wait(POLLIN)
             try:
-                data = os.read(fd, min(uio.uio_resid, _STREAM_CHUNK if self.f_blocks else _CHUNK))
+                data = os.read(fd, min(uio.uio_resid, _STREAM_CHUNK))
             except BlockingIOError:  # somebody else on the host took it first
                 continue
-            give(data, uio)
-            if self.f_blocks or not data:
+            uiogive(data, uio)
+            return
+
+    def _read_all(self, uio: Uio) -> None:
+        """Read a file that gives all that there is, at the position that it has on the host."""
+        wanted = uio.uio_resid
+        while uio.uio_resid:
+            left = uio.uio_resid
+            data = os.read(self.f_hostfd, min(left, _CHUNK))
+            if not data:
+                return
+            try:
+                uiomove(data, uio)
+            except OSError:
+                os.lseek(self.f_hostfd, left - uio.uio_resid - len(data), os.SEEK_CUR)
+                if uio.uio_resid == wanted:
+                    raise
                 return
 
     def fo_pread(self, lwp: Lwp, uio: Uio, offset: int) -> None:
         if self.f_blocks:
             raise err(ESPIPE)
-        while uio.uio_resid:
-            data = os.pread(self.f_hostfd, min(uio.uio_resid, _CHUNK), offset)
-            if not data:
-                return
-            give(data, uio)
-            offset += len(data)
+        wanted = uio.uio_resid
+        try:
+            while uio.uio_resid:
+                data = os.pread(self.f_hostfd, min(uio.uio_resid, _CHUNK), offset)
+                if not data:
+                    return
+                uiomove(data, uio)
+                offset += len(data)
+        except OSError:
+            if uio.uio_resid == wanted:
+                raise
 
     def fo_write(self, lwp: Lwp, uio: Uio) -> None:
         wanted = uio.uio_resid
@@ -229,17 +252,6 @@ def host_poll(fd: int, events: int) -> int:
     return 0
 
 
-def give(data: bytes, uio: Uio) -> None:
-    """Hand `data` over. Part of it may have reached the user when it fails: that part counts, as
-    the rest is lost anyway."""
-    resid = uio.uio_resid
-    try:
-        uiomove(data, uio)
-    except OSError:
-        if uio.uio_resid == resid:
-            raise
-
-
 class InputFile(File):
     """Standard input given as bytes: behaves as a pipe whose writer has written and gone."""
 
@@ -257,8 +269,7 @@ class InputFile(File):
     def fo_read(self, lwp: Lwp, uio: Uio) -> None:
         n = min(uio.uio_resid, len(self.f_data))
         if n:
-            uiomove(self.f_data[:n], uio)
-            self.f_data = self.f_data[n:]
+            self.f_data = self.f_data[uiogive(self.f_data[:n], uio) :]
 
     def fo_ioctl(self, lwp: Lwp, cmd: int, arg: int) -> int:
         if cmd != FIONREAD:

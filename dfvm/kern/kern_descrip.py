@@ -203,6 +203,7 @@ class File:
     f_fasync = False  # of a kind that O_ASYNC means something to
     f_splice = 0  # of a kind that splice moves data from (FREAD), to (FWRITE); a vnode's knows
     f_seekable = True  # of a kind that has a position, even if it says nothing
+    f_preads = False  # of a kind that pread and pwrite work on
 
     def __init__(self, table: FileTable, flag: int) -> None:
         if table.nfiles >= table.sysctl.file_max and not table.capable(CAP_SYS_ADMIN):
@@ -233,12 +234,12 @@ class File:
         raise err(EINVAL)
 
     def fo_pread(self, lwp: Lwp, uio: Uio, offset: int) -> None:
-        """Read at `offset`; f_offset stays."""
-        raise err(ESPIPE)
+        """Read at `offset`; f_offset stays. Only of a kind with f_preads."""
+        raise err(EINVAL)
 
     def fo_pwrite(self, lwp: Lwp, uio: Uio, offset: int) -> None:
         """Write at `offset`; f_offset stays."""
-        raise err(ESPIPE)
+        raise err(EINVAL)
 
     def fo_seek(self, lwp: Lwp, offset: int, whence: int) -> int:
         """Move f_offset and return it."""

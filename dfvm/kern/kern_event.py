@@ -34,25 +34,33 @@ class Knote:
 
     __slots__ = ()
 
-    def kn_event(self, hint: int) -> None:
-        """Some of the POLL* events in `hint` may have become true. Must not block."""
+    def kn_event(self, hint: int) -> bool:
+        """Some of the POLL* events in `hint` may have become true. Must not block. True if it woke
+        somebody who waited for that: of those who listen exclusively, one is enough."""
         raise NotImplementedError
 
 
 class Kqinfo:
     """The listeners of one object."""
 
-    __slots__ = ("ki_notes",)
+    __slots__ = ("ki_exclusive", "ki_notes")
 
     ki_notes: dict[Knote, int]  # listener → how often it is attached (poll may name an fd twice)
+    ki_exclusive: dict[Knote, None] | None  # those that needn't hear what woke another one of
+    #                                         them, in the order of their coming; None: never any
 
     def __init__(self) -> None:
         self.ki_notes = {}
+        self.ki_exclusive = None
 
-    def attach(self, kn: Knote) -> None:
-        """Tell `kn` from now on."""
+    def attach(self, kn: Knote, exclusive: bool = False) -> None:
+        """Tell `kn` from now on; `exclusive` is what it was the first time."""
         notes = self.ki_notes
         notes[kn] = notes.get(kn, 0) + 1
+        if exclusive:
+            if self.ki_exclusive is None:
+                self.ki_exclusive = {}
+            self.ki_exclusive[kn] = None
 
     def detach(self, kn: Knote) -> None:
         """Take back one attach."""
@@ -60,11 +68,24 @@ class Kqinfo:
         left = notes[kn] - 1
         if left:
             notes[kn] = left
-        else:
-            del notes[kn]
+            return
+        del notes[kn]
+        if self.ki_exclusive is not None:
+            self.ki_exclusive.pop(kn, None)
 
     def knote(self, hint: int) -> None:
-        """The events in `hint` may have become true; tell everybody. Does not block."""
+        """The events in `hint` may have become true; tell everybody, or of those who listen
+        exclusively the first who waits. That it is over (POLLHUP, POLLERR) concerns all. Does not
+        block."""
         if self.ki_notes:
+            exclusive = self.ki_exclusive
+            if not exclusive:
+                for kn in list(self.ki_notes):
+                    kn.kn_event(hint)
+                return
             for kn in list(self.ki_notes):
-                kn.kn_event(hint)
+                if kn not in exclusive:
+                    kn.kn_event(hint)
+            for kn in list(exclusive):
+                if kn.kn_event(hint) and not hint & POLL_ALWAYS:
+                    break

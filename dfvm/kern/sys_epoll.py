@@ -44,7 +44,7 @@ from dfvm.kern.kern_event import (
 )
 from dfvm.kern.kern_sig import restore_user_sigmask, set_user_sigmask
 from dfvm.lwkt.kern_synch import PCATCH
-from dfvm.vm.copyio import copyin, copyout
+from dfvm.vm.copyio import UIO_READ, Uio, copyin, uiomove
 from dfvm.vm.vm_param import VM_MAX_USER_ADDRESS
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ EPOLLWAKEUP: Final = 1 << 29
 EPOLLONESHOT: Final = 1 << 30
 EPOLLET: Final = 1 << 31
 _FLAGS: Final = EPOLLEXCLUSIVE | EPOLLWAKEUP | EPOLLONESHOT | EPOLLET
+
+_INOUT: Final = POLLIN | POLLOUT
 
 _MAXEVENTS: Final = 0x7FFF_FFFF // EPOLL_EVENT.size
 _MAXNESTS: Final = 4  # how deep epolls may watch epolls
@@ -88,7 +90,7 @@ class EpollItem(Knote):
         self.ei_info = fp.fo_kqinfo()
         self.ei_seen = self.ei_moves = 0
 
-    def attach(self) -> None:
+    def attach(self, exclusive: bool) -> None:
         """Start to listen."""
         fp, ep = self.ei_file, self.ei_ep
         if fp.f_epitems is None:
@@ -96,7 +98,7 @@ class EpollItem(Knote):
         fp.f_epitems[self] = None
         ep.ep_items[self.ei_fd, fp] = self
         if self.ei_info is not None:
-            self.ei_info.attach(self)
+            self.ei_info.attach(self, exclusive)
         elif fp.fo_hostfd() >= 0:
             ep.ep_hosts[self] = None
 
@@ -120,9 +122,13 @@ class EpollItem(Knote):
         if self.ei_info is not None:
             self.ei_info.detach(self)
 
-    def kn_event(self, hint: int) -> None:
-        if hint & self.ei_want:
-            self.ei_ep.item_ready(self)
+    def kn_event(self, hint: int) -> bool:
+        # Whoever waits for one of several exclusive items is the only one who is woken, if what
+        # happened is what he waits for.
+        if not hint & self.ei_want:
+            return False
+        woken = self.ei_ep.item_ready(self)
+        return woken and (not hint & _INOUT or bool(hint & self.ei_events & _INOUT))
 
     def host_events(self) -> int:
         """Of a descriptor of the host: what is to be reported now. An edge-triggered item does
@@ -156,21 +162,22 @@ class EpollFile(File):
         self.ep_hosts = {}
         self.ep_kq = Kqinfo()
 
-    def item_ready(self, item: EpollItem) -> None:
-        """`item` may have something to report."""
+    def item_ready(self, item: EpollItem) -> bool:
+        """`item` may have something to report. True if somebody waited for it."""
         self.ep_ready[item] = None
-        self.f_table.sched.wakeup_one(self)
+        woken = self.f_table.sched.wakeup_one(self)
         self.ep_kq.knote(POLLIN)
+        return woken
 
-    def collect(self, maxevents: int) -> list[tuple[int, int]]:
-        """(events, data) of up to `maxevents` items that are ready."""
-        found: list[tuple[int, int]] = []
+    def collect(self, maxevents: int) -> list[tuple[int, EpollItem]]:
+        """(events, item) of up to `maxevents` items that are ready."""
+        found: list[tuple[int, EpollItem]] = []
         again: list[EpollItem] = []
         ready = self.ep_ready
         for item in self.ep_hosts:
             got = item.host_events()
             if got and len(found) < maxevents:
-                found.append((got, item.ei_data))
+                found.append((got, item))
                 if item.ei_events & EPOLLONESHOT:
                     item.ei_want = 0
         while ready and len(found) < maxevents:
@@ -180,7 +187,7 @@ class EpollFile(File):
             got = item.ei_file.fo_poll() & item.ei_want
             if not got:
                 continue
-            found.append((got, item.ei_data))
+            found.append((got, item))
             if item.ei_events & EPOLLONESHOT:
                 item.ei_want = 0
             elif not item.ei_events & EPOLLET:
@@ -189,7 +196,19 @@ class EpollFile(File):
             ready[item] = None
         return found
 
-    def wait(self, maxevents: int, deadline: int | None) -> list[tuple[int, int]]:
+    def put_back(self, items: list[EpollItem]) -> None:
+        """What `collect` found could not be told: it is first again, in this order. May have
+        blocked since then."""
+        for item in reversed(items):
+            if self.ep_items.get((item.ei_fd, item.ei_file)) is not item:
+                continue  # it has left meanwhile
+            item.ei_want = item.ei_events & ~_FLAGS | POLL_ALWAYS
+            item.ei_seen = 0
+            if item not in self.ep_hosts:
+                self.ep_ready[item] = None
+                self.ep_ready.move_to_end(item, last=False)
+
+    def wait(self, maxevents: int, deadline: int | None) -> list[tuple[int, EpollItem]]:
         """collect, waiting for at least one until `deadline` (monotonic ns; None: for ever). May
         block.
 
@@ -319,7 +338,7 @@ def sys_epoll_ctl(lwp: Lwp, epfd: int, op: int, fd: int, uevent: int) -> int:
         if item is not None:
             raise err(EEXIST)
         item = EpollItem(ep, fp, fd)
-        item.attach()
+        item.attach(bool(events & EPOLLEXCLUSIVE))
         item.set(events, data)
     elif op == EPOLL_CTL_DEL:
         if item is None:
@@ -347,8 +366,18 @@ def _epoll_wait(lwp: Lwp, epfd: int, uevents: int, maxevents: int, deadline: int
     if not isinstance(ep, EpollFile):
         raise err(EINVAL)
     found = ep.wait(maxevents, deadline)
-    if found:
-        copyout(p.p_vmspace, b"".join([EPOLL_EVENT.pack(*one) for one in found]), uevents)
+    if not found:
+        return 0
+    events = b"".join([EPOLL_EVENT.pack(got, item.ei_data) for got, item in found])
+    uio = Uio(p.p_vmspace, [(uevents, len(events))], UIO_READ)
+    try:
+        uiomove(events, uio)
+    except OSError:
+        told = (len(events) - uio.uio_resid) // EPOLL_EVENT.size
+        ep.put_back([item for _, item in found[told:]])
+        if not told:
+            raise
+        return told
     return len(found)
 
 

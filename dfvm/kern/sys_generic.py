@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import s32, s64, u32
 from dfvm.kern.abi.linux.linux_struct import NS
-from dfvm.kern.kern_descrip import FASYNC, FPATH, O_NONBLOCK, holding, nofile
+from dfvm.kern.kern_descrip import FASYNC, FPATH, O_NONBLOCK, File, holding, nofile
 from dfvm.kern.kern_errno import (
     EAGAIN,
     EBADF,
@@ -23,6 +23,7 @@ from dfvm.kern.kern_errno import (
     ENOTTY,
     EOPNOTSUPP,
     ERESTART,
+    ESPIPE,
     EWOULDBLOCK,
     err,
 )  # fmt: skip
@@ -54,7 +55,6 @@ from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import UIO_READ, UIO_WRITE, Uio, copyin, copyout
 
 if TYPE_CHECKING:
-    from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp
     from dfvm.lwkt.lwkt_thread import Scheduler
     from dfvm.vm.vmspace import Vmspace
@@ -93,6 +93,27 @@ def user_range(buf: int, count: int) -> int:
     return count if count < MAX_RW_COUNT else MAX_RW_COUNT
 
 
+def _range(fp: File, mode: int, buf: int, count: int) -> int:
+    """user_range, for a transfer of `fp`: what no such file can do is EINVAL first.
+
+    :raises OSError: EINVAL, EFAULT
+    """
+    if buf + count > _USER_MAX:
+        _check_transfers(fp, mode)
+        raise err(EFAULT)
+    return count if count < MAX_RW_COUNT else MAX_RW_COUNT
+
+
+def _check_transfers(fp: File, mode: int) -> None:
+    """Check that files of this kind can be read (FREAD) or written.
+
+    :raises OSError: EINVAL
+    """
+    kind = type(fp)
+    if kind.fo_read is File.fo_read if mode == FREAD else kind.fo_write is File.fo_write:
+        raise err(EINVAL)
+
+
 def _file(lwp: Lwp, fd: int, mode: int) -> File:
     """The open file `fd`, which allows `mode` (FREAD or FWRITE).
 
@@ -111,7 +132,7 @@ def sys_read(lwp: Lwp, fd: int, buf: int, count: int) -> int:
     fp = fdp.fd_files.get(fd & 0xFFFFFFFF)
     if fp is None or not fp.f_mode & FREAD:
         raise err(EBADF)
-    count = user_range(buf, count)
+    count = _range(fp, FREAD, buf, count)
     uio = Uio(p.p_vmspace, [(buf, count)], UIO_READ)
     if fdp.fd_refcnt == 1:
         fp.fo_read(lwp, uio)
@@ -127,7 +148,7 @@ def sys_write(lwp: Lwp, fd: int, buf: int, count: int) -> int:
     fp = fdp.fd_files.get(fd & 0xFFFFFFFF)
     if fp is None or not fp.f_mode & FWRITE:
         raise err(EBADF)
-    count = user_range(buf, count)
+    count = _range(fp, FWRITE, buf, count)
     uio = Uio(p.p_vmspace, [(buf, count)], UIO_WRITE)
     if fdp.fd_refcnt == 1:
         fp.fo_write(lwp, uio)
@@ -139,18 +160,23 @@ def sys_write(lwp: Lwp, fd: int, buf: int, count: int) -> int:
 def _pos(lwp: Lwp, fd: int, pos: int, mode: int) -> tuple[File, int]:
     """File and offset of a pread or pwrite.
 
-    :raises OSError: EINVAL, EBADF; ESPIPE comes from the file
+    :raises OSError: EINVAL, EBADF, ESPIPE
     """
     pos = s64(pos)
     if pos < 0:
         raise err(EINVAL)
-    return _file(lwp, fd, mode), pos
+    fp = lwp.lwp_proc.p_fd.fget(fd)
+    if not fp.f_preads:
+        raise err(ESPIPE)
+    if not fp.f_mode & mode:
+        raise err(EBADF)
+    return fp, pos
 
 
 def sys_pread64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
     """pread(2)"""
     fp, off = _pos(lwp, fd, pos, FREAD)
-    count = user_range(buf, count)
+    count = _range(fp, FREAD, buf, count)
     uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_READ)
     if lwp.lwp_proc.p_fd.fd_refcnt == 1:
         fp.fo_pread(lwp, uio, off)
@@ -162,7 +188,7 @@ def sys_pread64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
 def sys_pwrite64(lwp: Lwp, fd: int, buf: int, count: int, pos: int) -> int:
     """pwrite(2)"""
     fp, off = _pos(lwp, fd, pos, FWRITE)
-    count = user_range(buf, count)
+    count = _range(fp, FWRITE, buf, count)
     uio = Uio(lwp.lwp_proc.p_vmspace, [(buf, count)], UIO_WRITE)
     if lwp.lwp_proc.p_fd.fd_refcnt == 1:
         fp.fo_pwrite(lwp, uio, off)
@@ -207,9 +233,16 @@ def sys_writev(lwp: Lwp, fd: int, vec: int, vlen: int) -> int:
 
 
 def _transferv(lwp: Lwp, fp: File, vec: int, vlen: int, rw: int, off: int | None) -> int:
-    uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, vec, vlen), rw)
+    uio = _uiov(lwp, fp, vec, vlen, rw)
     count = uio.uio_resid
-    if rw == UIO_READ:
+    if count:
+        _move(lwp, fp, uio, off)
+    return count - uio.uio_resid
+
+
+def _move(lwp: Lwp, fp: File, uio: Uio, off: int | None) -> None:
+    """Read or write at `off`; None: at f_offset."""
+    if uio.rw == UIO_READ:
         if off is None:
             fp.fo_read(lwp, uio)
         else:
@@ -218,7 +251,15 @@ def _transferv(lwp: Lwp, fp: File, vec: int, vlen: int, rw: int, off: int | None
         fp.fo_write(lwp, uio)
     else:
         fp.fo_pwrite(lwp, uio, off)
-    return count - uio.uio_resid
+
+
+def _uiov(lwp: Lwp, fp: File, vec: int, vlen: int, rw: int) -> Uio:
+    """The user's buffers for a transfer of `fp`.
+
+    :raises OSError: EINVAL, EFAULT
+    """
+    _check_transfers(fp, FREAD if rw == UIO_READ else FWRITE)
+    return Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, vec, vlen), rw)
 
 
 def sys_preadv(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, pos_high: int) -> int:
@@ -259,6 +300,10 @@ def _transferv2(lwp: Lwp, fd: int, vec: int, vlen: int, pos: int, flags: int, rw
 def _transferv_flags(
     lwp: Lwp, fp: File, vec: int, vlen: int, off: int | None, flags: int, rw: int
 ) -> int:
+    uio = _uiov(lwp, fp, vec, vlen, rw)
+    moved = uio.uio_resid
+    if not moved:
+        return 0
     if flags & ~_RWF_KNOWN:
         raise err(EOPNOTSUPP)
     if flags & _RWF_APPEND and flags & _RWF_NOAPPEND:
@@ -267,12 +312,10 @@ def _transferv_flags(
         raise err(EAGAIN)
     vp = fp.f_vnode
     if flags & (_RWF_APPEND | _RWF_NOAPPEND) and rw == UIO_WRITE and isinstance(fp, VnodeFile):
-        uio = Uio(lwp.lwp_proc.p_vmspace, user_iov(lwp, vec, vlen), rw)
-        moved = uio.uio_resid
         fp.write_append(lwp, uio, off, bool(flags & _RWF_APPEND))
-        moved -= uio.uio_resid
     else:
-        moved = _transferv(lwp, fp, vec, vlen, rw, off)
+        _move(lwp, fp, uio, off)
+    moved -= uio.uio_resid
     if flags & (_RWF_DSYNC | _RWF_SYNC) and vp is not None and rw == UIO_WRITE:
         vp.fsync()
     return moved
@@ -327,8 +370,9 @@ class PollKnote(Knote):
     def __init__(self, sched: Scheduler) -> None:
         self.pk_sched = sched
 
-    def kn_event(self, hint: int) -> None:
+    def kn_event(self, hint: int) -> bool:
         self.pk_sched.wakeup(self)
+        return True
 
 
 def poll_scan(lwp: Lwp, wants: list[tuple[File, int]], deadline: int | None) -> list[int]:

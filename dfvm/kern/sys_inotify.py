@@ -156,12 +156,8 @@ class InotifyFile(File):
             size = _size(name)
             self.in_bytes -= size
             head = _EVENT.pack(wd, mask, cookie, size - _EVENT.size)
-            try:
-                uiomove(head + name + bytes(size - _EVENT.size - len(name)), uio)
-            except OSError:
-                if not moved:
-                    raise
-                return
+            # As Linux: when this fails the call does, whatever it has read before.
+            uiomove(head + name + bytes(size - _EVENT.size - len(name)), uio)
             moved = True
         if not moved:
             raise err(EINVAL)

@@ -14,7 +14,8 @@ from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import NS
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_errno import EINVAL, ENODEV, ENOSYS, EPERM, err
-from dfvm.vm.copyio import copyin, copyout, suword32
+from dfvm.kern.sys_generic import MAX_RW_COUNT, user_range
+from dfvm.vm.copyio import UIO_READ, Uio, copyin, copyout, suword32, uiomove
 from dfvm.vm.vm_meter import vm_page_rollup
 from dfvm.vm.vm_param import PAGE_SHIFT, VM_MAX_USER_ADDRESS
 
@@ -152,7 +153,6 @@ GRND_RANDOM: Final = 2
 GRND_INSECURE: Final = 4
 
 _RANDOM_CHUNK: Final = 1 << 16  # bytes made at once
-_RANDOM_MAX: Final = (1 << 31) - 1
 
 
 def sys_getrandom(lp: Lwp, buf: int, count: int, flags: int) -> int:
@@ -162,19 +162,16 @@ def sys_getrandom(lp: Lwp, buf: int, count: int, flags: int) -> int:
         raise err(EINVAL)
     if flags & GRND_INSECURE and flags & GRND_RANDOM:
         raise err(EINVAL)
-    space = lp.lwp_proc.p_vmspace
-    left = count = min(count, _RANDOM_MAX)
-    while left:
-        n = min(left, _RANDOM_CHUNK)
+    count = user_range(buf, min(count, MAX_RW_COUNT))
+    uio = Uio(lp.lwp_proc.p_vmspace, [(buf, count)], UIO_READ)
+    while uio.uio_resid:
         try:
-            copyout(space, urandom(n), buf)
+            uiomove(urandom(min(uio.uio_resid, _RANDOM_CHUNK)), uio)
         except OSError:
-            if left == count:
+            if uio.uio_resid == count:
                 raise
             break
-        buf += n
-        left -= n
-    return count - left
+    return count - uio.uio_resid
 
 
 # ---- about the thread ----------------------------------------------------------------------------

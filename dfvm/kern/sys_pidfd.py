@@ -28,6 +28,7 @@ class PidFile(File):
     __slots__ = ("pf_proc",)
 
     f_seekable = False
+    f_preads = True  # and then fail: there is nothing to read
 
     pf_proc: Proc  # alive, a zombie, or gone; never changes
 

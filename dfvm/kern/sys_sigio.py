@@ -40,12 +40,13 @@ class AsyncNote(Knote):
         self.an_fd = fd
         self.an_kernel = lwp.lwp_proc.kernel
 
-    def kn_event(self, hint: int) -> None:
+    def kn_event(self, hint: int) -> bool:
         fp = self.an_file
         if hint & POLLIN and fp.f_mode & FREAD:
             self._send(_POLL_IN, POLL_READABLE)
         if hint & POLLOUT and fp.f_mode & FWRITE:
             self._send(_POLL_OUT, POLL_WRITABLE)
+        return False
 
     def _send(self, code: int, band: int) -> None:
         send_sigio(self.an_kernel, self.an_file, self.an_fd, code, band)

@@ -46,9 +46,17 @@ class SignalFile(File):
     def fo_read(self, lwp: Lwp, uio: Uio) -> None:
         if uio.uio_resid < _INFO.size:
             raise err(EINVAL)
+        wanted = uio.uio_resid
         info: Siginfo | None = self._next(lwp)
         while info is not None:
-            uiomove(_pack(info), uio)
+            resid = uio.uio_resid
+            try:
+                uiomove(_pack(info), uio)
+            except OSError:
+                uio.uio_resid = resid  # this signal is lost; those before it count
+                if resid == wanted:
+                    raise
+                return
             info = take_pending(lwp, self.sf_mask) if uio.uio_resid >= _INFO.size else None
 
     def _next(self, lwp: Lwp) -> Siginfo:

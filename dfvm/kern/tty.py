@@ -31,7 +31,7 @@ from struct import pack, unpack
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.abi.linux.args import s32
-from dfvm.kern.host_file import HostFile, give, host_poll
+from dfvm.kern.host_file import HostFile, host_poll
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_descrip import FIONREAD, O_ACCMODE, O_NOCTTY, File, FileTable
 from dfvm.kern.kern_errno import (
@@ -73,7 +73,7 @@ from dfvm.kern.kern_sig import (
 from dfvm.kern.proc import P_CONTROLT, P_SYSTEM, SSTOP
 from dfvm.kern.vfs.devfs import Cdev
 from dfvm.kern.vfs.vnode_param import FREAD, KCRED
-from dfvm.vm.copyio import copyin, copyout
+from dfvm.vm.copyio import copyin, copyout, uiogive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -465,7 +465,7 @@ class HostTtyFile(HostFile):
                 data = os.read(fd, min(uio.uio_resid, 4096))
             except BlockingIOError:
                 continue
-            give(data, uio)
+            uiogive(data, uio)
             return
 
     def _wait_raw(self, timeout_ns: int) -> bool:

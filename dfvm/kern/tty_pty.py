@@ -78,7 +78,7 @@ from dfvm.kern.tty_ldisc import ICANON, IXON, TOSTOP, VMIN, VTIME, LineDisciplin
 from dfvm.kern.vfs.devfs import Cdev
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED, VCHR, VUNLINKED
 from dfvm.lwkt.kern_synch import PCATCH
-from dfvm.vm.copyio import copyin, copyout, uiomove, uioread
+from dfvm.vm.copyio import copyin, copyout, uiogive, uiomove, uioread
 
 if TYPE_CHECKING:
     from dfvm.kern.proc import Lwp
@@ -409,7 +409,7 @@ class PtsFile(File):
         data = ldisc.take(uio.uio_resid)
         tty.t_table.sched.wakeup(tty.t_masterwait)
         tty.t_masterkq.knote(POLLOUT)
-        uiomove(data, uio)
+        uiogive(data, uio)
 
     def fo_write(self, lwp: Lwp, uio: Uio) -> None:
         tty = self.f_tty
@@ -513,10 +513,12 @@ class PtmFile(File):
             if status:
                 return
         data = bytes(tty.t_out[: uio.uio_resid])
-        uiomove(data, uio)
-        del tty.t_out[: len(data)]
-        tty.t_table.sched.wakeup(tty.t_outwait)
-        tty.t_kq.knote(POLLOUT)
+        del tty.t_out[: len(data)]  # as Linux: what can't be handed over is gone
+        try:
+            uiogive(data, uio)
+        finally:
+            tty.t_table.sched.wakeup(tty.t_outwait)
+            tty.t_kq.knote(POLLOUT)
 
     def fo_write(self, lwp: Lwp, uio: Uio) -> None:
         tty = self.f_tty

@@ -20,6 +20,7 @@ from dfvm.kern.abi.linux.args import s32, u32
 from dfvm.kern.abi.linux.linux_struct import (
     pack_dirent,
     pack_dirent64,
+    whole_dirents,
 )  # fmt: skip
 from dfvm.kern.kern_caps import CAP_SYS_CHROOT
 from dfvm.kern.kern_descrip import (
@@ -101,7 +102,7 @@ from dfvm.kern.vfs.vnode_param import (
     VUNLINKED,
 )
 from dfvm.kern.vnode_file import VnodeFile, getdvnode
-from dfvm.vm.copyio import copyin, copyinstr, copyout
+from dfvm.vm.copyio import UIO_READ, Uio, copyin, copyinstr, copyout, uiomove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -508,11 +509,16 @@ def _getdents(
     fp = lwp.lwp_proc.p_fd.fget(fd)
     keep = fp.f_offset
     records = fp.fo_readdir(u32(size), pack_one)
+    uio = Uio(lwp.lwp_proc.p_vmspace, [(ubuf, len(records))], UIO_READ)
     try:
-        copyout(lwp.lwp_proc.p_vmspace, records, ubuf)
+        uiomove(records, uio)
     except OSError:
-        fp.f_offset = keep
-        raise
+        # The entries that arrived whole are the result; the next call begins behind them.
+        whole, cookie = whole_dirents(records, len(records) - uio.uio_resid)
+        fp.f_offset = cookie if whole else keep
+        if not whole:
+            raise
+        return whole
     return len(records)
 
 

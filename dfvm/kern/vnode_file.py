@@ -85,6 +85,7 @@ class VnodeFile(File):
     __slots__ = ("f_busy", "f_entries", "f_vnode")
 
     f_pollable = False
+    f_preads = True
 
     f_vnode: Vnode  # opened with f_mode, or with O_PATH just referenced; ours to close
     f_busy: int  # _BUSY: somebody transfers at f_offset; _WANTED: and others wait for their turn

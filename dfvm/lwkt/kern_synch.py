@@ -142,12 +142,14 @@ class Synch:
                 return
             td = following
 
-    def wakeup_one(self, ident: Hashable) -> None:
-        """Wake the thread that has slept on `ident` longest."""
+    def wakeup_one(self, ident: Hashable) -> bool:
+        """Wake the thread that has slept on `ident` longest. False if there is none."""
         td = self._slpq.get(ident)
-        if td is not None:
-            self._unsleep(td)
-            self.setrunnable(td)
+        if td is None:
+            return False
+        self._unsleep(td)
+        self.setrunnable(td)
+        return True
 
     def interrupt(self, td: Thread, error: int = EINTR) -> bool:
         """A signal for `td`: end its sleep with `error` if it sleeps with PCATCH. True if it did;

@@ -9,6 +9,7 @@ sleeps, so it is used before the next thing that can.
 
     uio = Uio(space, [(addr, len), …], UIO_READ)    read(2): kernel → user
     uiomove(data, uio)                              the next len(data) bytes, advances uio
+    uiogive(data, uio)                              likewise, and what arrived before a fault counts
 
 Source: DragonFly sys/kern/kern_subr.c, sys/cpu/x86_64 support.s (copyin, copyout), sys/sys/uio.h.
 """
@@ -277,6 +278,21 @@ def uiomove(data: bytes | bytearray | memoryview, uio: Uio) -> int:
         uio.uio_resid -= n
         at = end
     return total
+
+
+def uiogive(data: bytes | bytearray | memoryview, uio: Uio) -> int:
+    """uiomove to the user of something that is lost, or can be asked for again, once part of it has
+    arrived: what did counts, and only a first byte that can't be reached is an error.
+
+    :raises OSError: EFAULT, and nothing was moved. May block.
+    """
+    resid = uio.uio_resid
+    try:
+        return uiomove(data, uio)
+    except OSError:
+        if uio.uio_resid == resid:
+            raise
+        return resid - uio.uio_resid
 
 
 def uiomove_pa(vm: VmSystem, pa: int, n: int, uio: Uio) -> int:

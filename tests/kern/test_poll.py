@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from file_util import T
-from guest_util import same
+from guest_util import SLEEPS, same
 
 
 def test_poll() -> None:
@@ -175,6 +175,101 @@ int main() {
     T(poll(&pf, 1, 0)); if (!fork()) { usleep(20000); write(p[7][1], "x", 1); _exit(0); }
     T(poll(&pf, 1, 2000)); struct epoll_event ev[3]; T(epoll_wait(ep, ev, 3, -1));
     T(ev[0].data.u32);
+    return 0;
+}""")  # fmt: skip
+
+
+def test_exclusive() -> None:
+    """Of those who wait exclusively one is woken; whoever does not, and all at the end."""
+    out = same(T + SLEEPS + r"""
+enum { N = 6 };
+static pid_t child[N];
+static char gone[N];
+static void left(const char *what) {
+    /* Those who were woken end; who sleeps now is still waiting. */
+    int n = 0;
+    for (int i = 0; i < N; i++) {
+        siginfo_t si = {0};
+        char path[40], text[200];
+        while (!gone[i]) {
+            if (!waitid(P_PID, child[i], &si, WEXITED | WNOHANG) && si.si_pid) gone[i] = 1;
+            sprintf(path, "/proc/%d/stat", child[i]);
+            int fd = open(path, O_RDONLY), k = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+            close(fd);
+            text[k < 0 ? 0 : k] = 0;
+            if (strstr(text, ") S")) break;
+            sched_yield();
+        }
+        n += gone[i];
+    }
+    printf("%s: %d gone:", what, n);
+    for (int i = 0; i < N; i++) printf(" %d", gone[i]);
+    puts(""); fflush(stdout);
+}
+static void wait_on(int fd, int nexclusive, int events) {
+    for (int i = 0; i < N; i++) {
+        gone[i] = 0;
+        fflush(stdout);
+        if (!(child[i] = fork())) {
+            int ep = epoll_create1(0);
+            struct epoll_event ev = {events | (i < nexclusive ? EPOLLEXCLUSIVE : 0)};
+            epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev);
+            _exit(epoll_wait(ep, &ev, 1, -1));
+        }
+        sleeps(child[i]);
+    }
+}
+int main() {
+    int p[2], counts[] = {N, 3, 0};
+    for (int k = 0; k < 3; k++) {
+        pipe2(p, O_CLOEXEC);
+        wait_on(p[0], counts[k], EPOLLIN | (k ? 0 : EPOLLET));
+        write(p[1], "x", 1); left("write");
+        write(p[1], "x", 1); left("write");
+        for (int i = 0; i < N; i++) if (!gone[i]) kill(child[i], SIGKILL), waitpid(child[i], 0, 0);
+        close(p[0]); close(p[1]);
+    }
+    int e = eventfd(0, EFD_NONBLOCK);
+    wait_on(e, N, EPOLLIN);
+    eventfd_write(e, 1); left("eventfd");
+    eventfd_write(e, 1); left("eventfd");
+    for (int i = 0; i < N; i++) if (!gone[i]) kill(child[i], SIGKILL), waitpid(child[i], 0, 0);
+    struct epoll_event ev = {EPOLLIN | EPOLLEXCLUSIVE | EPOLLONESHOT};
+    int ep = epoll_create1(0), ep2 = epoll_create1(0);
+    T(epoll_ctl(ep, EPOLL_CTL_ADD, e, &ev)); ev.events = EPOLLIN | EPOLLEXCLUSIVE | EPOLLRDNORM;
+    T(epoll_ctl(ep, EPOLL_CTL_ADD, e, &ev)); ev.events = EPOLLIN | EPOLLEXCLUSIVE;
+    T(epoll_ctl(ep, EPOLL_CTL_ADD, ep2, &ev));
+    T(epoll_ctl(ep, EPOLL_CTL_ADD, e, &ev)); T(epoll_ctl(ep, EPOLL_CTL_MOD, e, &ev));
+    ev.events = EPOLLIN; T(epoll_ctl(ep, EPOLL_CTL_MOD, e, &ev));
+    T(epoll_ctl(ep, EPOLL_CTL_DEL, e, &ev)); T(epoll_ctl(ep, EPOLL_CTL_ADD, e, &ev));
+    ev.events |= EPOLLEXCLUSIVE; T(epoll_ctl(ep, EPOLL_CTL_MOD, e, &ev));
+    return 0;
+}""")  # fmt: skip
+    lines = out.splitlines()
+    assert lines[:2] == [b"write: 1 gone: 1 0 0 0 0 0", b"write: 2 gone: 1 1 0 0 0 0"]
+    assert lines[2:4] == [b"write: 4 gone: 1 0 0 1 1 1", b"write: 5 gone: 1 1 0 1 1 1"]
+
+
+def test_exclusive_hears_of_the_end() -> None:
+    same(T + SLEEPS + r"""
+int main() {
+    int p[2]; pipe(p);
+    pid_t child[4];
+    for (int i = 0; i < 4; i++) {
+        fflush(stdout);
+        if (!(child[i] = fork())) {
+            close(p[1]);
+            int ep = epoll_create1(0);
+            struct epoll_event ev = {EPOLLIN | EPOLLEXCLUSIVE};
+            epoll_ctl(ep, EPOLL_CTL_ADD, p[0], &ev);
+            int n = epoll_wait(ep, &ev, 1, -1);
+            _exit(n == 1 && ev.events == EPOLLHUP ? 7 : 8);
+        }
+        sleeps(child[i]);
+    }
+    close(p[1]);
+    for (int i = 0; i < 4; i++) { int st; T(waitpid(child[i], &st, 0) == child[i]);
+        T(WEXITSTATUS(st)); }
     return 0;
 }""")  # fmt: skip
 

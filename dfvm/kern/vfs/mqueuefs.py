@@ -154,11 +154,11 @@ class MqVnode(Vnode):
         return MqFile
 
     def read(self, uio: Uio, off: int, ioflag: int) -> None:
-        from dfvm.vm.copyio import uiomove
+        from dfvm.vm.copyio import uiogive
 
         text = self.status()
         if 0 <= off < len(text):
-            uiomove(text[off : off + uio.uio_resid], uio)
+            uiogive(text[off : off + uio.uio_resid], uio)
         self.m_atime = self.m_ctime = vfs_timestamp()
 
     def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:

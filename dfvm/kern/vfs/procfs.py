@@ -233,7 +233,7 @@ class ProcFile(ProcNode):
             self.alive()
 
     def read(self, uio: Uio, off: int, ioflag: int) -> None:
-        from dfvm.vm.copyio import uiomove
+        from dfvm.vm.copyio import uiogive
 
         if off < 0:
             raise err(EINVAL)
@@ -244,7 +244,7 @@ class ProcFile(ProcNode):
                 raise err(EINVAL)
             data = self.p_data = self.p_show()
         if off < len(data):
-            uiomove(data[off : off + uio.uio_resid], uio)
+            uiogive(data[off : off + uio.uio_resid], uio)
 
     def write(self, uio: Uio, off: int, ioflag: int, limit: int = OFF_MAX) -> int:
         from dfvm.vm.copyio import uioread

@@ -575,9 +575,6 @@ class MemFile(_MemoryFile):
                     if write:  # at the end: it may have run what was there while this blocked
                         vm.mmu.code_written(m.phys_addr >> PAGE_SHIFT)
                     vm_page_unhold(vm, m)
-        except OSError:
-            if uio.uio_resid == resid:
-                raise
         finally:
             vmspace_drop(space)
         return end - uio.uio_resid

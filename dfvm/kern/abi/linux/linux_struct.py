@@ -100,6 +100,18 @@ def pack_dirent(name: bytes, ino: int, off: int, dtype: int) -> bytes:
     return _DIRENT.pack(ino, off, reclen) + name + bytes(reclen - size + 1) + bytes((dtype,))
 
 
+def whole_dirents(records: bytes, n: int) -> tuple[int, int]:
+    """Of the entries in `records`, of either form: how long those are together that lie whole in
+    the first `n` bytes, and the cookie of what follows them (0 when there are none)."""
+    at = cookie = 0
+    while at < n:
+        _, off, reclen = _DIRENT.unpack_from(records, at)
+        if at + reclen > n:
+            break
+        at, cookie = at + reclen, off
+    return at, cookie
+
+
 def pack_statfs(sf: Statfs) -> bytes:
     """struct statfs, 120 bytes."""
     return _STATFS.pack(

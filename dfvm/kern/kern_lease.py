@@ -104,7 +104,7 @@ def set_lease(lwp: Lwp, fp: File, fd: int, kind: int) -> None:
                 raise err(EAGAIN)
             _change(head, mine, F_UNLCK)
             return
-        _check_opens(lwp, fp, vp, kind)
+        _check_opens(lwp, fp, vp, head, kind)
         for lease in head.lh_leases:
             if lease is not mine and (kind == F_WRLCK or lease.ls_target == F_UNLCK):
                 raise err(EAGAIN)
@@ -121,16 +121,19 @@ def set_lease(lwp: Lwp, fp: File, fd: int, kind: int) -> None:
         lf_tidy(fp, head)
 
 
-def _check_opens(lwp: Lwp, fp: File, vp: Vnode, kind: int) -> None:
+def _check_opens(lwp: Lwp, fp: File, vp: Vnode, head: LockfHead, kind: int) -> None:
     """Check that a lease may be had: a read lease while nobody has the file open for writing, a
-    write lease while nobody else has it open at all.
+    write lease while nobody else has it open at all. Whoever waits for a lease in order to open it
+    has it open.
 
     :raises OSError: EAGAIN if not.
     """
     if kind == F_RDLCK:
-        if vp.v_writecount:
+        if vp.v_writecount or head.lh_writing:
             raise err(EAGAIN)
         return
+    if head.lh_opening:
+        raise err(EAGAIN)
     for p in lwp.lwp_proc.kernel.procs.values():
         for other in p.p_fd.fd_files.values() if p.p_lwps else ():
             if other is not fp and other.f_vnode is vp and not other.f_mode & FPATH:
@@ -167,12 +170,15 @@ def break_lease(vp: Vnode, write: bool, nonblock: bool) -> None:
 
     :raises OSError: EWOULDBLOCK; EINTR, ERESTART
     """
+    head = vp.v_lockf
+    if head is None:
+        return
     vp.vref()
+    head.lh_opening += 1
+    head.lh_writing += write
     try:
-        while (head := vp.v_lockf) is not None:
+        while True:
             _expire(head)
-            if head.empty:
-                vp.v_lockf = None
             leases = [ls for ls in head.lh_leases if write or ls.ls_type == F_WRLCK]
             if not leases:
                 return
@@ -187,6 +193,10 @@ def break_lease(vp: Vnode, write: bool, nonblock: bool) -> None:
             if error not in (0, EWOULDBLOCK):
                 raise err(error)
     finally:
+        head.lh_opening -= 1
+        head.lh_writing -= write
+        if head.empty:
+            vp.v_lockf = None
         vp.vrele()
 
 

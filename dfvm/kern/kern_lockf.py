@@ -118,23 +118,29 @@ def _start(lock: Lockf) -> int:
 class LockfHead:
     """The locks of one file."""
 
-    __slots__ = ("lh_flocks", "lh_leases", "lh_records", "lh_waiters")
+    __slots__ = ("lh_flocks", "lh_leases", "lh_opening", "lh_records", "lh_waiters", "lh_writing")
 
     lh_records: list[Lockf]  # POSIX and OFD locks, by start
     lh_flocks: dict[object, Lockf]  # owner → its flock
     lh_waiters: list[Lockf]  # requests that sleep, oldest first
     lh_leases: list[Lease]  # kern_lease.py
+    lh_opening: int  # threads that wait for a lease to be given up
+    lh_writing: int  # those of them that will write
 
     def __init__(self) -> None:
         self.lh_records = []
         self.lh_flocks = {}
         self.lh_waiters = []
         self.lh_leases = []
+        self.lh_opening = self.lh_writing = 0
 
     @property
     def empty(self) -> bool:
         """No lock, no waiter: the head may go."""
-        return not (self.lh_records or self.lh_flocks or self.lh_waiters or self.lh_leases)
+        return not (
+            self.lh_records or self.lh_flocks or self.lh_waiters or self.lh_leases
+            or self.lh_opening
+        )  # fmt: skip
 
     def blockers(self, want: Lockf) -> list[Lockf]:
         """Record locks in the way of `want`, in order of start."""

@@ -215,6 +215,37 @@ int main() {
 }""")  # fmt: skip
 
 
+def test_who_waits_for_a_lease_has_the_file_open() -> None:
+    """What the holder may make of it while somebody waits, and when he has given up."""
+    same(T + LEASE + r"""
+static pid_t start(int how) {
+    pid_t p = fork(); got = 0;
+    if (!p) _exit(how < 0 ? truncate("f", 10) : open("f", how) < 0);
+    return p;
+}
+static void end(pid_t p) { int s; waitpid(p, &s, 0); T(s); }
+static void signalled(void) {
+    sigset_t none; sigemptyset(&none); while (!got) sigsuspend(&none);
+    printf("signal %d %d %lx\n", got - SIGRTMIN, si.si_code, si.si_band);
+}
+int main() {
+    sigset_t set; sigemptyset(&set); sigaddset(&set, SIGRTMIN); sigprocmask(SIG_BLOCK, &set, 0);
+    put_("f", ""); handle(SIGRTMIN); pid_t p; int r = open("f", O_RDONLY);
+    int ways[] = {O_WRONLY, O_RDWR, O_RDONLY, -1};
+    for (int i = 0; i < 4; i++) {
+        T(lease(r, F_WRLCK)); fcntl(r, F_SETSIG, SIGRTMIN);
+        p = start(ways[i]); signalled();
+        T(lease(r, F_WRLCK)); T(get(r)); T(lease(r, F_RDLCK)); T(get(r));
+        T(lease(r, F_UNLCK)); end(p); T(get(r));
+    }
+    T(lease(r, F_RDLCK)); fcntl(r, F_SETSIG, SIGRTMIN);
+    p = start(O_WRONLY); signalled(); T(lease(r, F_RDLCK)); T(get(r));
+    kill(p, SIGKILL); end(p); T(get(r)); T(lease(r, F_RDLCK)); T(get(r));
+    T(open("f", O_WRONLY | O_NONBLOCK)); T(lease(r, F_UNLCK)); T(get(r));
+    return 0;
+}""")  # fmt: skip
+
+
 def test_a_lease_that_is_not_given_up_is_taken_away() -> None:
     program = build(T + LEASE + r"""
 int main() {

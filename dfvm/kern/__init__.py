@@ -7,7 +7,7 @@
     kern_fork.py     fork, vfork, clone, unshare
     kern_exec.py     execve; imgact_elf.py, imgact_shell.py: kinds of programs
     kern_exit.py     exit, wait
-    kern_sig.py      signals; sys_signal.py: the calls about them
+    kern_sig.py      signals; sys_signal.py: the calls about them; kern_core.py: core files
     kern_prot.py     who one is: numbers, groups, sessions, users; kern_caps.py: root's rights
     kern_sched.py    what programs may say about the CPU
     kern_time.py     clocks, sleeping, timers

@@ -42,7 +42,6 @@ from dfvm.vm.vm import (
 )
 from dfvm.vm.vm_map import (
     MAP_COPY_ON_WRITE,
-    MAP_DISABLE_COREDUMP,
     MAP_PREFAULT_PARTIAL,
     VM_MAPTYPE_NORMAL,
     vm_map_delete,
@@ -253,8 +252,6 @@ def elf_load(image: ImageParams, space: Vmspace, elf: ElfImage, bias: int) -> No
             anon = round_page(data_end)
             obj = vnode_pager_alloc(vm_map.vm, image.vp, image.size)
             cow = MAP_COPY_ON_WRITE | MAP_PREFAULT_PARTIAL
-            if not seg.prot & VM_PROT_WRITE:
-                cow |= MAP_DISABLE_COREDUMP
             offset = trunc_page(seg.offset)
             if not _map_over(space, obj, offset, base, anon, seg.prot, cow):
                 vm_object_deallocate(obj)

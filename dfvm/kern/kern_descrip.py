@@ -107,6 +107,9 @@ _BITS: Final = 1 << _SHIFT
 _FULL: Final = (1 << _BITS) - 1
 
 
+NR_OPEN: Final = 1 << 20  # the highest limit on open files, until fs.nr_open says otherwise
+
+
 class FileSysctl:
     """The fs.* tunables, named by the leaf of the sysctl."""
 
@@ -122,7 +125,7 @@ class FileSysctl:
         self.max_queued_events = 16_384  # of one inotify instance made from now on
         self.max_user_instances = 128  # inotify instances of one user
         self.max_user_watches = 65_536  # watches, of all users together
-        self.nr_open = 1 << 20  # no descriptor is this high or higher, whatever the limit
+        self.nr_open = NR_OPEN  # no descriptor is this high or higher, whatever the limit
         self.pipe_max_size = 1 << 20  # bytes that a pipe may hold, but for root
 
 

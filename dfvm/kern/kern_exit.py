@@ -19,6 +19,7 @@ from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.kern_fork import vfork_done
 from dfvm.kern.kern_sig import (
     CLD_CONTINUED,
+    CLD_DUMPED,
     CLD_EXITED,
     CLD_KILLED,
     CLD_STOPPED,
@@ -70,6 +71,7 @@ P_PID: Final = 1
 P_PGID: Final = 2
 P_PIDFD: Final = 3
 
+WCOREFLAG: Final = 0x80  # in the wait status of who died of a signal: there is a core
 _W_STOPPED: Final = 0x7F
 _W_CONTINUED: Final = 0xFFFF
 
@@ -83,7 +85,7 @@ _SI_PID: Final = 16  # where pid, uid and status are in a siginfo; signo, errno,
 
 def exit1(lp: Lwp, status: int) -> NoReturn:
     """End the process of `lp`, the current thread. `status` is what wait4 tells: a signal, or
-    256 times an exit code. Does not return."""
+    with WCOREFLAG if there is a core, or 256 times an exit code. Does not return."""
     p = lp.lwp_proc
     kernel = p.kernel
     if p.p_flags & P_SYSTEM:
@@ -231,7 +233,7 @@ def _become_zombie(p: Proc) -> None:
 def _cld(xstat: int) -> tuple[int, int]:
     """si_code and si_status of a dead child."""
     if xstat & 0x7F:
-        return CLD_KILLED, xstat & 0x7F
+        return CLD_DUMPED if xstat & WCOREFLAG else CLD_KILLED, xstat & 0x7F
     return CLD_EXITED, xstat >> 8 & 0xFF
 
 

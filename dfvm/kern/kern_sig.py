@@ -27,6 +27,7 @@ from dfvm.kern.kern_errno import (
 )
 from dfvm.kern.kern_event import POLLIN
 from dfvm.kern.proc import (
+    P_COREDUMP,
     P_SYSTEM,
     P_WEXIT,
     SACTIVE,
@@ -111,6 +112,7 @@ TRAP_BRKPT: Final = 1
 TRAP_TRACE: Final = 2
 CLD_EXITED: Final = 1
 CLD_KILLED: Final = 2
+CLD_DUMPED: Final = 3
 CLD_STOPPED: Final = 5
 CLD_CONTINUED: Final = 6
 
@@ -300,7 +302,8 @@ def pgsignal(pgrp: Pgrp, sig: int, info: Siginfo | None = None) -> None:
 
 def _send(p: Proc, lp: Lwp | None, sig: int, info: Siginfo | None) -> None:
     if p.p_stat == SZOMB or p.p_flags & (P_WEXIT | P_SYSTEM):
-        return
+        if sig != SIGKILL or not p.p_flags & P_COREDUMP:
+            return
     bit = 1 << (sig - 1)
     if bit & _STOPS:
         discard_everywhere(p, sigbit(SIGCONT))
@@ -407,7 +410,11 @@ def userret(lp: Lwp) -> None:
             info = issignal(lp)
             if info is not None:
                 if restart:
-                    _restart_handler(lp, restart, p.p_sigacts.ps_act[info.si_signo][1])
+                    handler, flags, _, _ = p.p_sigacts.ps_act[info.si_signo]
+                    if handler > SIG_IGN:
+                        _restart_handler(lp, restart, flags)
+                    else:
+                        lp.lwp_restart = restart  # it dies here: a core tells
                     restart = 0
                 postsig(lp, info)
                 lp.lwp_pending = True
@@ -482,7 +489,7 @@ def postsig(lp: Lwp, info: Siginfo) -> None:
     action = acts.ps_act[sig]
     handler, flags, _, mask = action
     if sig == SIGKILL or handler <= SIG_IGN:
-        sigexit(lp, sig)
+        sigexit(lp, info)
     old = lp.lwp_sigmask
     if lp.lwp_oldsigmask >= 0:  # sigsuspend: the handler returns to the mask before it
         old, lp.lwp_oldsigmask = lp.lwp_oldsigmask, -1
@@ -505,11 +512,20 @@ def postsig(lp: Lwp, info: Siginfo) -> None:
         acts.set(sig, (SIG_DFL, *action[1:]))
 
 
-def sigexit(lp: Lwp, sig: int) -> None:
-    """Die of `sig`. Does not return."""
-    from dfvm.kern.kern_exit import exit1
+def sigexit(lp: Lwp, info: Siginfo) -> None:
+    """Die of a signal, and leave a core where that is its default action. Does not return."""
+    from dfvm.kern.kern_exit import WCOREFLAG, exit1
 
-    exit1(lp, sig)
+    p, status = lp.lwp_proc, info.si_signo
+    if sigbit(status) & _CORES:
+        from dfvm.kern.kern_core import coredump
+
+        if coredump(lp, info):
+            status |= WCOREFLAG
+        if p.p_sigqueue.pending & sigbit(SIGKILL):
+            status = SIGKILL
+        p.p_flags &= ~P_COREDUMP
+    exit1(lp, status)
 
 
 def proc_stop(p: Proc, sig: int) -> None:

@@ -108,6 +108,8 @@ class Kernel:
     overcommit: Overcommit  # what memory may be promised
     pid_max: int  # pids are below it
     threads_max: int  # processes there may be
+    core_pattern: bytes  # what core files are called: see kern_core
+    core_uses_pid: int  # … and whether the pid is added to a name without it
     checking: bool  # verify the machine along the way (--check)
     faults: int  # the guests' page faults so far, counted while checking
     kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
@@ -150,6 +152,7 @@ class Kernel:
         self.overcommit = Overcommit(self.vm.vmstats.v_page_count)
         self.pid_max = PID_MAX + 1
         self.threads_max = THREADS_MAX
+        self.core_pattern, self.core_uses_pid = b"core", 0
         self.vfs = vfs_mountall(self, root, rw)
         self._make_init()
         self.vm.hooks = self

@@ -50,6 +50,7 @@ P_CONTROLT: Final = 0x0000_0002  # has a controlling terminal
 P_PPWAIT: Final = 0x0000_0010  # the parent waits in vfork until we exec or exit
 P_SYSTEM: Final = 0x0000_0200  # no user space: init
 P_WEXIT: Final = 0x0000_2000  # on its way out: takes no more signals
+P_COREDUMP: Final = 0x0000_8000  # on its way out, but writing a core still: can be killed
 P_EXEC: Final = 0x0000_4000  # has called execve: setpgid by the parent is too late
 
 # Limits by number (Linux); the ones the VM enforces are in vm_proc.

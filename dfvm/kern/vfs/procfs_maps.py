@@ -100,8 +100,8 @@ def space_of(p: Proc) -> Vmspace | None:
     return p.p_vmspace
 
 
-def _backing_file(entry: VmMapEntry) -> VmMapBacking | None:
-    # The element of the chain that shows a file; a private mapping's own pages lie before it.
+def backing_file(entry: VmMapEntry) -> VmMapBacking | None:
+    """The element of the chain that shows a file; a private mapping's own pages lie before it."""
     ba: VmMapBacking | None = entry.ba
     while ba is not None:
         object = ba.object
@@ -111,15 +111,15 @@ def _backing_file(entry: VmMapEntry) -> VmMapBacking | None:
     return None
 
 
-def _segment(entry: VmMapEntry) -> ShmSegment | None:
-    # The System V segment that an entry shows.
+def shm_segment(entry: VmMapEntry) -> ShmSegment | None:
+    """The System V segment that an entry shows."""
     object = entry.ba.object
     return None if object is None else object.shm  # type: ignore[return-value]  # kern's own
 
 
 def mapped_file(entry: VmMapEntry) -> Vnode | None:
     """The file that an entry maps, if it does."""
-    ba = _backing_file(entry)
+    ba = backing_file(entry)
     obj = None if ba is None else ba.object
     return None if obj is None else obj.handle  # type: ignore[return-value]  # kern's own Vnode
 
@@ -127,10 +127,10 @@ def mapped_file(entry: VmMapEntry) -> Vnode | None:
 def mapped_where(entry: VmMapEntry) -> tuple[int, int, int]:
     """Device and inode number of what an entry maps, and where in it that begins, in bytes; nothing
     for what is no file's."""
-    segment = _segment(entry)
+    segment = shm_segment(entry)
     if segment is not None:
         return SHMEM_DEV, segment.perm.id, entry.ba.offset
-    ba, vp = _backing_file(entry), mapped_file(entry)
+    ba, vp = backing_file(entry), mapped_file(entry)
     if ba is None or vp is None:
         return 0, 0, 0
     va = vp.getattr()
@@ -145,7 +145,7 @@ def mapped_name(space: Vmspace, entry: VmMapEntry, end: int, root: Vnode) -> byt
         return vn_fullpath(vp, root)
     start = entry.ba.start
     if is_shared(entry):
-        segment = _segment(entry)
+        segment = shm_segment(entry)
         return b"/dev/zero (deleted)" if segment is None else segment.name()
     if entry.eflags & MAP_ENTRY_STACK and start < space.vm_minsaddr <= end:
         return b"[stack]"
@@ -174,20 +174,20 @@ def requested_protection(entry: VmMapEntry) -> int:
     return entry.protection & ~VM_PROT_READ if entry.eflags & MARK_NOREAD else entry.protection
 
 
-def _vmas(space: Vmspace) -> list[list[VmMapEntry]]:
+def vmas(space: Vmspace) -> list[list[VmMapEntry]]:
     """The entries, those together that are one VMA to Linux."""
-    vmas: list[list[VmMapEntry]] = []
+    result: list[list[VmMapEntry]] = []
     for entry in space.vm_map:
-        if vmas and same_vma(vmas[-1][-1], entry):
-            vmas[-1].append(entry)
+        if result and same_vma(result[-1][-1], entry):
+            result[-1].append(entry)
         else:
-            vmas.append([entry])
-    return vmas
+            result.append([entry])
+    return result
 
 
 def maps(space: Vmspace, root: Vnode) -> bytes:
     """/proc/PID/maps."""
-    return b"".join([_line(space, vma, root) for vma in _vmas(space)])
+    return b"".join([_line(space, vma, root) for vma in vmas(space)])
 
 
 class Kinds:
@@ -228,7 +228,7 @@ def rss_split(space: Vmspace) -> tuple[int, int, int]:
     that may have others than anonymous ones are looked at closely."""
     files = shmem = 0
     for entry in space.vm_map:
-        if _backing_file(entry) is not None:
+        if backing_file(entry) is not None:
             for _, pte in pmap_ptes(space.vm_pmap, entry.ba.start, entry.ba.end):
                 m = _page(space, pte)
                 if m is not None and m.object is not None and m.object.type == OBJT_VNODE:
@@ -362,7 +362,7 @@ def _vmflags(entry: VmMapEntry) -> str:
 def smaps(space: Vmspace, root: Vnode) -> bytes:
     """/proc/PID/smaps."""
     parts = []
-    for vma in _vmas(space):
+    for vma in vmas(space):
         usage = Usage()
         for entry in vma:
             usage.add(space, entry)
@@ -563,7 +563,7 @@ class MemFile(_MemoryFile):
         try:
             while uio.uio_resid:
                 va = end - uio.uio_resid
-                m = _page_at(space, va, write)
+                m = page_at(space, va, write)
                 if m is None:
                     if uio.uio_resid == resid:
                         raise err(EIO)
@@ -580,7 +580,7 @@ class MemFile(_MemoryFile):
         return end - uio.uio_resid
 
 
-def _page_at(space: Vmspace, va: int, write: bool) -> VmPage | None:
+def page_at(space: Vmspace, va: int, write: bool) -> VmPage | None:
     """The page that a debugger reaches at `va`, held; None if there is none. May block."""
     if not 0 <= va < VM_MAX_USER_ADDRESS:
         return None
@@ -707,4 +707,4 @@ class ClearRefsFile(ProcFile):
 
 
 def _maps_file(entry: VmMapEntry) -> bool:
-    return _backing_file(entry) is not None or is_shared(entry)
+    return backing_file(entry) is not None or is_shared(entry)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.procfs import ProcDir, ProcNode
 
 INT_MAX: Final = (1 << 31) - 1
+INT_MIN: Final = -INT_MAX - 1
 LONG_MAX: Final = (1 << 63) - 1
 ULONG_MAX: Final = (1 << 64) - 1
 
@@ -175,7 +176,7 @@ MQ_SYSCTLS: Final[dict[bytes, Sysctl]] = {
     b"msg_max": _mq("m_msg_max", 1, HARD_MSGMAX),
     b"msgsize_default": _mq("m_msgsize_default", _MSGSIZE_MIN, HARD_MSGSIZEMAX),
     b"msgsize_max": _mq("m_msgsize_max", _MSGSIZE_MIN, HARD_MSGSIZEMAX),
-    b"queues_max": _mq("m_queues_max", -INT_MAX - 1, INT_MAX),
+    b"queues_max": _mq("m_queues_max", INT_MIN, INT_MAX),
 }
 
 

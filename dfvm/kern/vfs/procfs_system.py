@@ -21,6 +21,8 @@ from dfvm.kern.vfs.procfs import SYSTEM_INO, ProcDir, ProcFile, ProcLink, Sysctl
 from dfvm.kern.vfs.procfs_sysctl import (
     FS_SYSCTLS,
     INOTIFY_SYSCTLS,
+    INT_MAX,
+    INT_MIN,
     IPC_SYSCTLS,
     MQ_SYSCTLS,
     PROC_SYSCTLS,
@@ -312,6 +314,16 @@ def _set_domainname(kernel: Kernel, data: bytes) -> None:
     kernel.domainname = _name(data)
 
 
+def _set_core_pattern(kernel: Kernel, data: bytes) -> None:
+    from dfvm.kern.kern_core import set_core_pattern
+
+    kernel.core_pattern = set_core_pattern(data)
+
+
+def _set_core_uses_pid(kernel: Kernel, new: tuple[int, ...]) -> None:
+    kernel.core_uses_pid = new[0]
+
+
 def _drop_caches(kernel: Kernel, data: bytes) -> None:
     """1: clean pages of files that are not mapped; 2: vnodes that nobody uses."""
     n = parse_int(data)
@@ -358,9 +370,13 @@ _SYS: Final[_Tree] = {
     b"kernel": {
         b"arch": "x86_64",
         b"cap_last_cap": "40",
-        b"core_pattern": "core",
+        b"core_pattern": Setting(
+            lambda k: k.core_pattern.decode("utf-8", "replace"), _set_core_pattern
+        ),
         b"core_pipe_limit": "0",
-        b"core_uses_pid": "0",
+        b"core_uses_pid": Sysctl(
+            lambda k: (k.core_uses_pid,), _set_core_uses_pid, INT_MIN, INT_MAX
+        ),
         b"domainname": Setting(lambda k: k.domainname.decode("utf-8", "replace"), _set_domainname),
         b"hostname": Setting(lambda k: k.hostname.decode("utf-8", "replace"), _set_hostname),
         b"io_uring_disabled": "2",

@@ -6,5 +6,6 @@ calls that mean nothing to DragonFly.
     args.py           what the registers mean
     linux_struct.py   structures about files
     linux_sigframe.py what a signal handler finds on its stack
+    linux_core.py     what a core file says of a process and its threads
     linux_mremap.py, linux_madvise.py  what Linux does to memory and DragonFly does not
 """

@@ -19,14 +19,16 @@ program needs (docs/engine.md).
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
 import threading
 import time
 from array import array
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from unicorn.unicorn_py3.unicorn import uclib
 from unicorn.x86_const import UC_X86_REG_EFLAGS, UC_X86_REG_FPCW, UC_X86_REG_MXCSR
 
 from dfvm.machine.engine import Engine
@@ -153,14 +155,17 @@ class CpuContext:
     def eflags(self) -> int:
         """RFLAGS, computed by the engine from what it keeps lazily."""
         self.load()
-        flags: int = self._vcpu.engine.uc.reg_read(UC_X86_REG_EFLAGS)
+        vcpu = self._vcpu
+        vcpu.reg_read(vcpu.engine.uch, UC_X86_REG_EFLAGS, vcpu.word_at)
+        flags: int = vcpu.word.value
         return flags
 
     @eflags.setter
     def eflags(self, value: int) -> None:
         self.load()
-        value = value & EFLAGS_USER | EFLAGS_FIXED
-        self._vcpu.engine.uc.reg_write(UC_X86_REG_EFLAGS, value)
+        vcpu = self._vcpu
+        vcpu.word.value = value & EFLAGS_USER | EFLAGS_FIXED
+        vcpu.reg_write(vcpu.engine.uch, UC_X86_REG_EFLAGS, vcpu.word_at)
 
     @property
     def fs_base(self) -> int:
@@ -183,7 +188,11 @@ class CpuContext:
     def fxsave(self) -> bytes:
         """The x87 and SSE state as the FXSAVE instruction writes it, 512 bytes."""
         self.load()
-        engine, b, q = self._vcpu.engine, self.b, self.q
+        vcpu, b, q = self._vcpu, self.b, self.q
+        engine = vcpu.engine
+        raw = b[vcpu.fpu].tobytes()
+        if raw == vcpu.fpu_raw:
+            return vcpu.fpu_image
         fpuc = engine.o_fpuc
         image = bytearray(512)
         words = memoryview(image).cast("Q")
@@ -204,25 +213,29 @@ class CpuContext:
         at, stride = engine.o_xmm >> 3, engine.xmm_stride >> 3
         words[20:52:2] = q[at : at + 16 * stride : stride]
         words[21:52:2] = q[at + 1 : at + 16 * stride : stride]
-        return bytes(image)
+        vcpu.fpu_raw, vcpu.fpu_image = raw, bytes(image)
+        return vcpu.fpu_image
 
     def fpinit(self) -> None:
         """The x87 and SSE state as a new program finds it; the other registers stay."""
         self.load()
-        engine = self._vcpu.engine
-        fpu = slice(engine.o_fpuc - 6, engine.o_xmm + 16 * engine.xmm_stride)
-        self.b[fpu] = engine.template[fpu]
+        vcpu = self._vcpu
+        self.b[vcpu.fpu] = vcpu.fpu_fresh
 
     def fxrstor(self, image: bytes | memoryview) -> None:
         """Set the x87 and SSE state from an FXSAVE image of at least 512 bytes.
 
         :raises ValueError: for MXCSR bits that the FXRSTOR instruction faults on.
         """
+        self.load()
+        vcpu, b, q = self._vcpu, self.b, self.q
+        if image == vcpu.fpu_image:
+            b[vcpu.fpu] = vcpu.fpu_raw
+            return
         mxcsr = int.from_bytes(image[24:28], "little")
         if mxcsr & ~_MXCSR_MASK:
             raise ValueError(f"MXCSR {mxcsr:#x} has reserved bits set")
-        self.load()
-        engine, b, q = self._vcpu.engine, self.b, self.q
+        engine = vcpu.engine
         fpuc, mxcsr_at = engine.o_fpuc, engine.o_mxcsr
         words = memoryview(image)[:512].cast("Q")
         status = int.from_bytes(image[2:4], "little")
@@ -253,7 +266,8 @@ class Vcpu:
 
     __slots__ = ("_at_large", "_clock", "_clock_lock", "_failure", "_owed", "_poisoned", "_start",
                  "_wake", "engine", "exception", "exception_err", "exit", "fault_err", "fault_va",
-                 "loaded", "mmu", "on_fault", "ram")  # fmt: skip
+                 "fpu", "fpu_fresh", "fpu_image", "fpu_raw", "loaded", "mmu", "on_fault", "ram",
+                 "reg_read", "reg_write", "word", "word_at")  # fmt: skip
 
     ram: Ram
     mmu: Mmu
@@ -264,6 +278,15 @@ class Vcpu:
     fault_err: int  # with EXIT_FAULT: the hardware's error code
     exception: int  # with EXIT_EXCEPTION: the vector, and INT
     exception_err: int  # with EXIT_EXCEPTION: the hardware's error code
+    reg_read: Any  # uc_reg_read without the binding's detours: engine.uch, register, word_at
+    reg_write: Any  # uc_reg_write likewise
+    word: ctypes.c_uint64  # what they read and write
+    word_at: Any  # its address, as they want it
+    fpu: slice  # where the x87 and SSE state lies in the engine's, with all that is derived from it
+    fpu_fresh: bytes  # what a new program has there
+    fpu_raw: bytes  # what fxsave found there last,
+    fpu_image: bytes  # and made of it. Most often nothing has happened to it when the next signal
+    #                   comes, and what a handler's return puts back is what was saved
     on_fault: Callable[[int, int], bool] | None  # (va, error code) → resolved. Runs inside the
     #                             engine: it must not block, switch threads, or touch registers
 
@@ -276,6 +299,17 @@ class Vcpu:
         self.exit = EXIT_PREEMPTED
         self.fault_va = self.fault_err = self.exception = self.exception_err = 0
         self.on_fault = None
+        short = ctypes.PyDLL(uclib._name)
+        self.reg_read, self.reg_write = short.uc_reg_read, short.uc_reg_write
+        for call in (self.reg_read, self.reg_write):
+            call.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+            call.restype = ctypes.c_int
+        self.word = ctypes.c_uint64()
+        self.word_at = ctypes.addressof(self.word)
+        engine = self.engine
+        self.fpu = slice(engine.o_fpuc - 6, engine.o_xmm + 16 * engine.xmm_stride)
+        self.fpu_fresh = engine.template[self.fpu]
+        self.fpu_raw = self.fpu_image = b""
         self._failure: BaseException | None = None
         self._poisoned = False
         self._owed = False  # a tick for `loaded` that no run has ended with; see _owe

@@ -106,6 +106,12 @@ def copyin(space: Vmspace, uaddr: int, n: int) -> bytes:
             return b""
         pa = user_page(space, uaddr, False)
         return bytes(mem[pa : pa + n])
+    first = PAGE_SIZE - (uaddr & PAGE_MASK)
+    if n <= first + PAGE_SIZE:
+        pa = user_page(space, uaddr, False)
+        head = bytes(mem[pa : pa + first])  # now: what comes may block
+        pa = user_page(space, uaddr + first, False)
+        return head + bytes(mem[pa : pa + n - first])
     if uaddr + n > VM_MAX_USER_ADDRESS:
         raise efault()  # before gathering what may be absurdly much
     return b"".join([bytes(mem[pa : pa + k]) for pa, k in user_pages(space, uaddr, n, False)])
@@ -139,6 +145,13 @@ def copyout(space: Vmspace, data: bytes | bytearray | memoryview, uaddr: int) ->
         if n:
             pa = user_page(space, uaddr, True)
             mem[pa : pa + n] = data
+        return
+    first = PAGE_SIZE - (uaddr & PAGE_MASK)
+    if n <= first + PAGE_SIZE:
+        pa = user_page(space, uaddr, True)
+        mem[pa : pa + first] = data[:first]
+        pa = user_page(space, uaddr + first, True)
+        mem[pa : pa + n - first] = data[first:]
         return
     at = 0
     for pa, k in user_pages(space, uaddr, n, True):

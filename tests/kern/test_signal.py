@@ -1036,3 +1036,70 @@ def test_a_signal_that_the_mask_lets_through_ends_a_poll_that_does_not_wait() ->
         return 0;
     }
     """)
+
+
+def test_floating_point_state_comes_and_goes_with_frames() -> None:
+    """Rounding modes, SSE and x87 registers are what they were behind a handler that has its own,
+    or what the handler made of them in the frame; the same again and again, in two processes by
+    turns, and when a frame says once more what an earlier one said."""
+    out = same(
+        r"""
+    static volatile double one = 1, three = 3;
+    static volatile long double lone = 1, lthree = 3;
+    static int change;
+    static void show(const char *who) {
+        union { double d; uint64_t u; } a = {one / three};
+        union { long double d; uint64_t u[2]; } b = {lone / lthree};
+        unsigned m; unsigned short c, s;
+        asm volatile("stmxcsr %0; fnstcw %1; fnstsw %2" : "=m"(m), "=m"(c), "=m"(s));
+        printf("%s %lx %lx mxcsr %x cw %x sw %x\n", who, a.u, b.u[0], m & ~0x20, c, s & ~0x20);
+    }
+    static void h(int s, siginfo_t *i, void *c) {
+        ucontext_t *u = c;
+        show(" handler");
+        unsigned down = 0x3f80;
+        asm volatile("ldmxcsr %0" :: "m"(down));
+        asm volatile("pxor %%xmm11, %%xmm11" ::: "xmm11");
+        struct _libc_fpstate *f = u->uc_mcontext.fpregs;
+        printf(" frame %x %x %x\n", f->cwd, f->mxcsr & ~0x20, f->_xmm[11].element[0]);
+        if (change) {
+            f->mxcsr = 0x1f80 | change << 13;
+            f->cwd = 0x37f | change << 10;
+            f->_xmm[11].element[0] = 0x77;
+        }
+    }
+    static void once(int mode, int to) {
+        unsigned m = 0x1f80 | mode << 13, x;
+        unsigned short c = 0x37f | mode << 10;
+        change = to;
+        asm volatile("fninit; ldmxcsr %1; fldcw %2; movd %3, %%xmm11; mov %4, %%eax;"
+            "mov %5, %%edi; mov %6, %%esi; syscall; movd %%xmm11, %0"
+            : "=r"(x) : "m"(m), "m"(c), "r"(mode + 0x50), "i"(SYS_kill), "r"(getpid()),
+              "i"(SIGUSR1) : "rax", "rdi", "rsi", "rcx", "r11", "xmm11");
+        show("after");
+        printf("xmm11 %x\n", x);
+    }
+    int main(void) {
+        struct sigaction a = {.sa_sigaction = h, .sa_flags = SA_SIGINFO};
+        sigaction(SIGUSR1, &a, 0);
+        int modes[] = {0, 1, 2, 3, 1, 1, 1, 0, 0};
+        for (int i = 0; i < 9; i++) { once(modes[i], 0); once(modes[i], (modes[i] + 1) & 3); }
+        int fds[2][2];
+        pipe(fds[0]); pipe(fds[1]);
+        fflush(stdout);
+        int me = !fork();
+        char turn;
+        if (!me) write(fds[0][1], "x", 1);
+        for (int i = 0; i < 4; i++) {
+            read(fds[me][0], &turn, 1);
+            printf("%s\n", me ? "child" : "parent");
+            once(me ? 1 : 2, i & 1 ? 3 : 0);
+            fflush(stdout);
+            write(fds[!me][1], "x", 1);
+        }
+        if (!me) wait(0);
+        return 0;
+    }
+    """
+    )  # fmt: skip
+    assert out.count(b"handler") == 18 + 8

@@ -17,10 +17,12 @@ Source: Linux arch/x86/kernel/signal_64.c, uapi asm/sigcontext.h and asm-generic
 
 from __future__ import annotations
 
+from array import array
+from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EFAULT, EJUSTRETURN, err
+from dfvm.kern.kern_errno import EFAULT, err
 from dfvm.kern.kern_sig import (
     CLD_CONTINUED,
     SA_ONSTACK,
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_sig import SigAction
     from dfvm.kern.proc import Lwp
 
+_U64: Final = (1 << 64) - 1
 _REDZONE: Final = 128
 _FPSTATE_BYTES: Final = 512
 # The state of a new program: control word and MXCSR, nothing else.
@@ -87,6 +90,9 @@ _PSL_TF: Final = 0x0100
 
 # The order of the general registers in struct sigcontext.
 _GREGS: Final = (R8, R9, R10, R11, R12, R13, R14, R15, RDI, RSI, RBP, RBX, RDX, RAX, RCX, RSP, RIP)
+
+_gregs: Final = itemgetter(*_GREGS)  # of the registers in our order, in that of the frame
+_from_gregs: Final = itemgetter(*(_GREGS.index(n) for n in range(len(_GREGS))))  # and back
 
 # pretcode; uc_flags, uc_link, stack_t; 17 registers; flags; cs, gs, fs, ss; err, trapno, oldmask,
 # cr2; fpstate; reserved; uc_sigmask.
@@ -151,7 +157,7 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     fxsave = ctx.fxsave()
     image = _FRAME.pack(
         restorer, _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS, 0, stack,
-        *[q[n] for n in _GREGS], eflags, _USER_CS, 0, 0, _USER_SS,
+        *_gregs(q), eflags, _USER_CS, 0, 0, _USER_SS,
         lp.lwp_err, lp.lwp_trapno, mask, lp.lwp_cr2, fp, mask,
     )  # fmt: skip
     # One copy from the frame's start to the end of fpstate, so that nothing is half written when
@@ -174,11 +180,11 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
 
 
 def sys_rt_sigreturn(lp: Lwp) -> int:
-    """Put back what sendsig saved, or what the handler made of it. A frame that makes no sense
-    kills."""
+    """Put back what sendsig saved, or what the handler made of it; returns what RAX holds then. A
+    frame that makes no sense kills."""
     ctx = lp.ctx
     space = lp.lwp_proc.p_vmspace
-    frame = ctx.q[RSP] - 8 & (1 << 64) - 1
+    frame = ctx.q[RSP] - 8 & _U64
     lp.lwp_restart_block = None
     try:
         fields = _FRAME.unpack(copyin(space, frame, _FRAME.size))
@@ -186,24 +192,23 @@ def sys_rt_sigreturn(lp: Lwp) -> int:
         fp = fields[-2]
         fxsave = copyin(space, fp, _FPSTATE_BYTES) if fp else _FPSTATE_INIT
         ctx.load()
-        q = ctx.q
         ctx.fxrstor(fxsave)
     except (OSError, ValueError):
         trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))
-        raise err(EJUSTRETURN) from None
-    stack: bytes = fields[3]
-    regs = fields[4:21]
-    for n, value in zip(_GREGS, regs, strict=True):
-        q[n] = value
+        return ctx.q[RAX]
+    q = ctx.q
+    q[: RIP + 1] = array("Q", _from_gregs(fields[4:21]))
     ctx.eflags = fields[21]
-    try:
-        set_sigstack(lp, int.from_bytes(stack[:8], "little"),
-                     int.from_bytes(stack[8:12], "little"),
-                     int.from_bytes(stack[16:24], "little"), q[RSP])  # fmt: skip
-    except OSError:
-        pass  # as Linux: what the handler wrote there is its own affair
+    stack: bytes = fields[3]
+    if stack != sigstack_pack(lp, lp.lwp_sigstk_flags):
+        try:
+            set_sigstack(lp, int.from_bytes(stack[:8], "little"),
+                         int.from_bytes(stack[8:12], "little"),
+                         int.from_bytes(stack[16:24], "little"), q[RSP])  # fmt: skip
+        except OSError:
+            pass  # as Linux: what the handler wrote there is its own affair
     _check_segments(lp, fields[1], fields[22], fields[25])
-    raise err(EJUSTRETURN)
+    return q[RAX]
 
 
 def _check_segments(lp: Lwp, uc_flags: int, cs: int, ss: int) -> None:

@@ -250,7 +250,7 @@ def elf_load(image: ImageParams, space: Vmspace, elf: ElfImage, bias: int) -> No
         anon = base
         if seg.filesz:
             anon = round_page(data_end)
-            obj = vnode_pager_alloc(vm_map.vm, image.vp, image.size)
+            obj = vnode_pager_alloc(vm_map.vm, image.vp.vop_data(), image.size)
             cow = MAP_COPY_ON_WRITE | MAP_PREFAULT_PARTIAL
             offset = trunc_page(seg.offset)
             if not _map_over(space, obj, offset, base, anon, seg.prot, cow):

@@ -198,7 +198,7 @@ class ImageParams:
     def read(self, offset: int, count: int) -> bytes:
         """Bytes of the file, through the page cache; fewer at its end. May block."""
         kernel = self.kernel
-        obj = vnode_pager_object(kernel.vm, self.vp)
+        obj = vnode_pager_object(kernel.vm, self.vp.vop_data())
         parts = []
         end = min(offset + count, self.size)
         while offset < end:

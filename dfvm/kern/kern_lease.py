@@ -136,7 +136,9 @@ def _check_opens(lwp: Lwp, fp: File, vp: Vnode, head: LockfHead, kind: int) -> N
         raise err(EAGAIN)
     for p in lwp.lwp_proc.kernel.procs.values():
         for other in p.p_fd.fd_files.values() if p.p_lwps else ():
-            if other is not fp and other.f_vnode is vp and not other.f_mode & FPATH:
+            if other is fp or other.f_vnode is None or other.f_mode & FPATH:
+                continue
+            if other.f_vnode.vop_data() is vp.vop_data():
                 raise err(EAGAIN)
 
 

@@ -251,7 +251,7 @@ def sys_inotify_add_watch(lwp: Lwp, fd: int, upath: int, mask: int) -> int:
     vp = namei(p.p_fs.fs_rdir, p.p_fs.fs_cdir, path, p.p_ucred, flags)
     vp.access(VREAD, p.p_ucred)
     keep = mask & (_EVENTS | IN_ONESHOT | IN_EXCL_UNLINK)
-    w = fp.find(vp)
+    w = fp.find(vp.vop_data())
     if w is not None:
         if mask & IN_MASK_CREATE:
             raise err(EEXIST)

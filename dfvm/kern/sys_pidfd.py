@@ -109,6 +109,7 @@ def _signalled(lwp: Lwp, fd: int) -> Proc:
     from dfvm.kern.vfs.procfs_proc import ThreadDir
 
     vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
+    vp = None if vp is None else vp.vop_data()
     if isinstance(vp, ThreadDir) and vp.p_whole and vp.p_proc is not None:
         return vp.p_proc
     return pidfd_get(lwp, fd).pf_proc

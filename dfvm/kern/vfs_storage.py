@@ -283,14 +283,14 @@ def _copy_file_range(
     dst = ofp.f_offset if out_off is None else out_off
     if max(src & _U64, dst & _U64) + count > _U64:
         raise err(EOVERFLOW)
-    if ivp.v_mount is not ovp.v_mount:
+    if ivp.v_mount.mnt_fs is not ovp.v_mount.mnt_fs:
         raise err(EXDEV)
     if dst >= OFF_MAX:
         raise err(EFBIG)
     if src < 0 or dst < 0 or s64(count) < 0:
         raise err(EINVAL)
     count = max(min(count, MAX_RW_COUNT, ivp.v_filesize - src, OFF_MAX - dst), 0)
-    if ivp is ovp and src < dst + count and dst < src + count:
+    if ivp.vop_data() is ovp.vop_data() and src < dst + count and dst < src + count:
         raise err(EINVAL)
 
     def get(uio: Uio, done: int) -> None:

@@ -53,7 +53,6 @@ from dfvm.kern.kern_errno import (
     EAGAIN,
     EINVAL,
     ENAMETOOLONG,
-    ENODEV,
     ENOENT,
     ENOTDIR,
     EPERM,
@@ -259,7 +258,7 @@ def sys_memfd_create(lwp: Lwp, uname: int, flags: int) -> int:
     fdp = p.p_fd
     fd = fdp.fdalloc(0, nofile(p))
     try:
-        dvp = memory_root(p.p_fs.fs_rdir)
+        dvp = p.kernel.vfs.memory_root()
         vp = dvp.tmpfile(0o666 if flags & _MFD_NOEXEC_SEAL else 0o777, p.p_ucred)
         vp.v_name = b"/memfd:" + name
         vp.v_flag |= VSEALABLE
@@ -278,17 +277,6 @@ def sys_memfd_create(lwp: Lwp, uname: int, flags: int) -> int:
         raise
     fdp.fdset(fd, fp, bool(flags & _MFD_CLOEXEC))
     return fd
-
-
-def memory_root(vp: Vnode) -> Vnode:
-    """The root directory of a file system in memory, for files that never have a name.
-
-    :raises OSError: ENODEV when none is mounted
-    """
-    for mount in vp.v_mount.mnt_vfs.mounts:
-        if mount.mnt_fstype == "tmpfs":
-            return mount.mnt_root
-    raise err(ENODEV)
 
 
 # -- directories as a process's place -----------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EIO, EOPNOTSUPP, EPERM, ESTALE, EXDEV, err
 from dfvm.kern.vfs.hostfd import HostRef, host_fallocate, host_rename
-from dfvm.kern.vfs.mount import Mount, Statfs
+from dfvm.kern.vfs.mount import ST_NOATIME, Mount, Statfs
 from dfvm.kern.vfs.overlay import HOST_RACY, HOST_TTL
 from dfvm.kern.vfs.vfs_bio import vn_at_work, vn_flush, vn_host_changed
 from dfvm.kern.vfs.vnode import Vnode
@@ -464,6 +464,11 @@ class HostVnode(Vnode):
         return True
 
     def vop_accessed(self) -> None:
+        self.vop_note_access(self.v_mount.mnt_flags)
+
+    def vop_note_access(self, flags: int) -> None:
+        if flags & ST_NOATIME:
+            return
         # The pages were in memory, so the host has seen nothing: it is shown a read where its rule
         # (relatime) may have it note the time.
         st = self.h_st
@@ -491,8 +496,9 @@ class HostVnode(Vnode):
 class HostMount(Mount):
     """One --rw directory."""
 
-    __slots__ = ("h_fifos", "h_inodes")
+    __slots__ = ("h_fifos", "h_inodes", "h_top")
 
+    h_top: HostRef  # the host directory
     h_inodes: dict[tuple[int, int], HostVnode]  # its vnodes by (st_dev, st_ino)
     h_fifos: set[tuple[int, int]]  # fifos the guest has made, by the same
 
@@ -503,7 +509,7 @@ class HostMount(Mount):
         """
         super().__init__(vfs, "hostfs", os.fsdecode(top), 0xEF53)
         self.h_fifos = set()
-        ref = vfs.fds.top(top)
+        ref = self.h_top = vfs.fds.top(top)
         st = ref.stat()
         if vfs.fds.hidden(st.st_dev):
             raise err(EXDEV)
@@ -533,6 +539,14 @@ class HostMount(Mount):
                 except OSError as e:
                     failed.append((vp, e.strerror or str(e)))
         return failed
+
+    def unmount(self) -> bool:
+        if self.sync():
+            return False
+        for vp in list(self.h_inodes.values()):
+            self.mnt_vfs.reclaim(vp)
+        self.h_top.close()
+        return True
 
     def vnodes(self) -> list[Vnode]:
         return list(self.h_inodes.values())

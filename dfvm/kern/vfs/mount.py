@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import EBUSY, EINVAL, ENOTDIR, err
 from dfvm.kern.vfs.hostfd import HostFds
-from dfvm.kern.vfs.namei import nameiat
 from dfvm.kern.vfs.vnode_param import KCRED, VDIR, VKEEP, VRECLAIMED, VREFD, VROOT
 
 if TYPE_CHECKING:
@@ -27,8 +26,22 @@ ST_RDONLY: Final = 0x0001
 ST_NOSUID: Final = 0x0002
 ST_NODEV: Final = 0x0004
 ST_NOEXEC: Final = 0x0008
+ST_SYNCHRONOUS: Final = 0x0010
 ST_VALID: Final = 0x0020
+ST_NOATIME: Final = 0x0400
+ST_NODIRATIME: Final = 0x0800
 ST_RELATIME: Final = 0x1000
+ST_NOSYMFOLLOW: Final = 0x2000
+
+# What a mount has for itself; what else there is, all mounts of a file system share.
+ST_MOUNT: Final = (
+    ST_RDONLY | ST_NOSUID | ST_NODEV | ST_NOEXEC | ST_NOATIME | ST_NODIRATIME | ST_RELATIME
+    | ST_NOSYMFOLLOW
+)  # fmt: skip
+_MOUNT_WORDS: Final = (
+    (ST_NOSUID, "nosuid"), (ST_NODEV, "nodev"), (ST_NOEXEC, "noexec"), (ST_NOATIME, "noatime"),
+    (ST_NODIRATIME, "nodiratime"), (ST_RELATIME, "relatime"), (ST_NOSYMFOLLOW, "nosymfollow"),
+)  # fmt: skip
 
 MAXINACTIVE: Final = 20_000  # vnodes kept though nobody uses them
 _BATCH: Final = 64  # vnodes looked at when there are more
@@ -51,37 +64,59 @@ class Statfs:
 
 
 class Mount:
-    """One mounted file system."""
+    """One mounted file system: the tree itself, its vnodes' v_mount, and its first place among the
+    names. It is mounted at more places by views of it (nullfs.py), which are mounts, too.
 
-    __slots__ = ("mnt_dvp", "mnt_fixed", "mnt_flags", "mnt_from", "mnt_fstype", "mnt_id",
-                 "mnt_magic", "mnt_name", "mnt_private", "mnt_rdonly", "mnt_root",
-                 "mnt_vfs")  # fmt: skip
+    What was unmounted lives on while somebody uses it: a view, or who has a file open.
+    """
+
+    __slots__ = ("mnt_dead", "mnt_dvp", "mnt_expire", "mnt_fixed", "mnt_flags", "mnt_from",
+                 "mnt_fs", "mnt_fsflags", "mnt_fstype", "mnt_id", "mnt_inuse", "mnt_magic",
+                 "mnt_name", "mnt_permanent", "mnt_private", "mnt_rdonly", "mnt_root",
+                 "mnt_unbindable", "mnt_under", "mnt_vfs")  # fmt: skip
 
     mnt_vfs: Vfs  # the machine's file systems; never changes
+    mnt_fs: Mount  # the file system it shows: itself, or what it is a view of; never changes
     mnt_root: Vnode  # its root directory, with a reference of the mount's
-    mnt_dvp: Vnode | None  # the directory it is mounted in, referenced; None: root of everything
+    mnt_dvp: Vnode | None  # the directory it is mounted in, referenced; None: root of everything,
+    # or mounted nowhere
     mnt_name: bytes  # the name it covers there
-    mnt_rdonly: bool  # nothing on it may be changed
+    mnt_under: Mount | None  # what was mounted over that name before, and will be again
+    mnt_rdonly: bool  # nothing may be changed through it: by mnt_flags, or the file system's
     mnt_private: bool  # what is made on it exists in this machine only
     mnt_fixed: bool  # where a name is not, none can be made: ENOENT (procfs)
-    mnt_flags: int  # ST_NOSUID …
+    mnt_permanent: bool  # the kernel's own: stays though it is mounted nowhere
+    mnt_flags: int  # ST_NOSUID …: this mount's (ST_MOUNT)
+    mnt_fsflags: int  # of a file system: ST_RDONLY, ST_SYNCHRONOUS for all its mounts
     mnt_id: int  # its number in /proc/self/mountinfo; 0 until it is mounted
     mnt_fstype: str  # third column of /proc/mounts
     mnt_from: str  # first column
     mnt_magic: int  # Statfs.f_type
+    mnt_inuse: int  # its vnodes that somebody references
+    mnt_dead: bool  # mounted nowhere, and will not be again: goes when mnt_inuse is 0
+    mnt_expire: bool  # MNT_EXPIRE was asked for, and nobody seen to use it since
+    mnt_unbindable: bool  # MS_UNBINDABLE: no view of it can be made
 
     def __init__(self, vfs: Vfs, fstype: str, source: str, magic: int, flags: int = 0) -> None:
         self.mnt_vfs = vfs
+        self.mnt_fs = self
         self.mnt_dvp = None
         self.mnt_name = b""
+        self.mnt_under = None
         self.mnt_fixed = False
+        self.mnt_permanent = False
         self.mnt_private = False
         self.mnt_rdonly = bool(flags & ST_RDONLY)
-        self.mnt_flags = flags
+        self.mnt_flags = flags | ST_RELATIME
+        self.mnt_fsflags = 0
         self.mnt_id = 0
         self.mnt_fstype = fstype
         self.mnt_from = source
         self.mnt_magic = magic
+        self.mnt_inuse = 0
+        self.mnt_dead = False
+        self.mnt_expire = False
+        self.mnt_unbindable = False
 
     def set_root(self, vp: Vnode) -> None:
         """`vp` is the root directory."""
@@ -89,23 +124,60 @@ class Mount:
         vp.v_flag |= VROOT | VKEEP
         vp.vref()
 
-    def options(self) -> str:
-        """The fourth column of /proc/mounts."""
-        words = ["ro" if self.mnt_rdonly else "rw"]
-        for flag, word in ((ST_NOSUID, "nosuid"), (ST_NODEV, "nodev"), (ST_NOEXEC, "noexec")):
-            if self.mnt_flags & flag:
-                words.append(word)
-        words.append("relatime")
+    def set_flags(self, flags: int) -> None:
+        """The mount's own flags are `flags` (ST_MOUNT) from now on."""
+        self.mnt_flags = flags
+        self.mnt_rdonly = bool((flags | self.mnt_fs.mnt_fsflags) & ST_RDONLY)
+
+    def mount_options(self) -> str:
+        """What it has for itself, as in the sixth column of mountinfo."""
+        words = ["ro" if self.mnt_flags & ST_RDONLY else "rw"]
+        words += [word for flag, word in _MOUNT_WORDS if self.mnt_flags & flag]
         return ",".join(words)
+
+    def fs_options(self) -> str:
+        """What all mounts of its file system share, as in the last column of mountinfo."""
+        fs = self.mnt_fs
+        words = ["ro" if fs.mnt_fsflags & ST_RDONLY else "rw"]
+        if fs.mnt_fsflags & ST_SYNCHRONOUS:
+            words.append("sync")
+        return ",".join(words + fs.vfs_options())
+
+    def options(self) -> str:
+        """The fourth column of /proc/mounts: both."""
+        own, shared = self.mount_options().split(","), self.fs_options().split(",")
+        words = ["ro" if self.mnt_rdonly else "rw"]
+        words += [word for word in shared[1:] if word == "sync"] + own[1:]
+        return ",".join(words + [word for word in shared[1:] if word != "sync"])
+
+    def vfs_options(self) -> list[str]:
+        """Of a file system: the options of its own kind."""
+        return []
 
     def statfs(self) -> Statfs:
         """Sizes; a file system without storage has none."""
-        return Statfs(self.mnt_magic, self.mnt_flags | ST_VALID | ST_RELATIME)
+        return Statfs(self.mnt_magic, self.mnt_flags | self.mnt_fsflags | ST_VALID)
 
     def sync(self) -> list[tuple[Vnode, str]]:
         """Write to the host what is to be written there. Returns what could not be, and why. May
         block."""
         return []
+
+    def remount(self, options: str) -> None:
+        """New options of its own kind for a file system.
+
+        :raises OSError: EINVAL; nothing has changed then.
+        """
+
+    def unused(self) -> None:
+        """The last of its vnodes that was in use no longer is. May block."""
+        if self.mnt_dead:
+            self.mnt_vfs.unmounted(self)
+
+    def unmount(self) -> bool:
+        """Of a file system that is gone: give back what it holds. False if it could not, and has
+        to stay until the machine ends. May block."""
+        return True
 
     def vnodes(self) -> list[Vnode]:
         """The vnodes it keeps track of, for the checker and for sync."""
@@ -118,16 +190,23 @@ class Mount:
 class Vfs:
     """The file systems of one machine."""
 
-    __slots__ = ("devices", "fds", "inactive", "maxinactive", "mounts", "next_dev", "nwatches",
+    __slots__ = ("blockdevs", "devices", "fds", "filesystems", "inactive", "last_mntid",
+                 "maxinactive", "memory", "mountpoints", "mounts", "next_dev", "nwatches",
                  "rename_cookie", "rootvnode", "vm")  # fmt: skip
 
     vm: VmSystem
     fds: HostFds  # descriptors of the host's files
     mounts: list[Mount]  # in the order in which they were mounted; the root first
+    filesystems: list[Mount]  # those that live, mounted or still in use; no views
+    last_mntid: int  # the last mnt_id
+    memory: Mount | None  # see memory_root; None: not needed yet
+    mountpoints: dict[tuple[Vnode, bytes], int]
+    # Names over which something is mounted in a view: how often, by the vnode that all views share
     rootvnode: Vnode  # root of the root mount, referenced
     inactive: dict[Vnode, None]  # vnodes nobody uses and that may be recycled, oldest first
     maxinactive: int  # how many of them are kept
     devices: dict[int, Cdev]  # character devices by number (st_rdev)
+    blockdevs: dict[int, Cdev]  # block devices, likewise
     next_dev: int  # minor number for the next file system without a device
     nwatches: int  # watches on files (inotify): while 0, events need not be made
     rename_cookie: int  # the last one: what makes one of the two events of a rename
@@ -136,9 +215,14 @@ class Vfs:
         self.vm = vm
         self.fds = HostFds()
         self.mounts = []
+        self.filesystems = []
+        self.last_mntid = 0
+        self.memory = None
+        self.mountpoints = {}
         self.inactive = {}
         self.maxinactive = MAXINACTIVE
         self.devices = {}
+        self.blockdevs = {}
         self.next_dev = 0x40
         self.nwatches = 0
         self.rename_cookie = 0
@@ -150,8 +234,7 @@ class Vfs:
 
     def mountroot(self, mount: Mount) -> None:
         """Mount the root."""
-        self.mounts.append(mount)
-        mount.mnt_id = len(self.mounts)
+        self._mounted(mount)
         self.rootvnode = mount.mnt_root
         self.rootvnode.vref()
 
@@ -160,6 +243,8 @@ class Vfs:
 
         :raises OSError: EBUSY when something is mounted there; what namei says.
         """
+        from dfvm.kern.vfs.namei import nameiat  # which needs our flags
+
         dvp = self.rootvnode
         parts = [p for p in path.split(b"/") if p]
         for name in parts[:-1]:
@@ -173,24 +258,113 @@ class Vfs:
         name = parts[-1]
         if dvp.v_type != VDIR:
             raise err(ENOTDIR)
-        if dvp.v_mounts is None:
-            dvp.v_mounts = {}
-        if name in dvp.v_mounts:
+        if dvp.v_mounts is not None and name in dvp.v_mounts:
             raise err(EBUSY)
         if dvp.v_mount.mnt_private and dvp.lookup(name) is None:
             dvp.mkdir(name, 0o755, KCRED)  # so that it is counted as a subdirectory
+        self.attach(mount, dvp, name)
+
+    def _mounted(self, mount: Mount) -> None:
+        self.mounts.append(mount)
+        self.last_mntid += 1
+        mount.mnt_id = self.last_mntid
+        if mount.mnt_fs is mount and mount not in self.filesystems:
+            self.filesystems.append(mount)
+
+    def attach(self, mount: Mount, dvp: Vnode, name: bytes) -> None:
+        """Mount over `name` in dvp. What is mounted there already will be seen again when this
+        goes.
+
+        :raises OSError: what vop_mounton says.
+        """
+        dvp.vop_mounton()
+        self._enter(mount, dvp, name)
+        self._mounted(mount)
+
+    def _enter(self, mount: Mount, dvp: Vnode, name: bytes) -> None:
+        if dvp.v_mounts is None:
+            dvp.v_mounts = {}
         dvp.vref()
         mount.mnt_dvp = dvp
         mount.mnt_name = name
+        mount.mnt_under = dvp.v_mounts.get(name)
         dvp.v_mounts[name] = mount
         dvp.v_names[name] = mount.mnt_root
         mount.mnt_root.set_parent(dvp, name)
-        self.mounts.append(mount)
-        mount.mnt_id = len(self.mounts)
+        data = dvp.vop_data()
+        if data is not dvp:
+            key = (data, name)
+            self.mountpoints[key] = self.mountpoints.get(key, 0) + 1
+
+    def _leave(self, mount: Mount) -> None:
+        # The opposite of _enter. May block.
+        dvp, name = mount.mnt_dvp, mount.mnt_name
+        assert dvp is not None and dvp.v_mounts is not None
+        under = mount.mnt_under
+        top = dvp.v_mounts[name]
+        if top is not mount:
+            while top.mnt_under is not mount:
+                assert top.mnt_under is not None
+                top = top.mnt_under
+            top.mnt_under = under
+        elif under is not None:
+            dvp.v_mounts[name] = under
+            dvp.v_names[name] = under.mnt_root
+        else:
+            del dvp.v_mounts[name]
+            dvp.v_names.pop(name, None)
+        mount.mnt_root.set_parent(None, b"")
+        mount.mnt_dvp = mount.mnt_under = None
+        data = dvp.vop_data()
+        if data is not dvp:
+            key = (data, name)
+            self.mountpoints[key] -= 1
+            if not self.mountpoints[key]:
+                del self.mountpoints[key]
+        dvp.vrele()
+
+    def detach(self, mount: Mount) -> None:
+        """Take away a mount, with which its file system goes if nothing else shows or uses it.
+        May block."""
+        self.mounts.remove(mount)
+        self._leave(mount)
+        fs = mount.mnt_fs
+        if fs is not mount:
+            mount.mnt_root.vrele()
+        if not (fs.mnt_permanent or any(m.mnt_fs is fs for m in self.mounts)):
+            fs.mnt_dead = True
+            fs.mnt_root.vrele()
+
+    def move(self, mount: Mount, dvp: Vnode, name: bytes) -> None:
+        """Take a mount, and with it what is mounted on it, to another name. May block.
+
+        :raises OSError: what vop_mounton says.
+        """
+        dvp.vop_mounton()
+        dvp.vref()
+        self._leave(mount)
+        self._enter(mount, dvp, name)
+        dvp.vrele()
+
+    def unmounted(self, fs: Mount) -> None:
+        """Nobody uses the file system, which is mounted nowhere: that is its end. May block."""
+        if fs in self.filesystems and fs.unmount():
+            self.filesystems.remove(fs)
+
+    def memory_root(self) -> Vnode:
+        """The root directory of a file system in memory that is mounted nowhere, for files that
+        never have a name."""
+        if self.memory is None:
+            from dfvm.kern.vfs.tmpfs import tmpfs  # which is built on this
+
+            self.memory = tmpfs(self)
+            self.memory.mnt_permanent = True
+            self.filesystems.append(self.memory)
+        return self.memory.mnt_root
 
     def sync(self) -> list[tuple[Vnode, str]]:
         """Write everything that is written through. Returns what could not be. May block."""
-        return [failed for mount in self.mounts for failed in mount.sync()]
+        return [failed for fs in self.filesystems for failed in fs.sync()]
 
     def shutdown(self) -> None:
         """The machine ends: write what is to be written, close the host's files. May block."""

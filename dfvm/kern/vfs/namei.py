@@ -35,6 +35,7 @@ from dfvm.kern.kern_errno import (
     ENOTEMPTY,
     err,
 )
+from dfvm.kern.vfs.mount import ST_NOSYMFOLLOW
 from dfvm.kern.vfs.vnode_param import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -188,6 +189,8 @@ def namei(root: Vnode, start: Vnode, path: bytes, cred: Cred, flags: int = NAMEI
             links += 1
             if links > SYMLINK_MAX:
                 raise err(ELOOP)
+            if nvp.v_mount.mnt_flags & ST_NOSYMFOLLOW:
+                raise err(ELOOP)
             if nvp.v_flag & VMAGIC:
                 vp = nvp.vop_magic(cred)
                 continue
@@ -251,6 +254,8 @@ def nameiat(root: Vnode, start: Vnode, path: bytes, cred: Cred, follow: bool = F
             return Nameidata(dvp, name, vp, slash)
         links += 1
         if links > SYMLINK_MAX:
+            raise err(ELOOP)
+        if vp.v_mount.mnt_flags & ST_NOSYMFOLLOW:
             raise err(ELOOP)
         if vp.v_flag & VMAGIC:
             return Nameidata(dvp, name, vp.vop_magic(cred), slash)

@@ -24,12 +24,20 @@ pages of a file that has changed.
 from __future__ import annotations
 
 import os
+import sys
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import ENOSPC, ENOTEMPTY, ENXIO, err
 from dfvm.kern.vfs.hostfd import HostRef
-from dfvm.kern.vfs.mount import Mount, Statfs
+from dfvm.kern.vfs.mount import (
+    ST_NOATIME,
+    ST_NODIRATIME,
+    ST_RDONLY,
+    ST_RELATIME,
+    Mount,
+    Statfs,
+)
 from dfvm.kern.vfs.store import Quota, Store
 from dfvm.kern.vfs.vfs_bio import vn_at_work, vn_flush, vn_host_changed
 from dfvm.kern.vfs.vnode import Vnode
@@ -62,6 +70,7 @@ if TYPE_CHECKING:
 HOST_TTL: Final = 20_000_000  # ns for which what the host said is believed
 HOST_RACY: Final = 50_000_000  # ns: an mtime so young may not move with the next change
 
+_NO_ATIME: Final = ST_NOATIME | ST_NODIRATIME | ST_RDONLY
 _DAY_NS: Final = 24 * 3600 * 1_000_000_000
 
 _XATTRS_MAX: Final = 1 << 17  # bytes of names and values of one file's extended attributes
@@ -187,6 +196,10 @@ class OvlVnode(Vnode):
             self.o_until = FOREVER
         self._keep()
 
+    def charged(self) -> bool:
+        """It was made here, and counts as one of the file system's inodes."""
+        return self.o_lower is None and self.o_birth is not None
+
     def _keep(self) -> None:
         # From now on it holds what is nowhere else.
         self.v_flag |= VKEEP
@@ -278,6 +291,7 @@ class OvlVnode(Vnode):
     def _new(self, vtype: int, mode: int, uid: int, gid: int) -> OvlVnode:
         # A file of our own, without a name.
         mount = self.v_mount
+        mount.take_inode()
         mount.o_lastino += 1
         vp = OvlVnode(mount, vtype, self.o_fsid, mount.o_lastino)
         vp.v_flag |= VKEEP
@@ -292,8 +306,8 @@ class OvlVnode(Vnode):
 
     def vop_create(self, name: bytes, vtype: int, mode: int, uid: int, gid: int,
                    rdev: int) -> Vnode:  # fmt: skip
-        self._touch()
         vp = self._new(vtype, mode, uid, gid)
+        self._touch()
         vp.o_rdev = rdev
         if vtype == VDIR:
             self._links(1)
@@ -301,8 +315,8 @@ class OvlVnode(Vnode):
         return vp
 
     def vop_symlink(self, name: bytes, target: bytes, uid: int, gid: int) -> Vnode:
-        self._touch()
         vp = self._new(VLNK, 0o777, uid, gid)
+        self._touch()
         vp.o_link = target
         self.o_upper[name] = vp
         return vp
@@ -315,6 +329,8 @@ class OvlVnode(Vnode):
 
     def vop_link(self, name: bytes, vp: Vnode) -> None:
         assert isinstance(vp, OvlVnode)
+        if vp.charged() and vp.o_nlink:  # each name but the first is charged as an inode
+            self.v_mount.take_inode()
         vp._own()
         self._touch()
         vp.o_nlink += 1
@@ -324,6 +340,8 @@ class OvlVnode(Vnode):
     def _unlinked(self, vp: OvlVnode) -> None:
         # vp has a name less.
         vp._own()
+        if vp.charged() and vp.o_nlink > 1 and vp.v_type != VDIR:
+            self.v_mount.o_ninodes -= 1
         vp.o_nlink = 0 if vp.v_type == VDIR else vp.o_nlink - 1
         vp.o_ctime = vfs_timestamp()
 
@@ -484,6 +502,8 @@ class OvlVnode(Vnode):
 
     def _destroy(self) -> None:
         # No name, nobody uses it: what it holds goes.
+        if self.charged():
+            self.v_mount.o_ninodes -= 1
         if self.v_type == VREG:
             vnode_pager_setsize(self, 0)
             self.o_store.free()
@@ -545,12 +565,19 @@ class OvlVnode(Vnode):
         return True
 
     def vop_accessed(self) -> None:
-        # As with the mount option relatime, of what is our own; the host notes its own files'.
-        if self.o_own & _OWN_ATTR:
-            atime = self.o_atime
-            now = vfs_timestamp()
-            if atime <= self.o_mtime or atime <= self.o_ctime or now - atime > _DAY_NS:
-                self.o_atime = now
+        if self.o_own & _OWN_ATTR:  # the host notes its own files'
+            self.vop_note_access(self.v_mount.mnt_flags)
+
+    def vop_note_access(self, flags: int) -> None:
+        if not self.o_own & _OWN_ATTR:
+            return
+        if flags & _NO_ATIME and (flags & (ST_NOATIME | ST_RDONLY) or self.v_type == VDIR):
+            return
+        atime = self.o_atime
+        now = vfs_timestamp()
+        due = atime <= self.o_mtime or atime <= self.o_ctime or now - atime > _DAY_NS
+        if (due or not flags & ST_RELATIME) and not self.v_mount.mnt_fsflags & ST_RDONLY:
+            self.o_atime = now
 
     def vop_seek_data(self, off: int, hole: bool) -> int:
         return self.o_store.seek(off, hole, self.v_filesize)
@@ -576,24 +603,29 @@ def _xattr_pages(xattrs: dict[bytes, bytes] | None) -> int:
 class OvlMount(Mount):
     """A tree of files in memory, over a host directory or over nothing."""
 
-    __slots__ = ("o_devs", "o_inodes", "o_lastino", "o_quota", "o_top")
+    __slots__ = ("o_devs", "o_inodes", "o_lastino", "o_maxinodes", "o_ninodes", "o_quota",
+                 "o_top")  # fmt: skip
 
     o_top: HostRef | None  # the host directory below the root; None: there is none
     o_inodes: dict[tuple[int, int], OvlVnode]  # vnodes over host files, by (st_dev, st_ino)
     o_devs: dict[int, int]  # host st_dev → what the guest sees in its place; else they are the same
     o_lastino: int  # the last inode number given to a file of our own
     o_quota: Quota  # memory the files may take
+    o_ninodes: int  # our own files, each counted once for each name
+    o_maxinodes: int  # how many of them there may be
 
     def __init__(self, vfs: Vfs, fstype: str, magic: int, top: bytes | None, limit: int,
-                 flags: int = 0) -> None:  # fmt: skip
+                 flags: int = 0, dev: int = 0) -> None:  # fmt: skip
         """`top`: the host directory; `limit`: bytes of data and extended attributes the files may
-        have altogether."""
+        have altogether; `dev`: st_dev of what lies in `top`, if not the host's own."""
         super().__init__(vfs, fstype, "dfvm" if fstype == "overlay" else fstype, magic, flags)
         self.mnt_private = True
         self.o_inodes = {}
         self.o_devs = {}
         self.o_lastino = _INO_BASE
         self.o_quota = Quota(limit // 4096)
+        self.o_ninodes = 0
+        self.o_maxinodes = sys.maxsize
         self.o_top = None
         if top is None:
             self.o_lastino = 1
@@ -603,13 +635,32 @@ class OvlMount(Mount):
         else:
             ref = self.o_top = vfs.fds.top(top)
             st = ref.stat()
-            if fstype != "overlay":
-                # A mount of its own, whatever it is on the host.
-                self.o_devs[st.st_dev] = vfs.anon_dev()
+            if dev:
+                self.o_devs[st.st_dev] = dev
             root = OvlVnode(self, VDIR, self.o_devs.get(st.st_dev, st.st_dev), st.st_ino)
             root._set_lower(ref, st)
             self.o_inodes[(st.st_dev, st.st_ino)] = root
         self.set_root(root)
+
+    def take_inode(self) -> None:
+        """A file of our own is about to be made, or to get one name more.
+
+        :raises OSError: ENOSPC
+        """
+        if self.o_ninodes >= self.o_maxinodes:
+            raise err(ENOSPC)
+        self.o_ninodes += 1
+
+    def unmount(self) -> bool:
+        for vp in self.vnodes():
+            assert isinstance(vp, OvlVnode)
+            if vp.v_type == VREG:
+                vnode_pager_setsize(vp, 0)
+                vp.o_store.free()
+            self.mnt_vfs.reclaim(vp)
+        if self.o_top is not None:
+            self.o_top.close()
+        return True
 
     def statfs(self) -> Statfs:
         sf = super().statfs()
@@ -661,9 +712,11 @@ class OvlMount(Mount):
                 for child in vp.o_upper.values():
                     if child is not None:
                         names[child] = names.get(child, 0) + 1
-        used = 0
+        used = inodes = 0
         for vp in vnodes:
             assert isinstance(vp, OvlVnode)
+            if vp.charged() and not vp.v_flag & VROOT:
+                inodes += max(vp.o_nlink, 1) if vp.v_type != VDIR else 1
             used += _xattr_pages(vp.o_xattrs)
             if vp.v_type == VREG:
                 used += len(vp.o_store.pages)
@@ -683,3 +736,5 @@ class OvlMount(Mount):
                 bad.append(f"{vp!r}: {vp.o_nlink} links, {count} names here alone")
         if used > self.o_quota.used:
             bad.append(f"{self.mnt_fstype}: files hold {used} pages, {self.o_quota.used} counted")
+        if inodes > self.o_ninodes:
+            bad.append(f"{self.mnt_fstype}: {inodes} inodes, {self.o_ninodes} counted")

@@ -19,6 +19,7 @@ from dfvm.kern.kern_caps import CAP_SYS_ADMIN
 from dfvm.kern.kern_commit import is_committed
 from dfvm.kern.kern_errno import EINVAL, EIO, ENODEV, ERANGE, ESRCH, err
 from dfvm.kern.proc import SZOMB
+from dfvm.kern.vfs.nullfs import NullMount
 from dfvm.kern.vfs.procfs import ProcFile, ProcNode
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import OFF_MAX, VREG
@@ -142,6 +143,9 @@ def mapped_name(space: Vmspace, entry: VmMapEntry, end: int, root: Vnode) -> byt
     is no file's."""
     vp = mapped_file(entry)
     if vp is not None:
+        at = root.v_mount
+        if at.mnt_fs is vp.v_mount and isinstance(at, NullMount):
+            vp = at.node(vp)  # as whose root is in a view sees it
         return vn_fullpath(vp, root)
     start = entry.ba.start
     if is_shared(entry):

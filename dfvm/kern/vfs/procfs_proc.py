@@ -44,6 +44,7 @@ from dfvm.kern.vfs.procfs_maps import (
     space_of,
     vm_kinds,
 )
+from dfvm.kern.vfs.vfs_mount import mount_parent
 from dfvm.kern.vfs.vnode import vn_fullpath
 from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VDIR, VTTODT, VWRITE
 from dfvm.machine.reg import RIP, RSP
@@ -52,10 +53,11 @@ from dfvm.vm.vm_param import PAGE_SIZE
 from dfvm.vm.vm_proc import RLIM_INFINITY, RLIMIT_RSS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
+    from dfvm.kern.vfs.mount import Mount
     from dfvm.kern.vfs.procfs import PseudoMount, Show
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.kern.vfs.vnode_param import Cred
@@ -324,34 +326,37 @@ def _escape(path: bytes) -> bytes:
     return path
 
 
-def mounts(p: Proc) -> bytes:
-    lines = []
+def _mounts(p: Proc) -> Iterator[tuple[Mount, bytes, bytes]]:
+    # What is mounted below its root: the mount, from where, and the path.
     root = p.p_fs.fs_rdir
     for m in p.kernel.vfs.mounts:
         at = vn_fullpath(m.mnt_root, root)
-        if not at.startswith(b"/"):
-            continue  # outside of its root
-        words = (m.mnt_from.encode("utf-8", "surrogateescape"), at, m.mnt_fstype.encode(),
-                 m.options().encode())  # fmt: skip
+        if at.startswith(b"/"):
+            yield m, os.fsencode(m.mnt_from), at
+
+
+def mounts(p: Proc) -> bytes:
+    lines = []
+    for m, source, at in _mounts(p):
+        words = (source, at, m.mnt_fstype.encode(), os.fsencode(m.options()))
         lines.append(b" ".join(map(_escape, words)) + b" 0 0\n")
     return b"".join(lines)
 
 
 def mountinfo(p: Proc) -> bytes:
     lines = []
-    root = p.p_fs.fs_rdir
-    for m in p.kernel.vfs.mounts:
-        at = vn_fullpath(m.mnt_root, root)
-        if not at.startswith(b"/"):
-            continue
-        dvp = m.mnt_dvp
-        up = 0 if dvp is None else dvp.v_mount.mnt_id
+    for m, source, at in _mounts(p):
+        up = mount_parent(m)
         dev = m.mnt_root.getattr().va_fsid
+        part = vn_fullpath(m.mnt_root.vop_data(), m.mnt_fs.mnt_root)
+        if part.endswith(b" (deleted)"):
+            part = part.removesuffix(b" (deleted)") + b"//deleted"
         lines.append(
-            b"%d %d %d:%d / %s %s - %s %s %s\n" % (
-                m.mnt_id, up, os.major(dev), os.minor(dev), _escape(at), m.options().encode(),
-                m.mnt_fstype.encode(), _escape(m.mnt_from.encode("utf-8", "surrogateescape")),
-                b"ro" if m.mnt_rdonly else b"rw",
+            b"%d %d %d:%d %s %s %s%s - %s %s %s\n" % (
+                m.mnt_id, 0 if up is None else up.mnt_id, os.major(dev), os.minor(dev),
+                _escape(part), _escape(at), m.mount_options().encode(),
+                b" unbindable" if m.mnt_unbindable else b"", m.mnt_fstype.encode(),
+                _escape(source), os.fsencode(m.fs_options()),
             )
         )  # fmt: skip
     return b"".join(lines)
@@ -396,16 +401,10 @@ def _oom_score(p: Proc) -> bytes:
 
 
 def mountstats(p: Proc) -> bytes:
-    lines = []
-    root = p.p_fs.fs_rdir
-    for m in p.kernel.vfs.mounts:
-        at = vn_fullpath(m.mnt_root, root)
-        if at.startswith(b"/"):
-            lines.append(b"device %s mounted on %s with fstype %s\n" % (
-                _escape(m.mnt_from.encode("utf-8", "surrogateescape")), _escape(at),
-                m.mnt_fstype.encode(),
-            ))  # fmt: skip
-    return b"".join(lines)
+    line = b"device %s mounted on %s with fstype %s\n"
+    return b"".join(
+        line % (_escape(source), _escape(at), m.mnt_fstype.encode()) for m, source, at in _mounts(p)
+    )
 
 
 def _timers(p: Proc) -> bytes:
@@ -524,7 +523,7 @@ class FdDir(ProcNode):
         flag = fp.f_flag | (0o2000000 if fd in p.p_fd.fd_cloexec else 0)
         va = fp.fo_stat(self.kernel.sched.curthread.td_lwp)
         vp = fp.f_vnode  # what has none is in no mount that is shown
-        mnt = len(p.kernel.vfs.mounts) + 1 if vp is None else vp.v_mount.mnt_id
+        mnt = p.kernel.vfs.last_mntid + 1 if vp is None else vp.v_mount.mnt_id
         text = f"pos:\t{fp.f_offset}\nflags:\t0{flag:o}\nmnt_id:\t{mnt}\nino:\t{va.va_fileid}\n"
         return (text + fp.fo_show()).encode()
 

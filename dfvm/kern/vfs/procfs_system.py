@@ -30,6 +30,7 @@ from dfvm.kern.vfs.procfs_sysctl import (
     VM_SYSCTLS,
     Sysctl,
 )
+from dfvm.kern.vfs.vfs_mount import FSTYPES
 from dfvm.kern.vfs.vnode_param import FREAD
 from dfvm.lwkt.lwkt_thread import RR_SLICE_NS
 from dfvm.vm.vm_meter import vm_page_rollup
@@ -243,7 +244,8 @@ def vmstat(kernel: Kernel) -> bytes:
 
 
 def filesystems(kernel: Kernel) -> bytes:
-    kinds = dict.fromkeys(m.mnt_fstype for m in kernel.vfs.mounts)
+    # Those that can be mounted; and what is mounted without being of a kind that can.
+    kinds = dict.fromkeys([*FSTYPES, *(fs.mnt_fstype for fs in kernel.vfs.filesystems)])
     return "".join(f"nodev\t{kind}\n" for kind in kinds).encode()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_caps import CAP_SEARCH
 from dfvm.kern.kern_errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, EXDEV, err
+from dfvm.kern.vfs.mount import ST_NOSYMFOLLOW
 from dfvm.kern.vfs.namei import PATH_MAX, SYMLINK_MAX
 from dfvm.kern.vfs.vnode_param import VDIR, VEXEC, VLNK, VMAGIC
 
@@ -75,6 +76,8 @@ class _Walk:
     def may_follow(self, link: Vnode) -> None:
         """`link` is to be followed."""
         magic = bool(link.v_flag & VMAGIC)
+        if link.v_mount.mnt_flags & ST_NOSYMFOLLOW:
+            raise err(ELOOP)
         if self.resolve & RESOLVE_NO_SYMLINKS or (magic and self.resolve & RESOLVE_NO_MAGICLINKS):
             raise err(ELOOP)
         if magic and self.resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT):

@@ -56,13 +56,13 @@ def add_seals(vp: Vnode | None, seals: int, writable: bool) -> None:
         raise err(EPERM)
     if seals & F_SEAL_EXEC and vp.v_mode & 0o111:
         seals |= F_SEAL_SHRINK | F_SEAL_GROW | _NO_WRITE
-    if seals & F_SEAL_WRITE and not old & F_SEAL_WRITE and _mapped_writable(vp):
+    if seals & F_SEAL_WRITE and not old & F_SEAL_WRITE and mapped_writable(vp):
         raise err(EBUSY)
     vp.v_seals = old | seals
 
 
-def _mapped_writable(vp: Vnode) -> bool:
-    # Is there a shared mapping of the file through which it may be written, now or later?
+def mapped_writable(vp: Vnode) -> bool:
+    """Is there a shared mapping of the file through which it may be written, now or later?"""
     object = vp.v_object
     hooks = vp.v_mount.mnt_vfs.vm.hooks
     if object is None or hooks is None:

@@ -2,9 +2,9 @@
 
 Who may hold a vnode: an open file (one reference, whether it was opened or only named with O_PATH),
 a socket that is bound to it, a process (working directory, root, text), a mount (its root, and the
-directory it is mounted in), and a VM object for each reference of its own. System calls hold more
-while they sleep, so counts are compared exactly only when no program is left; before that they must
-not be too low.
+directory it is mounted in), a view's vnode that is held itself (one on the vnode below), and a VM
+object for each reference of its own. System calls hold more while they sleep, so counts are
+compared exactly only when no program is left; before that they must not be too low.
 
 The machine is at rest. Only reads; cost is in proportion to vnodes and open files.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.proc import SZOMB
 from dfvm.kern.vfs.devfs import DevMount
+from dfvm.kern.vfs.mount import ST_RDONLY
 from dfvm.kern.vfs.vnode_param import FWRITE, VDIR, VKEEP, VNOCACHE, VRECLAIMED
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dfvm.kern.fsinfo import FsInfo
     from dfvm.kern.kern_descrip import File, FileDesc
     from dfvm.kern.kernel import Kernel
-    from dfvm.kern.vfs.mount import Vfs
+    from dfvm.kern.vfs.mount import Mount, Vfs
     from dfvm.kern.vfs.vnode import Vnode
 
 
@@ -32,25 +33,30 @@ def vfs_check(kernel: Kernel) -> list[str]:
     """What is wrong with the machine's file systems; empty when nothing is."""
     vfs = kernel.vfs
     bad: list[str] = []
-    for mount in vfs.mounts:
-        mount.check(bad)
+    for fs in vfs.filesystems:
+        fs.check(bad)
     holders: Counter[Vnode] = Counter({vfs.rootvnode: 1})
-    for mount in vfs.mounts:
-        holders[mount.mnt_root] += 1
+    for mount in {*vfs.mounts, *vfs.filesystems}:
+        if not mount.mnt_dead:
+            holders[mount.mnt_root] += 1
         if mount.mnt_dvp is not None:
             holders[mount.mnt_dvp] += 1
     writers: Counter[Vnode] = Counter()
     texts: Counter[Vnode] = Counter()
     programs = _holders(kernel, holders, writers, texts)
-    known = dict.fromkeys([*holders, *(vp for mount in vfs.mounts for vp in mount.vnodes())])
+    for vp in [vp for vp in holders if vp.vop_data() is not vp]:
+        holders[vp.vop_data()] += 1  # what a view's vnode holds
+    known = dict.fromkeys([*holders, *(vp for fs in vfs.filesystems for vp in fs.vnodes())])
     for vp in known:
-        count = holders[vp] + (vp.v_object.ref_count if vp.v_object is not None else 0)
+        count = holders[vp]
+        if vp.v_object is not None and vp.vop_data() is vp:
+            count += vp.v_object.ref_count
         # Devices keep references on nodes of their own.
         exact = not programs and not isinstance(vp.v_mount, DevMount)
         bad += [f"{vp!r}: {text}" for text in _check_vnode(vp, count, exact)]
         for what, have, want in (
-            ("writers", vp.v_writecount, writers[vp]),
-            ("processes that execute it", vp.v_textcount, texts[vp]),
+            ("writers", vp.v_writecount, writers[vp.vop_data()]),
+            ("processes that execute it", vp.v_textcount, texts[vp.vop_data()]),
         ):
             if have < want or (exact and have != want):
                 bad.append(f"{vp!r}: {want} {what}, but {have} counted")
@@ -68,7 +74,7 @@ def _holders(
     for p in kernel.procs.values():
         if p.p_textvp is not None:
             holders[p.p_textvp] += 1
-            texts[p.p_textvp] += 1
+            texts[p.p_textvp.vop_data()] += 1
         if p.p_stat != SZOMB:
             programs |= bool(p.p_lwps)
             tables[p.p_fd] = None
@@ -91,7 +97,7 @@ def _holders(
         if vp is not None:
             holders[vp] += 1
             if fp.f_mode & FWRITE:
-                writers[vp] += 1
+                writers[vp.vop_data()] += 1
     return programs
 
 
@@ -103,7 +109,7 @@ def _check_vnode(vp: Vnode, count: int, exact: bool) -> Iterator[str]:
     if vp.v_flag & VRECLAIMED and count:
         yield "recycled, but in use"
     object = vp.v_object
-    if object is not None and object.handle is not vp:
+    if object is not None and object.handle is not vp.vop_data():
         yield f"its object {object!r} belongs to {object.handle!r}"
     if vp.v_nchild < 0:
         yield f"{vp.v_nchild} children"
@@ -112,11 +118,24 @@ def _check_vnode(vp: Vnode, count: int, exact: bool) -> Iterator[str]:
         yield f"its parent {parent!r} does not count it"
     if vp.v_type == VDIR:
         for name, mount in (vp.v_mounts or {}).items():
-            if mount.mnt_dvp is not vp or mount.mnt_name != name:
-                yield f"{name!r} is covered by a mount that knows nothing of it"
+            at: Mount | None = mount
+            while at is not None:
+                if at.mnt_dvp is not vp or at.mnt_name != name:
+                    yield f"{name!r} is covered by a mount that knows nothing of it"
+                at = at.mnt_under
 
 
 def _check_vfs(vfs: Vfs) -> Iterator[str]:
+    for mount in (*vfs.filesystems, *(m for m in vfs.mounts if m.mnt_fs is not m)):
+        # Those without a name that somebody has open are in nobody's list.
+        known = sum(1 for vp in mount.vnodes() if vp.v_usecount)
+        if mount.mnt_inuse < known:
+            yield f"{mount.mnt_fstype}: {known} vnodes in use, {mount.mnt_inuse} counted"
+        if mount.mnt_fs not in vfs.filesystems:
+            yield f"{mount.mnt_fstype}: a view of a file system that is gone"
+        fs = mount.mnt_fs
+        if mount.mnt_rdonly != bool((mount.mnt_flags | fs.mnt_fsflags) & ST_RDONLY):
+            yield f"{mount.mnt_fstype}: read-only or not, its flags say otherwise"
     for vp in vfs.inactive:
         if vp.v_usecount or vp.v_flag & (VKEEP | VRECLAIMED):
             yield f"{vp!r} is in the queue for recycling"

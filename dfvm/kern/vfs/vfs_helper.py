@@ -78,11 +78,16 @@ def may_remove(dvp: Vnode, vp: Vnode, cred: Cred, isdir: bool) -> None:
 
 
 def not_a_mountpoint(dvp: Vnode, name: bytes) -> None:
-    """Take away or replace `name` in dvp: nothing is mounted over it.
+    """Take away or replace `name` in dvp: nothing is mounted over it, in
+    no view.
 
     :raises OSError: EBUSY
     """
-    if dvp.v_mounts is not None and name in dvp.v_mounts:
+    data = dvp.vop_data()
+    if data.v_mounts is not None and name in data.v_mounts:
+        raise err(EBUSY)
+    points = dvp.v_mount.mnt_vfs.mountpoints
+    if points and (data, name) in points:
         raise err(EBUSY)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.tty import tty_attach
 from dfvm.kern.vfs.devfs import DevMount
-from dfvm.kern.vfs.mount import Mount, Vfs
+from dfvm.kern.vfs.mount import ST_NODEV, ST_NOSUID, Mount, Vfs
 from dfvm.kern.vfs.mqueuefs import MqMount
 from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
 from dfvm.kern.vfs.procfs import ProcMount
@@ -48,6 +48,12 @@ def guest_path(root: bytes, path: bytes) -> bytes:
     return b"/" + real[len(prefix) :]
 
 
+def _tmp(vfs: Vfs, top: bytes) -> OvlMount:
+    # A mount of its own, whatever it is on the host.
+    flags = ST_NOSUID | ST_NODEV
+    return OvlMount(vfs, "overlay", OVERLAY_MAGIC, top, host_half(), flags, vfs.anon_dev())
+
+
 def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     """The file systems of a machine: `root` is a host directory, `rw` are those that are written
     through. kernel.vm, kernel.files and kernel.procs are there.
@@ -75,7 +81,7 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     vfs.mount(b"/sys", SysMount(vfs, kernel))
     if b"/tmp" not in through:
         tmp = os.path.join(root, b"tmp")
-        vfs.mount(b"/tmp", tmpfs(vfs, top=tmp if os.path.isdir(tmp) else None))
+        vfs.mount(b"/tmp", _tmp(vfs, tmp) if os.path.isdir(tmp) else tmpfs(vfs))
     if through:
         from dfvm.kern.vfs.hostfs import HostMount
 
@@ -83,4 +89,7 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
         for at in sorted(through):
             if at != b"/":
                 vfs.mount(at, HostMount(vfs, through[at]))
+    for fs in vfs.filesystems:
+        # There is one, and it may be mounted again; all others are what is mounted.
+        fs.mnt_permanent = fs is top or fs.mnt_fstype in ("devtmpfs", "mqueue", "proc", "sysfs")
     return vfs

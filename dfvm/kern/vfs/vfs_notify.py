@@ -22,6 +22,7 @@ IN_OPEN: Final = 0x020
 IN_MOVED_FROM: Final = 0x040
 IN_MOVED_TO: Final = 0x080
 IN_DELETE_SELF: Final = 0x400
+IN_UNMOUNT: Final = 0x2000
 IN_ISDIR: Final = 0x4000_0000
 
 
@@ -44,6 +45,7 @@ class Watch:
 
 def watch(w: Watch, vp: Vnode) -> None:
     """`w` watches vp from now on."""
+    vp = vp.vop_data()
     vp.vref()
     w.w_vp = vp
     if vp.v_watches is None:
@@ -100,6 +102,15 @@ def rename_notify(dvp: Vnode, name: bytes, tdvp: Vnode, tname: bytes, vp: Vnode)
     vfs.rename_cookie += 1
     name_notify(dvp, name, IN_MOVED_FROM, vp, vfs.rename_cookie)
     name_notify(tdvp, tname, IN_MOVED_TO, vp, vfs.rename_cookie)
+
+
+def unmount_notify(vp: Vnode) -> None:
+    """The file system of vp is unmounted: that ends every watch. May block."""
+    watches = list(vp.v_watches or ())
+    for w in watches:
+        w.event(IN_UNMOUNT, b"", 0, False)
+        w.gone()
+        unwatch(w)
 
 
 def last_user_gone(vp: Vnode) -> None:

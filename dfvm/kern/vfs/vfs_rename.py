@@ -84,7 +84,7 @@ def _may_rename(fdvp: Vnode, fname: bytes, fvp: Vnode, tdvp: Vnode, tname: bytes
     else:
         may_remove(tdvp, tvp, cred, tvp.v_type == VDIR if exchange else isdir)
         not_a_mountpoint(tdvp, tname)
-        if tvp.v_mounts and not exchange:
+        if tvp.vop_data().v_mounts and not exchange:
             raise err(EBUSY)
     not_a_mountpoint(fdvp, fname)
     if fdvp is not tdvp:

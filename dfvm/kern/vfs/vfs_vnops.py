@@ -23,6 +23,7 @@ from dfvm.kern.kern_descrip import (
     O_WRONLY,
 )
 from dfvm.kern.kern_errno import (
+    EACCES,
     EEXIST,
     EINVAL,
     EISDIR,
@@ -31,10 +32,13 @@ from dfvm.kern.kern_errno import (
     EPERM,
     err,
 )
+from dfvm.kern.vfs.mount import ST_NODEV
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, namei, nameiat
 from dfvm.kern.vfs.vfs_notify import IN_OPEN
 from dfvm.kern.vfs.vnode_param import (
     FFLAGS,
+    VBLK,
+    VCHR,
     VDIR,
     VFIFO,
     VLNK,
@@ -98,6 +102,8 @@ def vn_open(root: Vnode, start: Vnode, path: bytes, oflags: int, mode: int,
         raise err(EISDIR)
     if vtype == VSOCK:
         raise err(ENXIO)
+    if vtype in (VCHR, VBLK) and vp.v_mount.mnt_flags & ST_NODEV:
+        raise err(EACCES)
     vp.access(want, cred)
     if vtype == VFIFO and acc == O_ACCMODE:
         raise err(EINVAL)

@@ -137,6 +137,7 @@ from dfvm.kern.vfs.vnode_param import (
     VROOT,
     VSOCK,
     VSTALE,
+    VTTODT,
     VUNLINKED,
     VWRITE,
     Cred,
@@ -162,7 +163,9 @@ class Vnode(VnodeOps):
         count = self.v_usecount
         self.v_usecount = count + 1
         if count == 0:
-            self.v_mount.mnt_vfs.inactive.pop(self, None)
+            mount = self.v_mount
+            mount.mnt_inuse += 1
+            mount.mnt_vfs.inactive.pop(self, None)
 
     def vrele(self) -> None:
         """One reference less. After the last one a file without a name is destroyed, and a file
@@ -175,15 +178,18 @@ class Vnode(VnodeOps):
             return
         if count < 0:
             panic(f"vrele: {self!r}")
+        mount = self.v_mount
+        mount.mnt_inuse -= 1
         self.vop_inactive()
         if self.v_usecount == 0 and not self.v_flag & (VKEEP | VRECLAIMED):
-            self.v_mount.mnt_vfs.vnode_idle(self)
+            mount.mnt_vfs.vnode_idle(self)
+        if not mount.mnt_inuse:
+            mount.unused()
 
     def nameless(self) -> None:
         """Its last name may be gone: if nobody uses it either, it is destroyed. May block."""
         if self.v_usecount == 0:
-            self.v_usecount = 1
-            self.v_mount.mnt_vfs.inactive.pop(self, None)
+            self.vref()
             self.vrele()
             if self.v_flag & VUNLINKED and not (self.v_usecount or self.v_flag & VRECLAIMED):
                 # What other names it has lead to it from elsewhere.
@@ -191,6 +197,9 @@ class Vnode(VnodeOps):
                 self.v_flag |= VUNLINKED
         elif self.v_watches and self.v_usecount == len(self.v_watches):
             last_user_gone(self)
+
+    def vop_data(self) -> Vnode:
+        return self
 
     # Names.
 
@@ -349,7 +358,7 @@ class Vnode(VnodeOps):
             raise err(ENOENT)
         may_remove(self, vp, cred, True)
         not_a_mountpoint(self, name)
-        if vp.v_mounts:
+        if vp.vop_data().v_mounts:
             raise err(EBUSY)
         self.vop_rmdir(name, vp)
         vp.cache_purge()
@@ -366,8 +375,10 @@ class Vnode(VnodeOps):
         entries = self.vop_readdir()
         mounts = self.v_mounts
         if mounts:
-            entries = [e for e in entries if e[0] not in mounts]
-            entries += [(n, m.mnt_root.vop_fileid(), 4) for n, m in mounts.items()]
+            # What is there is told of as it is below, as on Linux.
+            names = {e[0] for e in entries}
+            entries += [(n, m.mnt_root.vop_fileid(), VTTODT[m.mnt_root.v_type])
+                        for n, m in mounts.items() if n not in names]  # fmt: skip
         return dots + entries
 
     def readlink(self) -> bytes:
@@ -630,8 +641,9 @@ class Vnode(VnodeOps):
             self.vrele()
 
     def device_open(self, rdev: int, fflag: int, cred: Cred) -> object | None:
-        """vop_open of a character device with number `rdev`."""
-        dev = self.v_mount.mnt_vfs.devices.get(rdev)
+        """vop_open of a device with number `rdev`."""
+        vfs = self.v_mount.mnt_vfs
+        dev = (vfs.devices if self.v_type == VCHR else vfs.blockdevs).get(rdev)
         if dev is None:
             raise err(ENXIO)
         self.v_rdev = dev

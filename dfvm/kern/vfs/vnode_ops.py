@@ -64,7 +64,7 @@ class VnodeOps:
     v_names_until: int  # monotonic ns up to which v_names can be trusted; FOREVER on our own
     v_mounts: dict[bytes, Mount] | None  # of a directory: what is mounted over which names
     v_lock: Lock | None  # serialises writers and truncation; made when first needed
-    v_rdev: Cdev | None  # of a character device: who it is; set by open()
+    v_rdev: Cdev | None  # of a device: who it is; set by open()
     v_lockf: Any  # record locks and flocks (kern_lockf)
     v_fifoinfo: Any  # the two ends of an open fifo
     v_socket: Any  # the socket that is bound to this file, and has a reference
@@ -153,6 +153,18 @@ class VnodeOps:
         """Where a VMAGIC link leads."""
         raise err(ENOENT)
 
+    def vop_data(self) -> Vnode:
+        """The vnode that the file's pages, locks and watchers know: itself, unless this is what a
+        view shows of it (nullfs.py)."""
+        raise NotImplementedError
+
+    def vop_mounton(self) -> None:
+        """Something is about to be mounted over a name in this directory: from now on a lookup of
+        the directory leads to this vnode.
+
+        :raises OSError: it can't be so.
+        """
+
     # Attributes.
 
     def vop_fileid(self) -> int:
@@ -236,6 +248,9 @@ class VnodeOps:
 
     def vop_accessed(self) -> None:
         """Data, names or the link's target were read: note the time, if that is due."""
+
+    def vop_note_access(self, flags: int) -> None:
+        """The same, through a mount with `flags` (ST_NOATIME …)."""
 
     def vop_seek_data(self, off: int, hole: bool) -> int:
         """See seek_data; `off` is inside the file, whose pages are clean. The end is a hole."""

@@ -43,7 +43,7 @@ def test_the_usual_mounts(mounted) -> None:  # type: ignore[no-untyped-def]
         b"/dev/shm": "tmpfs",
         b"/proc": "proc",
         b"/sys": "sysfs",
-        b"/tmp": "tmpfs",
+        b"/tmp": "overlay",
     }
     sys = Sys(vfs)
     sys.write_file(b"/dev/shm/x", b"shared")

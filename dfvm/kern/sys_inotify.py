@@ -23,7 +23,7 @@ from dfvm.kern.kern_descrip import (
 from dfvm.kern.kern_errno import EAGAIN, EEXIST, EINVAL, EMFILE, ENOSPC, ENOTTY, err
 from dfvm.kern.kern_event import POLL_READABLE, POLLIN, Kqinfo
 from dfvm.kern.vfs.namei import NAMEI_DIRECTORY, NAMEI_FOLLOW, PATH_MAX, namei
-from dfvm.kern.vfs.vfs_notify import Watch, unwatch, watch
+from dfvm.kern.vfs.vfs_notify import IN_UNMOUNT, Watch, unwatch, watch
 from dfvm.kern.vfs.vnode_param import VREAD
 from dfvm.lwkt.kern_synch import PCATCH
 from dfvm.vm.copyio import copyinstr, copyout, uiomove
@@ -66,6 +66,9 @@ class InotifyWatch(Watch):
         self.iw_mask = mask
 
     def event(self, mask: int, name: bytes, cookie: int, unlinked: bool) -> None:
+        if mask & IN_UNMOUNT:  # is told whether it was asked for or not
+            self.iw_file.queue(self.iw_wd, mask, 0, b"")
+            return
         if not mask & self.iw_mask & _EVENTS or (unlinked and self.iw_mask & IN_EXCL_UNLINK):
             return
         fp = self.iw_file

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from dfvm.kern.abi.linux.args import id_or_none, s32, u32
 from dfvm.kern.abi.linux.linux_struct import NS, STATX__RESERVED, pack_stat, pack_statfs, pack_statx
 from dfvm.kern.kern_descrip import File
-from dfvm.kern.kern_errno import EINVAL, ETXTBSY, err
+from dfvm.kern.kern_errno import EACCES, EINVAL, ETXTBSY, err
 from dfvm.kern.kern_path import (
     AT_EACCESS,
     AT_EMPTY_PATH,
@@ -27,8 +27,9 @@ from dfvm.kern.kern_path import (
     path_vnode,
     user_path,
 )
+from dfvm.kern.vfs.mount import ST_NOEXEC
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, namei
-from dfvm.kern.vfs.vnode_param import VROOT
+from dfvm.kern.vfs.vnode_param import VEXEC, VREG, VROOT
 from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def sys_faccessat2(lwp: Lwp, dirfd: int, upath: int, mode: int, flags: int) -> i
         follow = 0 if flags & AT_SYMLINK_NOFOLLOW else NAMEI_FOLLOW
         vp = namei(p.p_fs.fs_rdir, path_start(p, dirfd, path), path, cred, follow)
     if mode:
+        if mode & VEXEC and vp.v_type == VREG and vp.v_mount.mnt_flags & ST_NOEXEC:
+            raise err(EACCES)
         try:
             vp.access(mode, cred)  # R_OK, W_OK, X_OK are VREAD, VWRITE, VEXEC
         except OSError as exc:

@@ -46,7 +46,7 @@ from dfvm.kern.vfs.procfs_maps import (
 )
 from dfvm.kern.vfs.vfs_mount import mount_parent
 from dfvm.kern.vfs.vnode import vn_fullpath
-from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VDIR, VTTODT, VWRITE
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, VDIR, VTTODT, VUNLINKED, VWRITE
 from dfvm.machine.reg import RIP, RSP
 from dfvm.vm.vm_pageout import OOM_SCORE_ADJ_MIN, vm_oom_badness
 from dfvm.vm.vm_param import PAGE_SIZE
@@ -331,6 +331,8 @@ def _mounts(p: Proc) -> Iterator[tuple[Mount, bytes, bytes]]:
     root = p.p_fs.fs_rdir
     for m in p.kernel.vfs.mounts:
         at = vn_fullpath(m.mnt_root, root)
+        if m.mnt_root.v_flag & VUNLINKED:  # in the file system, not where it is mounted
+            at = at.removesuffix(b" (deleted)")
         if at.startswith(b"/"):
             yield m, os.fsencode(m.mnt_from), at
 

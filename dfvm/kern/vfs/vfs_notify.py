@@ -106,9 +106,9 @@ def rename_notify(dvp: Vnode, name: bytes, tdvp: Vnode, tname: bytes, vp: Vnode)
 
 def unmount_notify(vp: Vnode) -> None:
     """The file system of vp is unmounted: that ends every watch. May block."""
-    watches = list(vp.v_watches or ())
-    for w in watches:
-        w.event(IN_UNMOUNT, b"", 0, False)
+    mask = IN_UNMOUNT | IN_ISDIR if vp.v_type == VDIR else IN_UNMOUNT
+    for w in list(vp.v_watches or ()):
+        w.event(mask, b"", 0, False)
         w.gone()
         unwatch(w)
 

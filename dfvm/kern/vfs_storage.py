@@ -34,6 +34,7 @@ from dfvm.kern.vfs.vnode_param import (
     IN_ACCESS,
     IN_MODIFY,
     OFF_MAX,
+    VBLK,
     VDIR,
     VLNK,
     VREG,
@@ -143,7 +144,7 @@ def sys_fallocate(lwp: Lwp, fd: int, mode: int, offset: int, length: int) -> int
 def sys_fsync(lwp: Lwp, fd: int) -> int:
     """fsync(2)"""
     vp = lwp.lwp_proc.p_fd.fget(fd).f_vnode
-    if vp is None or vp.v_type not in (VREG, VDIR):
+    if vp is None or vp.v_type not in (VREG, VDIR, VBLK):
         raise err(EINVAL)
     vp.fsync()
     return 0

@@ -15,7 +15,7 @@ from dfvm.kern.kern_event import POLL_READABLE, POLL_WRITABLE
 from dfvm.kern.vfs.mount import ST_NOSUID
 from dfvm.kern.vfs.overlay import OvlMount
 from dfvm.kern.vfs.tmpfs import TMPFS_MAGIC
-from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED, MMAP_ANON, VCHR
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, KCRED, MMAP_ANON, VBLK, VCHR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 65536  # bytes handed over at once
 _ZERO: Final = bytes(_CHUNK)
+LOOP_MAJOR: Final = 7  # of block devices
+LOOP_CONTROL: Final = (10, 237)
+DISK_GID: Final = 6  # the group "disk" of Debian and its kin
+_NLOOPS: Final = 8  # that have a node from the start
 _LIMIT: Final = 1 << 20  # bytes of regular files in /dev
 
 
 class Cdev:
-    """A character device. This base is one that cannot do anything."""
+    """A device. This base is one that cannot do anything."""
 
     __slots__ = ()
 
@@ -56,6 +60,9 @@ class Cdev:
     def d_poll(self, events: int) -> int:
         """Which of `events` hold."""
         return events & (POLL_READABLE | POLL_WRITABLE)
+
+    def d_fsync(self) -> None:
+        """Bring what was written to where it belongs. May block."""
 
     def d_mmap(self) -> int:
         """How it is mapped: MMAP_*."""
@@ -151,6 +158,10 @@ class DevMount(OvlMount):
         self.make_dev(b"full", 1, 7, 0o666, FullDev())
         self.make_dev(b"random", 1, 8, 0o666, RandomDev())
         self.make_dev(b"urandom", 1, 9, 0o666, RandomDev())
+        # Their devices are made when somebody opens them (kern/dev_loop.py).
+        self.make_node(b"loop-control", VCHR, *LOOP_CONTROL, 0o660, DISK_GID)
+        for number in range(_NLOOPS):
+            self.make_node(b"loop%d" % number, VBLK, LOOP_MAJOR, number, 0o660, DISK_GID)
         root.symlink(b"fd", b"/proc/self/fd", KCRED)
         for fd, name in enumerate((b"stdin", b"stdout", b"stderr")):
             root.symlink(name, b"/proc/self/fd/%d" % fd, KCRED)
@@ -159,9 +170,20 @@ class DevMount(OvlMount):
         self, name: bytes, major: int, minor: int, mode: int, dev: Cdev, gid: int = 0
     ) -> Vnode:
         """Add the device `dev` as /dev/`name` (no directories in it), owned by root."""
-        rdev = os.makedev(major, minor)
-        self.mnt_vfs.devices[rdev] = dev
+        self.mnt_vfs.devices[os.makedev(major, minor)] = dev
+        return self.make_node(name, VCHR, major, minor, mode, gid)
+
+    def make_node(
+        self, name: bytes, vtype: int, major: int, minor: int, mode: int, gid: int = 0
+    ) -> Vnode:
+        """Add the node of a device that is found by its number."""
         root = self.mnt_root
-        vp = root.vop_create(name, VCHR, mode, 0, gid, rdev)
+        vp = root.vop_create(name, vtype, mode, 0, gid, os.makedev(major, minor))
         root.cache_enter(name, vp)
         return vp
+
+    def remove_dev(self, name: bytes) -> None:
+        """The device `name` exists no more: its node goes, if it is there. May block."""
+        root = self.mnt_root
+        if root.lookup(name) is not None:
+            root.unlink(name, KCRED)

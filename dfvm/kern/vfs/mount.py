@@ -17,6 +17,7 @@ from dfvm.kern.vfs.hostfd import HostFds
 from dfvm.kern.vfs.vnode_param import KCRED, VDIR, VKEEP, VRECLAIMED, VREFD, VROOT
 
 if TYPE_CHECKING:
+    from dfvm.kern.dev_loop import Loop
     from dfvm.kern.vfs.devfs import Cdev
     from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.vm_init import VmSystem
@@ -191,7 +192,7 @@ class Vfs:
     """The file systems of one machine."""
 
     __slots__ = ("blockdevs", "devices", "fds", "filesystems", "inactive", "last_mntid",
-                 "maxinactive", "memory", "mountpoints", "mounts", "next_dev", "nwatches",
+                 "loops", "maxinactive", "memory", "mountpoints", "mounts", "next_dev", "nwatches",
                  "rename_cookie", "rootvnode", "vm")  # fmt: skip
 
     vm: VmSystem
@@ -207,6 +208,7 @@ class Vfs:
     maxinactive: int  # how many of them are kept
     devices: dict[int, Cdev]  # character devices by number (st_rdev)
     blockdevs: dict[int, Cdev]  # block devices, likewise
+    loops: dict[int, Loop]  # loop devices that somebody has asked for, by number
     next_dev: int  # minor number for the next file system without a device
     nwatches: int  # watches on files (inotify): while 0, events need not be made
     rename_cookie: int  # the last one: what makes one of the two events of a rename
@@ -223,6 +225,7 @@ class Vfs:
         self.maxinactive = MAXINACTIVE
         self.devices = {}
         self.blockdevs = {}
+        self.loops = {}
         self.next_dev = 0x40
         self.nwatches = 0
         self.rename_cookie = 0
@@ -368,6 +371,9 @@ class Vfs:
 
     def shutdown(self) -> None:
         """The machine ends: write what is to be written, close the host's files. May block."""
+        for loop in self.loops.values():
+            if loop.l_file is not None:
+                loop.clear()
         try:
             self.sync()
         finally:

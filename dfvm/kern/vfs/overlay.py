@@ -476,10 +476,8 @@ class OvlVnode(Vnode):
 
     def vop_open(self, fflag: int, cred: Cred) -> object | None:
         vtype = self.v_type
-        if vtype == VCHR:
+        if vtype in (VCHR, VBLK):
             return self.device_open(self.o_rdev, fflag, cred)
-        if vtype == VBLK:
-            raise err(ENXIO)
         lower = self.o_lower
         if lower is None:
             return None

@@ -250,9 +250,16 @@ def filesystems(kernel: Kernel) -> bytes:
 
 
 def devices(kernel: Kernel) -> bytes:
-    majors = ((1, "mem"), (5, "/dev/tty"), (5, "/dev/console"), (5, "/dev/ptmx"), (136, "pts"))
+    majors = (
+        (1, "mem"),
+        (5, "/dev/tty"),
+        (5, "/dev/console"),
+        (5, "/dev/ptmx"),
+        (10, "misc"),
+        (136, "pts"),
+    )
     lines = [f"{n:3} {name}" for n, name in majors]
-    return ("Character devices:\n" + "\n".join(lines) + "\n\nBlock devices:\n").encode()
+    return ("Character devices:\n" + "\n".join(lines) + "\n\nBlock devices:\n  7 loop\n").encode()
 
 
 def swaps(kernel: Kernel) -> bytes:

@@ -6,8 +6,10 @@ Source: Linux Documentation/ABI/stable/sysfs-devices-*, drivers/base/{cpu,node,t
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.vfs.devfs import LOOP_MAJOR
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.procfs import ProcDir, ProcFile, ProcLink, PseudoMount
 from dfvm.kern.vfs.vnode_param import FREAD, Vattr
@@ -15,6 +17,7 @@ from dfvm.kern.vfs.vnode_param import FREAD, Vattr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dfvm.kern.dev_loop import Loop
     from dfvm.kern.kernel import Kernel
     from dfvm.kern.vfs.mount import Vfs
     from dfvm.kern.vfs.procfs import ProcNode
@@ -66,6 +69,56 @@ def _topology(cpu: int) -> Tree:
         b"thread_siblings": lambda k: f"{1 << cpu:x}",
         b"thread_siblings_list": lambda k: str(cpu),
     }
+
+
+def _blockdev(loop: Loop) -> Tree:
+    tree: Tree = {
+        b"dev": lambda k: f"{LOOP_MAJOR}:{loop.l_number}",
+        b"queue": {
+            b"hw_sector_size": lambda k: str(loop.l_block),
+            b"logical_block_size": lambda k: str(loop.l_block),
+            b"physical_block_size": lambda k: str(loop.l_block),
+        },
+        b"removable": lambda k: "0",
+        b"ro": lambda k: str(int(loop.l_rdonly)),
+        b"size": lambda k: str(loop.l_size // 512),
+    }
+    if loop.l_file is not None:
+
+        def flag(bit: int) -> Callable[[Kernel], str]:
+            return lambda k: str(int(bool(loop.l_flags & bit)))
+
+        tree[b"loop"] = {
+            b"autoclear": flag(4),
+            b"backing_file": lambda k: os.fsdecode(loop.backing_name()),
+            b"dio": flag(16),
+            b"offset": lambda k: str(loop.l_offset),
+            b"partscan": flag(8),
+            b"sizelimit": lambda k: str(loop.l_sizelimit),
+        }
+    return tree
+
+
+class BlockDir(ProcDir):
+    """/sys/block: the loop devices that somebody has asked for."""
+
+    __slots__ = ()
+
+    def vop_lookup(self, name: bytes) -> Vnode | None:
+        self._fill()
+        return super().vop_lookup(name)
+
+    def _entries(self) -> list[tuple[bytes, int, int]]:
+        self._fill()
+        return super()._entries()
+
+    def _fill(self) -> None:
+        loops = self.kernel.vfs.loops
+        self.p_entries = {b"loop%d" % n: _entry(_blockdev(loop)) for n, loop in loops.items()}
+
+
+def _block(dvp: ProcDir, ino: int) -> ProcNode:
+    return BlockDir(dvp.v_mount, ino, {}, 0o755)
 
 
 def _tree(kernel: Kernel) -> Tree:
@@ -156,6 +209,7 @@ class SysRoot(ProcDir):
     def _fill(self) -> None:
         if not self.p_entries:
             self.p_entries = {name: _entry(v) for name, v in _tree(self.kernel).items()}
+            self.p_entries[b"block"] = _block
 
 
 class SysMount(PseudoMount):

@@ -92,6 +92,9 @@ def _holders(
         files.update(dict.fromkeys(unp_files(kernel.files)))
         bound = (so.unp_vnode for so in kernel.files.unix.un_sockets)
         holders.update(vp for vp in bound if vp is not None)
+    for loop in kernel.vfs.loops.values():
+        if loop.l_file is not None:
+            files[loop.l_file] = None
     for fp in files:
         vp = fp.f_vnode
         if vp is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dfvm.kern.tty import tty_attach
 from dfvm.kern.vfs.devfs import DevMount
-from dfvm.kern.vfs.mount import ST_NODEV, ST_NOSUID, Mount, Vfs
+from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount, Vfs
 from dfvm.kern.vfs.mqueuefs import MqMount
 from dfvm.kern.vfs.overlay import OVERLAY_MAGIC, OvlMount
 from dfvm.kern.vfs.procfs import ProcMount
@@ -49,8 +49,8 @@ def guest_path(root: bytes, path: bytes) -> bytes:
 
 
 def _tmp(vfs: Vfs, top: bytes) -> OvlMount:
-    # A mount of its own, whatever it is on the host.
-    flags = ST_NOSUID | ST_NODEV
+    # A mount of its own, whatever it is on the host, with the restrictions that hold there.
+    flags = os.statvfs(top).f_flag & (ST_NOSUID | ST_NODEV | ST_NOEXEC)
     return OvlMount(vfs, "overlay", OVERLAY_MAGIC, top, host_half(), flags, vfs.anon_dev())
 
 

@@ -630,6 +630,8 @@ class Vnode(VnodeOps):
                 vn_fsync(self)
             finally:
                 self.vrele()
+        elif self.v_rdev is not None:
+            self.v_rdev.d_fsync()
 
     def allocate(self, mode: int, off: int, length: int) -> None:
         """fallocate(2) on a file open for writing. May block."""
@@ -644,6 +646,10 @@ class Vnode(VnodeOps):
         """vop_open of a device with number `rdev`."""
         vfs = self.v_mount.mnt_vfs
         dev = (vfs.devices if self.v_type == VCHR else vfs.blockdevs).get(rdev)
+        if dev is None:
+            from dfvm.kern.dev_loop import loop_device  # which few programs need
+
+            dev = loop_device(vfs, self.v_type, rdev)
         if dev is None:
             raise err(ENXIO)
         self.v_rdev = dev

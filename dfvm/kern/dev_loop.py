@@ -88,6 +88,10 @@ BLKROGET: Final = 0x125E
 BLKRRPART: Final = 0x125F
 BLKGETSIZE: Final = 0x1260
 BLKFLSBUF: Final = 0x1261
+BLKRASET: Final = 0x1262
+BLKRAGET: Final = 0x1263
+BLKFRASET: Final = 0x1264
+BLKFRAGET: Final = 0x1265
 BLKSECTGET: Final = 0x1267
 BLKSSZGET: Final = 0x1268
 BLKDISCARD: Final = 0x1277
@@ -123,7 +127,8 @@ class Loop(Cdev):
     """One loop device."""
 
     __slots__ = ("l_block", "l_bsize", "l_file", "l_flags", "l_name", "l_number", "l_offset",
-                 "l_openers", "l_rdonly", "l_size", "l_sizelimit", "l_vfs")  # fmt: skip
+                 "l_openers", "l_rdonly", "l_readahead", "l_size", "l_sizelimit",
+                 "l_vfs")  # fmt: skip
 
     l_vfs: Vfs
     l_number: int
@@ -136,6 +141,7 @@ class Loop(Cdev):
     l_rdonly: bool  # nothing may be written: what was asked for last, of LOOP_* or BLKROSET
     l_block: int  # logical block size
     l_bsize: int  # what BLKBSZSET said
+    l_readahead: int  # sectors, as BLKRASET said
     l_name: bytes  # lo_file_name: what whoever set it up calls the file
 
     def __init__(self, vfs: Vfs, number: int) -> None:
@@ -144,6 +150,7 @@ class Loop(Cdev):
         self.l_openers = 0
         self.l_rdonly = False
         self.l_bsize = _PAGE
+        self.l_readahead = 256
         self._unbound()
 
     def _unbound(self) -> None:
@@ -354,6 +361,9 @@ class LoopFile(VnodeFile):
             if not loop.l_block <= value <= _BLOCK_MAX or value & (value - 1):
                 raise err(EINVAL)
             loop.l_bsize = value
+        elif cmd in (BLKRASET, BLKFRASET):
+            self._may_admin(lwp, EACCES)
+            loop.l_readahead = arg  # the file's pages have their own
         elif cmd == BLKFLSBUF:
             self._may_admin(lwp, EACCES)
             loop.d_fsync()
@@ -490,6 +500,8 @@ _NUMBERS: Final[dict[int, tuple[str, Callable[[Loop], int]]]] = {
     BLKBSZGET: ("<I", lambda loop: loop.l_bsize),
     BLKIOMIN: ("<I", lambda loop: loop.l_block),
     BLKIOOPT: ("<I", lambda loop: 0),
+    BLKRAGET: ("<Q", lambda loop: loop.l_readahead),
+    BLKFRAGET: ("<Q", lambda loop: loop.l_readahead),
     BLKALIGNOFF: ("<I", lambda loop: 0),
     BLKROGET: ("<I", lambda loop: loop.l_rdonly),
     BLKSECTGET: ("<H", lambda loop: _MAX_SECTORS),

@@ -100,9 +100,15 @@ def _blockdev(loop: Loop) -> Tree:
 
 
 class BlockDir(ProcDir):
-    """/sys/block: the loop devices that somebody has asked for."""
+    """/sys/block: the loop devices that somebody has asked for; and, by number, /sys/dev/block."""
 
-    __slots__ = ()
+    __slots__ = ("s_links",)
+
+    s_links: bool  # /sys/dev/block: links to what is in the other
+
+    def __init__(self, mount: PseudoMount, fileid: int, links: bool) -> None:
+        super().__init__(mount, fileid, {}, 0o755)
+        self.s_links = links
 
     def vop_lookup(self, name: bytes) -> Vnode | None:
         self._fill()
@@ -114,11 +120,23 @@ class BlockDir(ProcDir):
 
     def _fill(self) -> None:
         loops = self.kernel.vfs.loops
-        self.p_entries = {b"loop%d" % n: _entry(_blockdev(loop)) for n, loop in loops.items()}
+        if self.s_links:
+            self.p_entries = {b"%d:%d" % (LOOP_MAJOR, n): _entry(b"../../block/loop%d" % n)
+                              for n in loops}  # fmt: skip
+        else:
+            self.p_entries = {b"loop%d" % n: _entry(_blockdev(loop)) for n, loop in loops.items()}
 
 
 def _block(dvp: ProcDir, ino: int) -> ProcNode:
-    return BlockDir(dvp.v_mount, ino, {}, 0o755)
+    return BlockDir(dvp.v_mount, ino, False)
+
+
+def _dev(dvp: ProcDir, ino: int) -> ProcNode:
+    entries: dict[bytes, Callable[[ProcDir, int], ProcNode]] = {
+        b"block": lambda dvp, ino: BlockDir(dvp.v_mount, ino, True),
+        b"char": _entry({}),
+    }
+    return ProcDir(dvp.v_mount, ino, entries, 0o755)
 
 
 def _tree(kernel: Kernel) -> Tree:
@@ -131,7 +149,7 @@ def _tree(kernel: Kernel) -> Tree:
         b"block": {},
         b"bus": {},
         b"class": {},
-        b"dev": {b"block": {}, b"char": {}},
+        b"dev": {},
         b"devices": {
             b"system": {
                 b"cpu": {
@@ -210,6 +228,7 @@ class SysRoot(ProcDir):
         if not self.p_entries:
             self.p_entries = {name: _entry(v) for name, v in _tree(self.kernel).items()}
             self.p_entries[b"block"] = _block
+            self.p_entries[b"dev"] = _dev
 
 
 class SysMount(PseudoMount):

@@ -280,6 +280,7 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
         vp = None
         if fp is not None and fp.f_vnode is not None and not anonymous:
             vp = fp.f_vnode.vop_data()
+            fp.f_vnode.vop_mapped()
         # MAP_SHARED is one of MAP_SHARED_VALIDATE's bits.
         rv = vm_mmap(map, addr, size, bits, maximum, flags & (MAP_SHARED | MAP_FIXED), vp, offset)
         if rv != KERN_SUCCESS:

@@ -297,13 +297,14 @@ def test_tools() -> None:
     """util-linux and e2fsprogs find their way; what they make can't be mounted."""
     with Machine(check=True) as m:
         p = m.spawn(["/bin/sh", "-c", """
-            PATH=/sbin:/usr/sbin:$PATH; rm -rf /tmp/lt; mkdir /tmp/lt && cd /tmp/lt && truncate -s 4M img
+            PATH=/sbin:/usr/sbin:$PATH
+            rm -rf /tmp/lt; mkdir /tmp/lt && cd /tmp/lt && truncate -s 4M img
             losetup -f --show img && losetup -n -l -O NAME,OFFSET,BACK-FILE
             mkfs.ext4 -q -F /dev/loop0 && e2fsck -fn /dev/loop0 > /dev/null 2>&1; echo $?
             tail -c +1081 img | head -c 2 | od -An -tx1; blockdev --getsize64 /dev/loop0
             mkdir m; mount -t ext4 /dev/loop0 m > /dev/null 2>&1; echo $?
             mount -o loop -t tmpfs img m && df --output=target m | tail -n 1 && umount m
-            losetup -d /dev/loop0; losetup -a
+            losetup -d /dev/loop0; losetup -a; losetup /dev/loop1 img  # and stays so
         """], stdin=b"", stdout=PIPE, stderr=STDOUT)  # fmt: skip
         m.run(timeout=100)
         m.check()

@@ -384,6 +384,45 @@ def test_what_the_flags_do() -> None:
     )
 
 
+def test_more() -> None:
+    """What a remount leaves, mappings through a view, the caller's own root, no way up."""
+    _same(
+        r"""
+    T(mount("s", "a", "tmpfs", 0, 0)); put("a/f", "f"); int fd = opn("a/f", O_RDONLY);
+    unlink("a/f");
+    T(mount("s", "a", 0, MS_REMOUNT | MS_RDONLY, 0)); close(fd);
+    T(mount("s", "a", 0, MS_REMOUNT | MS_RDONLY, 0)); T(umount("a"));
+    /* what is not said of access times stays */
+    T(mount("s", "a", "tmpfs", MS_NOATIME, 0));
+    T(mount(0, "a", 0, MS_REMOUNT | MS_BIND | MS_NODEV, 0)); T(info("a"));
+    T(mount(0, "a", 0, MS_REMOUNT, 0)); T(info("a"));
+    T(mount(0, "a", 0, MS_REMOUNT | MS_RELATIME, 0)); T(info("a"));
+    T(mount(0, "a", 0, MS_REMOUNT | MS_SYNCHRONOUS, 0)); T(info("a"));
+    /* mapped through a view first */
+    T(mount("a", "b", 0, MS_BIND, 0)); put("a/g", "g"); fd = opn("b/g", O_RDWR);
+    char *m = mmap(0, 4096, 3, MAP_SHARED, fd, 0); close(fd); T(umount("b")); m[0] = 'G';
+    T(get("a/g"));
+    char line[300], *want = "none"; FILE *f = fopen("/proc/self/maps", "r");
+    while (fgets(line, 300, f)) if (strstr(line, "/g\n")) want = "there"; fclose(f); puts(want);
+    munmap(m, 4096); T(umount("b")); T(umount("a"));
+    /* the caller's own root: a view, and a file system */
+    T(mount("s", "a", "tmpfs", 0, 0)); mkdir("a/x", 0755); T(mount("a", "b", 0, MS_BIND, 0));
+    fflush(stdout);
+    if (!fork()) {
+        chroot("b"); chdir("/"); T(umount2("/", MNT_EXPIRE)); T(umount("/")); T(put("/y", ""));
+        T(mkdir("/x/z", 0755));
+        T(rmdir("/x")); T(chdir("..")); T(access("../x", F_OK)); fflush(stdout); _exit(0);
+    }
+    wait(0); T(info("a")); T(info("b")); T(put("a/y", "")); T(umount("b")); T(umount("a"));
+    /* a directory that leaves what the view shows: there is no way up */
+    mkdir("a/v", 0755); mkdir("a/v/w", 0755); T(mount("a/v", "b", 0, MS_BIND, 0)); chdir("b/w");
+    char o[300], n[300]; sprintf(o, "%s/a/v/w", base); sprintf(n, "%s/a/w", base); T(rename(o, n));
+    T(access("../v", F_OK)); T(access("../../a", F_OK)); chdir(base); T(umount("b"));
+""",
+        "e7e5e1ff2b903655",
+    )
+
+
 def _shell(m: Machine, script: str) -> str:
     p = m.spawn([_BUSYBOX, "sh", "-c", script], stdin=b"", stdout=PIPE, stderr=STDOUT)
     m.run(timeout=60)
@@ -417,6 +456,10 @@ def test_busybox() -> None:
         vfs = m.kernel.vfs
         assert [fs.mnt_fstype for fs in vfs.filesystems].count("tmpfs") == 1  # /dev/shm
         assert not vfs.mountpoints
+        objects = [obj for bucket in m.kernel.vm.object_hash for obj in bucket]
+        assert not [
+            obj for obj in objects if getattr(obj.handle, "v_mount", vfs.mounts[0]).mnt_dead
+        ]
 
 
 @pytest.mark.skipif(not os.path.exists(_BUSYBOX), reason="no busybox")

@@ -219,6 +219,9 @@ class NullVnode(Vnode):
     def vop_magic(self, cred: Cred) -> Vnode:
         return self.n_lower.vop_magic(cred)
 
+    def vop_mapped(self) -> None:
+        self.v_mount.n_mapped[self] = None
+
     def vop_mounton(self) -> None:
         self.n_lower.vop_mounton()
 
@@ -308,12 +311,13 @@ for _name in _SHARED:
 class NullMount(Mount):
     """A view of (a part of) a file system."""
 
-    __slots__ = ("n_nodes", "n_root", "n_used")
+    __slots__ = ("n_mapped", "n_nodes", "n_root", "n_used")
 
     mnt_root: NullVnode
     n_root: Vnode  # the vnode below the root; never changes
     n_nodes: WeakValueDictionary[Vnode, NullVnode]  # by the vnode below
     n_used: dict[NullVnode, None]  # those with references
+    n_mapped: dict[NullVnode, None]  # those that were mapped, and may still be
 
     def __init__(self, of: Mount, root: Vnode, flags: int) -> None:
         """A view of what lies at `root`, a vnode of the file system `of`, with flags (ST_MOUNT)
@@ -325,6 +329,7 @@ class NullMount(Mount):
         self.n_root = root
         self.n_nodes = WeakValueDictionary()
         self.n_used = {}
+        self.n_mapped = {}
         self.set_flags(flags)
         self.mnt_root = self.node(root)
         self.mnt_root.vref()
@@ -335,6 +340,16 @@ class NullMount(Mount):
         if vp is None:
             vp = self.n_nodes[lower] = NullVnode(self, lower)
         return vp
+
+    def is_mapped(self) -> bool:
+        """Is a file mapped that was mapped through this view? (Which of the mappings that it has
+        were made through it, nobody knows.)"""
+        for vp in list(self.n_mapped):
+            object = vp.v_object
+            if object is not None and object.backing_list:
+                return True
+            del self.n_mapped[vp]
+        return False
 
     def statfs(self) -> Statfs:
         sf = self.mnt_fs.statfs()

@@ -299,6 +299,8 @@ def mount_busy(mount: Mount) -> bool:
     if _children(mount):
         return True
     root = mount.mnt_root
+    if isinstance(mount, NullMount) and mount.is_mapped():
+        return True
     if mount.mnt_inuse == 1 and root.v_usecount == 1:
         return False
     if mount.mnt_fs is not mount:

@@ -158,6 +158,9 @@ class VnodeOps:
         view shows of it (nullfs.py)."""
         raise NotImplementedError
 
+    def vop_mapped(self) -> None:
+        """The file was mapped."""
+
     def vop_mounton(self) -> None:
         """Something is about to be mounted over a name in this directory: from now on a lookup of
         the directory leads to this vnode.

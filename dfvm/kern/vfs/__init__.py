@@ -12,12 +12,14 @@ vfs_vnops.py vn_open: open(2)'s rules
 vfs_notify.py events, for those who watch files (inotify)
 seals.py     what can no longer be done to a file of memfd_create
 mount.py     Vfs (one for each machine), Mount
+vfs_mount.py mounting, unmounting, moving
+nullfs.py    a file system at one more place (bind mounts)
 vfs_init.py  what is mounted on a new machine
 store.py     what lies under a regular file's pages
 hostfd.py    the host's file descriptors, opened late and bounded
 overlay.py   files in memory over an optional host directory (the root, /tmp)
 hostfs.py    host directories written through (--rw)
-tmpfs.py     files in memory with a size limit
+tmpfs.py     files in memory with limits on their size and number
 mqueuefs.py  /dev/mqueue: POSIX message queues
 devfs.py     /dev
 procfs.py    /proc; procfs_system.py, procfs_proc.py, procfs_maps.py, procfs_query.py,

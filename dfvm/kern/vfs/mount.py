@@ -2,7 +2,7 @@
 
 A file system is mounted over a name in a directory, whether or not there is a file of that name
 below: so /proc needs nothing on the host. Lookups find the root of a mount in the name cache of the
-directory like any other name.
+directory like any other name. What may be mounted, moved and unmounted is in vfs_mount.py.
 
 Source: DragonFly sys/sys/mount.h, sys/kern/vfs_mount.c; the recycling of vnodes is that of
 sys/kern/vfs_lock.c, simplified to one queue with a reference bit.

@@ -8,7 +8,20 @@ nothing is runnable this is where the whole machine waits.
 from __future__ import annotations
 
 from collections import deque
-from os import EFD_CLOEXEC, EFD_NONBLOCK, close, eventfd, eventfd_read, eventfd_write, getpid
+from os import (
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    O_CLOEXEC,
+    O_NONBLOCK,
+    close,
+    eventfd,
+    eventfd_read,
+    eventfd_write,
+    getpid,
+    pipe2,
+    read,
+    write,
+)  # fmt: skip
 from time import sleep
 from typing import TYPE_CHECKING, Final
 
@@ -30,18 +43,21 @@ POLLNVAL: Final = 0x020
 
 _LONGEST_MS: Final = (1 << 31) - 1  # what poll(2) can be told
 _ALWAYS: Final = POLLERR | POLLHUP | POLLNVAL  # reported whether asked for or not
+_PIPE_BYTES: Final = 65536  # as much as a pipe holds
 
 
 class HostEvents:
     """What the host may tell us."""
 
-    __slots__ = ("_eventfd", "_pid", "_poller", "_posted", "_waiters")
+    __slots__ = ("_eventfd", "_others", "_pid", "_poller", "_posted", "_sigpipe", "_waiters")
 
     _waiters: dict[int, dict[Thread, int]]  # fd → who waits there, and for which events
     _posted: deque[tuple[Callable[..., object], tuple[object, ...]]]  # calls to make when safe
     _poller: poll | None  # knows _eventfd and every fd of _waiters; made when first needed
     _eventfd: int  # wakes the idle wait; -1 until the first one
     _pid: int  # the host's process that _eventfd was made by
+    _sigpipe: tuple[int, int] | None  # Python writes into it when a signal comes; see listen()
+    _others: int  # where it wrote that before; -1 for nowhere
 
     def __init__(self) -> None:
         self._waiters = {}
@@ -49,6 +65,8 @@ class HostEvents:
         self._poller = None
         self._eventfd = -1
         self._pid = 0
+        self._sigpipe = None
+        self._others = -1
 
     def close(self) -> None:
         """Give the host its descriptor back. Nobody waits any more; post() is harmless."""
@@ -80,6 +98,50 @@ class HostEvents:
         while posted:
             fn, args = posted.popleft()
             fn(*args)
+
+    # -- host signals ---------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Until unlisten(), a signal of the host's ends the idle wait even if it comes just before
+        that begins. Python calls a handler only between two of its own instructions, and so would
+        call it after the wait; but what set_wakeup_fd names is written to at once. In a host
+        thread that is not Python's main one no handler is called anyway."""
+        import signal
+
+        if self._sigpipe is not None:
+            return
+        r, w = pipe2(O_CLOEXEC | O_NONBLOCK)
+        try:
+            self._others = signal.set_wakeup_fd(w, warn_on_full_buffer=False)
+        except ValueError:
+            close(r)
+            close(w)
+            return
+        self._sigpipe = r, w
+        if self._poller is not None:
+            self._poller.register(r, POLLIN)
+
+    def unlisten(self) -> None:
+        """Undo listen(). What came meanwhile is passed on to whoever listened before."""
+        if self._sigpipe is None:
+            return
+        import signal
+
+        (r, w), self._sigpipe = self._sigpipe, None
+        signal.set_wakeup_fd(self._others)
+        if self._poller is not None:
+            self._poller.unregister(r)
+        self._signalled(r)
+        close(r)
+        close(w)
+
+    def _signalled(self, r: int) -> None:
+        try:
+            numbers = read(r, _PIPE_BYTES)
+            if self._others >= 0:
+                write(self._others, numbers)
+        except OSError:
+            pass  # none came, or whoever listened before has more than it can take
 
     # -- host file descriptors ------------------------------------------------------------------
 
@@ -134,6 +196,8 @@ class HostEvents:
             self._pid = getpid()
             poller = self._poller = make_poll()
             poller.register(self._eventfd, POLLIN)
+            if self._sigpipe is not None:
+                poller.register(self._sigpipe[0], POLLIN)
         return poller
 
     def poll(self) -> list[tuple[Thread, int, int]]:
@@ -158,6 +222,9 @@ class HostEvents:
         for fd, revents in self._get_poller().poll(timeout_ms):
             if fd == self._eventfd:
                 eventfd_read(fd)
+                continue
+            if self._sigpipe is not None and fd == self._sigpipe[0]:
+                self._signalled(fd)
                 continue
             for td, wanted in self._waiters[fd].items():
                 got = revents & (wanted | _ALWAYS)

@@ -584,6 +584,7 @@ class Scheduler(Synch):
         self._running = True
         self._until = until
         restore = self._catch_sigint()
+        self._events.listen()
         try:
             if self._abort is not None:  # from before: there was nobody to wake
                 self._raise_abort()
@@ -592,6 +593,7 @@ class Scheduler(Synch):
         finally:
             self._running = False
             self._until = None
+            self._events.unlisten()
             restore()
 
     def _catch_sigint(self) -> Callable[[], object]:

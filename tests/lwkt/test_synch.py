@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from errno import EINTR, EWOULDBLOCK
@@ -210,6 +211,26 @@ def test_two_threads_wait_for_one_descriptor(sched: Scheduler) -> None:
     os.close(r)
     os.close(w)
     assert done == ["in 0", "out 0"]
+
+
+def test_who_listened_for_host_signals_before_hears_of_them(sched: Scheduler) -> None:
+    """asyncio, for example, has its signal handlers called by way of set_wakeup_fd."""
+    r, w = os.pipe2(os.O_NONBLOCK)
+    before = signal.signal(signal.SIGUSR1, lambda signo, frame: sched.post(sched.wakeup, "x"))
+    listened = signal.set_wakeup_fd(w)
+    try:
+        sched.create(lambda: signal.raise_signal(signal.SIGUSR1))
+        sched.create(sched.tsleep_ns, "x", 0, "x", 60_000 * MS)
+        sched.run()
+        assert os.read(r, 9) == bytes([signal.SIGUSR1])
+        sched.create(lambda: signal.raise_signal(signal.SIGUSR1))
+        sched.run()
+        assert os.read(r, 9) == bytes([signal.SIGUSR1])
+    finally:
+        assert signal.set_wakeup_fd(listened) == w
+        signal.signal(signal.SIGUSR1, before)
+        os.close(r)
+        os.close(w)
 
 
 def test_another_host_thread_may_post(sched: Scheduler) -> None:

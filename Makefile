@@ -34,9 +34,10 @@ guests: setup
 setup: $(VENV)/.installed system
 
 # With system first: the native half of dfvm/machine is compiled here.
-$(VENV)/.installed: pyproject.toml $(wildcard dfvm/machine/native/*.[ch]) | system
+$(VENV)/.installed: pyproject.toml tools/launcher.sh $(wildcard dfvm/machine/native/*.[ch]) | system
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
+	tools/launcher.sh $(abspath $(VENV))/bin/python $(VENV)/bin/dfvm
 	touch $@
 
 # Programs of other people that the tests run, and a compiler for ours. Installed where we may;

@@ -12,12 +12,15 @@ named, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own costs its import, and this is the first thing dfvm does
 if TYPE_CHECKING:
+    from typing import Any
+
     from dfvm.kern.machine import INHERIT, PIPE, STDOUT, Deadlock, Machine, Panic, Process
 
-__all__ = ["INHERIT", "PIPE", "STDOUT", "Deadlock", "Machine", "Panic", "Process"]
+__version__ = "0.1.0"
+
+__all__ = ["INHERIT", "PIPE", "STDOUT", "Deadlock", "Machine", "Panic", "Process", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -539,7 +539,15 @@ class Machine:
         with self._entered() as kernel, kernel.vcpu.catching():
             self._run(kernel, None if timeout == inf else timeout, until)
 
-    def _run(self, kernel: Kernel, timeout: float | None, until: Process | None) -> None:
+    def run_last(self, process: Process) -> None:
+        """run(until=process) for a host process that stands for this program and then ends, as
+        `dfvm run` does: signals that come when the program has ended already are ignored."""
+        with self._entered() as kernel, kernel.vcpu.catching():
+            self._run(kernel, None, process, last=True)
+
+    def _run(
+        self, kernel: Kernel, timeout: float | None, until: Process | None, last: bool = False
+    ) -> None:
         sched = kernel.sched
         if sched.broken:
             panic(sched.broken)
@@ -555,7 +563,7 @@ class Machine:
         if timeout is not None:
             callout = sched.callout(max(int(timeout * 1e9), 0), expire)
         kernel.vcpu.start_clock()
-        signals = HostSignals(kernel.files, self._alive)
+        signals = HostSignals(kernel.files, self._alive, last)
         if any(q.hears_host for q in self._programs if q.exit_status is None):
             signals.install()
             sched.signals_can_come = True

@@ -136,7 +136,6 @@ _FORWARDED: Final = (SIGINT, SIGQUIT, SIGHUP, SIGTERM, SIGWINCH, SIGTSTP)
 _PASSED_ON: Final = (
     SIGUSR1, SIGUSR2, SIGALRM, SIGSTKFLT, SIGURG, SIGXCPU, SIGVTALRM, SIGPROF, SIGIO, SIGPWR
 )  # fmt: skip
-HOST_SIGNALS: Final = frozenset((*_FORWARDED, *_PASSED_ON))
 
 
 class Tty:
@@ -598,15 +597,19 @@ class HostSignals:
     """Job control between the host and the machine: the signals that the host sends to the dfvm
     process, and the stops of its programs."""
 
-    __slots__ = ("_launcher", "_old", "_programs", "_table")
+    __slots__ = ("_last", "_launcher", "_old", "_programs", "_table")
 
     _table: FileTable
+    _last: bool  # the host's process ends with the programs: signals that come later are too late
     _programs: Callable[[], Iterable[Proc]]  # those the machine was asked to run, alive
     _old: dict[int, Any]  # what the signals did before; empty while not installed
     _launcher: Proc | None  # the programs' parent, whose thread waits for them to stop
 
-    def __init__(self, table: FileTable, programs: Callable[[], Iterable[Proc]]) -> None:
+    def __init__(
+        self, table: FileTable, programs: Callable[[], Iterable[Proc]], last: bool
+    ) -> None:
         self._table = table
+        self._last = last
         self._programs = programs
         self._old = {}
         self._launcher = None
@@ -634,11 +637,14 @@ class HostSignals:
             return
 
     def remove(self) -> None:
-        """Back to how it was, the terminals included."""
+        """Back to how it was, the terminals included; or, when the process ends with the programs,
+        deaf at once: what they wrote is still to be written to the host, all of it, whatever
+        somebody sends them who does not know yet that they have ended."""
         import signal
 
         for signo, old in self._old.items():
-            signal.signal(signo, old)
+            late = self._last and signo not in (SIGTSTP, SIGCONT)
+            signal.signal(signo, signal.SIG_IGN if late else old)
         self._old.clear()
         self._programs = tuple  # the launcher's thread has yet to end: it must not keep the machine
         if self._launcher is not None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 from errno import EBADF
 from typing import TYPE_CHECKING, Final, NoReturn
+
+import dfvm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,12 +42,9 @@ GC_THRESHOLDS: Final = (50_000, 20, 20)
 
 
 def main() -> NoReturn:
-    """Run the command that the process was started with, and end with its exit status."""
+    """Run the command that the process was started with, and end with its exit status. What
+    signals do until a program runs has been settled (dfvm/__main__.py)."""
     gc.set_threshold(*GC_THRESHOLDS)
-    # Until a program runs, which then gets it, ^C ends us as it would have ended the program; and
-    # not at a place where Python happens to look for it.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = command(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -55,6 +53,8 @@ def main() -> NoReturn:
         except OSError:
             pass  # whoever wrote it has noticed
     if status == INTERRUPTED:
+        import signal
+
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     # Every file is closed; what Python has left to do is to free the objects of a machine one by
@@ -79,9 +79,10 @@ def command(args: list[str]) -> int:
     if name in ("-h", "--help", "help"):
         return show(USAGE)
     if name == "--version":
-        from importlib.metadata import version
+        from unicorn.unicorn_py3.unicorn import uc_version
 
-        return show(f"dfvm {version('dfvm')}\n")
+        major, minor, rest = uc_version()  # the library's own word, not that of its Python part
+        return show(f"dfvm {dfvm.__version__}, Unicorn {major}.{minor}.{rest >> 8 & 0xFF}\n")
     said = f"no command {quoted(name)}" if name else "a command is needed"
     complain("dfvm", f"{said}{suggestion(name, COMMANDS)}; try dfvm --help")
     return EXIT_USAGE
@@ -134,5 +135,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # python -m dfvm.tools.main; python -m dfvm is the same
+    from dfvm.__main__ import main as start
+
+    start()

@@ -65,9 +65,7 @@ def run_machine(prog: str, args: Any, prepare: Callable[[Machine], None]) -> int
             except Panic as e:
                 complain(prog, f"panic: {e}\n{machine.kernel.sched.deadlock_report()}")
                 return EXIT_PANIC
-            finally:
-                _finish_undisturbed()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # of prepare's (interrupt_run), which knows why; none is the user's
         return EXIT_INTERRUPTED
     except Exception as e:
         # A bug of the kernel's. Whoever runs a program is told where; who hunts it runs the same
@@ -87,7 +85,7 @@ def run_program(prog: str, args: Any, machine: Machine) -> int:
         meant = " (or --stats=FILE?)" if args.stats == "-" and e.errno == ENOENT else ""
         complain(prog, f"{shown(args.program)}: {e.strerror}{meant}")
         return EXIT_NOT_FOUND if e.errno in (ENOENT, ENOTDIR) else EXIT_CANNOT_RUN
-    machine.run(until=process)
+    machine.run_last(process)
     if process.proc.p_xstat & 0x7F == SIGINT and machine.kernel.files.host_ttys:
         return INTERRUPTED
     status = process.exit_status
@@ -111,17 +109,6 @@ def write_stats(prog: str, args: Any, machine: Machine, file: TextIO | None) -> 
         complain(prog, f"--stats: {shown(args.stats)}: {e.strerror}")
         return EXIT_USAGE
     return 0
-
-
-def _finish_undisturbed() -> None:
-    """The program has ended. What it wrote below --rw goes to the host now: all of it, even if
-    somebody presses ^C once more, or sends it another signal."""
-    import signal
-
-    from dfvm.kern.tty import HOST_SIGNALS
-
-    for signo in HOST_SIGNALS - {signal.SIGTSTP}:
-        signal.signal(signo, signal.SIG_IGN)
 
 
 def _where(e: BaseException) -> str:

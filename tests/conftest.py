@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.spec import REQUIREMENTS
 
@@ -17,9 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 GUEST_BIN = ROOT / "guest" / "bin"
 
 # What is tried at random is the same in each run, so that a failure is one of the change that was
-# made. HYPOTHESIS_PROFILE=explore looks for others.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("explore", print_blob=True)
+# made. HYPOTHESIS_PROFILE=explore looks for others, also where CI is set, which is enough for
+# Hypothesis to derandomize. How long an example takes says how busy the host is.
+_ANY_TIME = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", _ANY_TIME, derandomize=True)
+settings.register_profile("explore", _ANY_TIME, derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # A shell starts what it runs in the background with these ignored, nohup another; programs inherit

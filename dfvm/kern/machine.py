@@ -1,11 +1,11 @@
 """Machine: the face of it all to whoever embeds it, the command line included.
 
-from dfvm import PIPE, Machine
+    from dfvm import PIPE, Machine
 
-with Machine(mem="64M") as m:
-    p = m.spawn(["/usr/bin/busybox", "cat"], stdin=b"hello\\n", stdout=PIPE)
-    m.run()
-    assert p.exit_status == 0 and p.stdout == b"hello\\n"
+    with Machine(mem="64M") as m:
+        p = m.spawn(["/usr/bin/busybox", "cat"], stdin=b"hello\\n", stdout=PIPE)
+        m.run()
+        assert p.exit_status == 0 and p.stdout == b"hello\\n"
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Processes: exec, fork, exit, wait, signals, scheduling, time, and the system calls.
 
     kernel.py        what is global in a kernel; boot
-    machine.py       Machine: the face to whoever embeds it
+    machine.py       Machine: the face to whoever embeds it; machine_args.py: what it is given
     trap.py          where the guest enters the kernel
     proc.py          Proc, Lwp, Pgrp, Session
     kern_fork.py     fork, vfork, clone, unshare

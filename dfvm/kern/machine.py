@@ -6,6 +6,8 @@
         p = m.spawn(["/usr/bin/busybox", "cat"], stdin=b"hello\\n", stdout=PIPE)
         m.run()
         assert p.exit_status == 0 and p.stdout == b"hello\\n"
+
+`machine_args.py` says what arguments must be like.
 """
 
 from __future__ import annotations
@@ -13,17 +15,30 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from math import inf
-from operator import index
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.host_file import InputFile, OutputFile, host_stdio, reserve_stdio
 from dfvm.kern.kern_descrip import NR_OPEN
-from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOMEM, ENOTDIR, err
+from dfvm.kern.kern_errno import EACCES, EBADF, ENOENT, ENOTDIR, err
 from dfvm.kern.kern_exec import ImageParams, exec_args_given, exec_check, kern_execve
 from dfvm.kern.kern_fork import alloc_pgid, alloc_pid, newproc, start_lwp
-from dfvm.kern.kern_sig import NSIG, SIG_IGN, SIGPIPE, SIGSYS, SIGXFSZ, SigActs, ksignal
+from dfvm.kern.kern_sig import SIG_IGN, SIGPIPE, SIGSYS, SIGXFSZ, SigActs, ksignal
 from dfvm.kern.kernel import Kernel
+from dfvm.kern.machine_args import (
+    INHERIT,
+    PIPE,
+    STDOUT,
+    argv_arg,
+    bool_arg,
+    env_arg,
+    mem_arg,
+    ncpu_arg,
+    path_arg,
+    paths_arg,
+    sig_arg,
+    stream_arg,
+    timeout_arg,
+)  # fmt: skip
 from dfvm.kern.proc import (
     P_CONTROLT,
     RLIM_NLIMITS,
@@ -47,7 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from os import PathLike
     from types import TracebackType
-    from typing import IO
+    from typing import IO, NoReturn, Self
 
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp
@@ -56,33 +71,8 @@ if TYPE_CHECKING:
 
 __all__ = ["INHERIT", "PIPE", "STDOUT", "Deadlock", "Machine", "Panic", "Process"]
 
-PIPE: Final = -1  # collect the output
-INHERIT: Final = None  # the host's own descriptor
-STDOUT: Final = -2  # standard error goes where standard output goes
-
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LARGE_PAGE: Final = 2 << 20
-MEM_MIN: Final = 8 << 20
-NCPU_MAX: Final = 1024
 _DIRECTORY: Final = NAMEI_FOLLOW | NAMEI_DIRECTORY
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes from a number, or a number with K, M, G or T behind it.
-
-    :raises ValueError: when it is neither.
-    :raises TypeError: likewise.
-    """
-    if isinstance(text, int):
-        return text
-    if not isinstance(text, str):
-        raise TypeError(f"a size is a number or a string, not {text!r}")
-    number, unit = text.strip().upper(), ""
-    if number and not number[-1].isdecimal():
-        number, unit = number[:-1], number[-1]
-    if unit not in _UNITS or not (number.isascii() and number.isdecimal()) or len(number) > 18:
-        raise ValueError(f"size {text!r} is not a number with K, M, G or T behind it")
-    return int(number) * _UNITS[unit]
 
 
 @contextmanager
@@ -118,7 +108,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _about(path: str | bytes | PathLike[str]) -> Iterator[None]:
+def _about(path: bytes) -> Iterator[None]:
     """An error meanwhile is about this file."""
     try:
         yield
@@ -158,50 +148,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _environment(env: Mapping[str, str]) -> list[bytes]:
-    """The strings of an environment.
-
-    :raises ValueError: for a name with a "=", or a zero byte.
-    """
-    strings = []
-    for name, value in env.items():
-        pair = os.fsencode(name), os.fsencode(value)
-        if b"=" in pair[0]:
-            raise ValueError(f"a = in {name!r}, which is to be the name of a variable")
-        strings.append(_string(b"=".join(pair)))
-    return strings
-
-
-def _string(text: str | bytes | PathLike[str]) -> bytes:
-    """A string as programs get them.
-
-    :raises ValueError: for one with a zero byte, where it would end.
-    """
-    data = os.fsencode(text)
-    if b"\0" in data:
-        raise ValueError(f"a zero byte in {text!r}")
-    return data
-
-
-def _stream(name: str, what: bytes | int | IO[Any] | None) -> bytes | int | None:
-    """What was given for a standard stream: data, a descriptor, or PIPE, STDOUT or INHERIT.
-
-    :raises ValueError: when it can't be that stream.
-    """
-    if isinstance(what, (bytearray, memoryview)):
-        what = bytes(what)
-    if isinstance(what, bytes) and name == "stdin":
-        return what
-    if what is not None and not isinstance(what, int):
-        if isinstance(what, (bytes, str)) or not hasattr(what, "fileno"):
-            raise TypeError(f"{name}: {what!r} is no descriptor or file")
-        return what.fileno()
-    special = {"stdin": (), "stdout": (PIPE,), "stderr": (PIPE, STDOUT)}[name]
-    if what is not None and what < 0 and what not in special:
-        raise ValueError(f"{name} can't be {what}")
-    return what
 
 
 def _psignal(proc: Proc, sig: int) -> None:
@@ -262,26 +208,28 @@ class Process:
 
         :raises ValueError: when there is no signal of that number.
         """
-        sig = index(sig)
-        if not 0 <= sig <= NSIG:
-            raise ValueError(f"no signal {sig}")
+        sig = sig_arg(sig)
         if sig:
             self.proc.kernel.sched.post(_psignal, self.proc, sig)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Process can't be copied or pickled: it is in its machine's kernel")
 
 
 class Machine:
     """A computer with DragonFly's virtual memory, running Linux programs. It is used by the thread
     that made it, one call at a time: any other one is a RuntimeError.
 
-    :param mem: RAM, in bytes or as "64M"; at least 8 MiB.
+    :param mem: RAM, in bytes or as "64M", "64MiB" or "1.5G" (powers of 1024); at least 8 MiB, and
+        less than 1 TiB.
     :param root: host directory that is the root of the file system; None is the host's own. It is
         visible read-only, and what programs change is kept in memory.
     :param rw: directories in which changes are made on the host itself.
     :param env: environment for programs that are given none; None is the host's.
     :param check: verify the machine's state along the way and at the end.
     :param ncpu: CPUs that programs are told of.
-    :raises ValueError: for a size or a number of CPUs that makes no sense, or an `rw` that is not
-        below the root.
+    :raises TypeError: for an argument of another kind.
+    :raises ValueError: for one that makes no sense, or an `rw` that is not below the root.
     :raises OSError: when the host has not that much memory, or a directory does not exist.
     """
 
@@ -291,6 +239,7 @@ class Machine:
     _busy: bool  # a call of run() and the like is under way
     _host_root: bool  # the guest's file names are the host's
     _programs: list[Process]
+    _size: int  # of RAM, in bytes
 
     def __init__(
         self,
@@ -301,26 +250,22 @@ class Machine:
         check: bool = False,
         ncpu: int = 1,
     ) -> None:
-        size = parse_size(mem)
-        if size < MEM_MIN:
-            raise ValueError(f"a machine needs at least {MEM_MIN >> 20}M of memory, not {mem}")
-        if not 1 <= ncpu <= NCPU_MAX:
-            raise ValueError(f"a machine has 1 to {NCPU_MAX} CPUs, not {ncpu}")
-        if isinstance(rw, (str, bytes)):
-            raise TypeError(f"rw is a list of directories, not {rw!r}")
-        size = (size + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
-        if size > sys.maxsize:
-            raise err(ENOMEM)
+        size = (mem_arg(mem) + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
+        cpus, checking = ncpu_arg(ncpu), bool_arg("check", check)
+        place = b"/" if root is None else path_arg("root", root)
+        shared = [os.path.abspath(name) for name in paths_arg("rw", rw)]
+        if env is not None:
+            env_arg(env)
         reserve_stdio()
         self._busy = False
-        self._env = os.environ if env is None else env
+        self._env = os.environ if env is None else dict(env)
         self._host_root = root is None
-        self.root = "/" if root is None else os.fsdecode(root)
+        self.root = os.fsdecode(place)
         self._programs = []
-        shared = [os.path.abspath(os.fsencode(name)) for name in rw]
+        self._size = size
         try:
             with _uninterrupted():
-                self.kernel = Kernel(size, os.fsencode(self.root), shared, ncpu, check)
+                self.kernel = Kernel(size, place, shared, cpus, checking)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -371,18 +316,18 @@ class Machine:
         :param env: its environment; None is the machine's.
         :param cwd: where it starts; None is where the host's process is.
         :raises OSError: when it can't be run; the errno is that of execve.
-        :raises ValueError: for arguments that make no sense.
+        :raises TypeError: for an argument of another kind.
+        :raises ValueError: for one that makes no sense.
         """
-        if isinstance(argv, (str, bytes)):
-            raise TypeError(f"argv is a list of words, not {argv!r}")
-        args = [_string(arg) for arg in argv]
-        if not args:
-            raise ValueError("no program to run")
+        args = argv_arg(argv)
         env = self._env if env is None else env
-        envp = _environment(env)
-        given = _stream("stdin", stdin), _stream("stdout", stdout), _stream("stderr", stderr)
+        envp = env_arg(env)
+        given = (
+            stream_arg("stdin", stdin), stream_arg("stdout", stdout), stream_arg("stderr", stderr)
+        )  # fmt: skip
+        place = None if cwd is None else path_arg("cwd", cwd)
         with self._entered(), _uninterrupted():
-            return self._spawn(args, envp, env.get("PATH"), given, cwd)
+            return self._spawn(args, envp, env.get("PATH"), given, place)
 
     def _spawn(
         self,
@@ -390,7 +335,7 @@ class Machine:
         envp: list[bytes],
         path: str | None,
         given: tuple[bytes | int | None, ...],
-        cwd: str | PathLike[str] | None,
+        cwd: bytes | None,
     ) -> Process:
         kernel = self.kernel
         stdin, stdout, stderr = given
@@ -418,7 +363,7 @@ class Machine:
         self._programs.append(process)
         return process
 
-    def _new_program(self, cwd: str | PathLike[str] | None) -> tuple[Proc, Lwp]:
+    def _new_program(self, cwd: bytes | None) -> tuple[Proc, Lwp]:
         """A child of the launcher with everything but a program."""
         kernel = self.kernel
         parent = kernel.launcher
@@ -447,11 +392,11 @@ class Machine:
             raise
         return p, lp
 
-    def _chdir(self, p: Proc, cwd: str | PathLike[str] | None) -> None:
+    def _chdir(self, p: Proc, cwd: bytes | None) -> None:
         root = self.kernel.vfs.rootvnode
         if cwd is not None:
             with _about(cwd):
-                p.p_fs.set_cdir(namei(root, root, os.fsencode(cwd), p.p_ucred, _DIRECTORY))
+                p.p_fs.set_cdir(namei(root, root, cwd, p.p_ucred, _DIRECTORY))
         elif self._host_root:
             try:
                 p.p_fs.set_cdir(namei(root, root, os.getcwdb(), p.p_ucred, _DIRECTORY))
@@ -486,7 +431,8 @@ class Machine:
             else:
                 fp = host_stdio(table, fd if what is None else what)
                 if fp is None and what is not None:
-                    raise err(EBADF)
+                    with _about((b"stdin", b"stdout", b"stderr")[fd]):
+                        raise err(EBADF)
                 files.append(fp)
         for fd, fp in enumerate(files):
             if fp is None:
@@ -526,18 +472,23 @@ class Machine:
         sends us (SIGINT, SIGTERM, SIGTSTP …) are handed on to it, and it may wait for them for
         ever. Without one nothing can come from outside, and waiting for ever is a Deadlock.
 
-        :param timeout: seconds after which to give up.
+        :param timeout: seconds after which to give up; None is never.
         :raises TimeoutError: they are over; everything stays as it is and can be run on.
         :raises KeyboardInterrupt: likewise.
         :raises Deadlock: nothing can run, and nothing can change that.
         :raises Panic: the machine's state is broken; as it is once any other exception (of a signal
             handler, for example) has come out of here.
-        :raises ValueError: `until` is another machine's.
+        :raises TypeError: for an argument of another kind.
+        :raises ValueError: `until` is another machine's, or `timeout` is no number.
         """
-        if until is not None and until.proc.kernel is not self.kernel:
-            raise ValueError(f"{until!r} is another machine's")
+        timeout_ns = timeout_arg(timeout)
+        if until is not None:
+            if not isinstance(until, Process):
+                raise TypeError(f"until: a Process that spawn() returned, or None, not {until!r}")
+            if until.proc.kernel is not self.kernel:
+                raise ValueError(f"until: {until!r} is another machine's")
         with self._entered() as kernel, kernel.vcpu.catching():
-            self._run(kernel, None if timeout == inf else timeout, until)
+            self._run(kernel, timeout_ns, until)
 
     def run_last(self, process: Process) -> None:
         """run(until=process) for a host process that stands for this program and then ends, as
@@ -546,7 +497,7 @@ class Machine:
             self._run(kernel, None, process, last=True)
 
     def _run(
-        self, kernel: Kernel, timeout: float | None, until: Process | None, last: bool = False
+        self, kernel: Kernel, timeout_ns: int | None, until: Process | None, last: bool = False
     ) -> None:
         sched = kernel.sched
         if sched.broken:
@@ -560,15 +511,15 @@ class Machine:
 
         proc = None if until is None else until.proc
         callout = None
-        if timeout is not None:
-            callout = sched.callout(max(int(timeout * 1e9), 0), expire)
+        if timeout_ns is not None:
+            callout = sched.callout(timeout_ns, expire)
         kernel.vcpu.start_clock()
         signals = HostSignals(kernel.files, self._alive, last)
         if any(q.hears_host for q in self._programs if q.exit_status is None):
             signals.install()
             sched.signals_can_come = True
         try:
-            if timeout is None and proc is None:
+            if timeout_ns is None and proc is None:
                 sched.run()
             else:
                 sched.run(lambda: over or (proc is not None and proc.p_stat == SZOMB))
@@ -578,7 +529,8 @@ class Machine:
             if callout is not None:
                 callout.stop()
         if over:
-            raise TimeoutError(f"the machine still runs after {timeout} s")
+            assert timeout_ns is not None, "nothing else makes it be over"
+            raise TimeoutError(f"the machine still runs after {timeout_ns / 1e9:g} s")
         if kernel.checking:
             kernel.check_if_resting()
 
@@ -618,6 +570,19 @@ class Machine:
                 del self.kernel
                 kernel.shutdown()
 
+    def __repr__(self) -> str:
+        size = self.__dict__.get("_size", 0)
+        if "kernel" not in self.__dict__:
+            return f"<Machine {size >> 20}M, closed>"
+        state = "running, " if self._busy else ""
+        alive, programs = len(self._alive()), len(self._programs)
+        return f"<Machine {size >> 20}M, {state}{alive} of {programs} programs alive>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "a Machine can't be copied or pickled: it is memory and threads of this process"
+        )
+
     def __del__(self) -> None:
         kernel: Kernel | None = self.__dict__.get("kernel")
         if kernel is None or sys.is_finalizing():
@@ -628,7 +593,7 @@ class Machine:
         if kernel.sched.at_home():
             self.close()
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         assert self.kernel is not None, "a closed one says so here"
         return self
 

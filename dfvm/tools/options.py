@@ -79,14 +79,15 @@ def parse_mem(text: str) -> int:
 
     :raises UsageError: when it is no size, too little to start, or more than the host has.
     """
-    from dfvm.kern.machine import MEM_MIN, parse_size
+    from dfvm.kern.machine_args import SIZES, mem_wrong, parse_size
 
     try:
         size = parse_size(text)
     except ValueError:
-        raise UsageError(f"--mem: {quoted(text)} is not a size (for example 64M or 1G)") from None
-    if size < MEM_MIN:
-        raise UsageError(f"--mem: {text} is too little; the least is {MEM_MIN >> 20}M")
+        raise UsageError(f"--mem: {quoted(text)} is not a size ({SIZES})") from None
+    wrong = mem_wrong(size)
+    if wrong:
+        raise UsageError(f"--mem: {text} is {wrong}")
     if size > host_memory():
         have = host_memory() >> 20
         raise UsageError(f"--mem: {text} is more than this host has ({have}M)")
@@ -103,7 +104,7 @@ def run_parser(prog: str, description: str) -> OneLineParser:
         "--mem",
         metavar="SIZE",
         default="256M",
-        help="RAM of the machine: at least 8M (default 256M)",
+        help="RAM of the machine: at least 8M (default 256M); 64M, 64MiB and 1.5G are sizes",
     )
     parser.add_argument(
         "--root", metavar="DIR", help="directory the program sees as /; nothing outside is visible"
@@ -199,7 +200,7 @@ def make_machine(args: Any) -> Machine:
         what = f"--mem: {args.mem}" if e.filename is None else shown(os.fsdecode(e.filename))
         raise UsageError(f"{what}: {e.strerror}") from None
     except ValueError as e:
-        raise UsageError(f"--rw: {e}") from None
+        raise UsageError(f"--{e}") from None
 
 
 def open_output(what: str, path: str) -> TextIO:

@@ -25,6 +25,12 @@ _FREE_MIN: Final = 32  # pages: v_free_min is at least that
 VMSTATS_ADJ_LIMIT: Final = 1024  # pages one CPU may keep to itself
 
 
+def _shown(counters: VmStats | VmMeter) -> str:
+    values = ((name, getattr(counters, name)) for name in type(counters).__slots__)
+    names = " ".join(f"{name}={value}" for name, value in values if value)
+    return f"<{type(counters).__name__} {names or 'all 0'}>"
+
+
 class VmStats:
     """struct vmstats: how many pages are where, and the marks that paging goes by. In pages.
 
@@ -81,6 +87,9 @@ class VmStats:
         self.v_paging_target1 = 0
         self.v_paging_target2 = 0
         self.v_inactive_target = 0
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class VmStatsAdj:
@@ -165,6 +174,9 @@ class VmMeter:
     def __init__(self) -> None:
         for name in VmMeter.__slots__:
             setattr(self, name, 0)
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
 
 class Globaldata:

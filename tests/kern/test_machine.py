@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import pytest
 import dfvm
 from dfvm import PIPE, STDOUT, Machine
 from dfvm.kern.kernel import Kernel
-from dfvm.kern.machine import parse_size
 from dfvm.lwkt.lwkt_thread import Deadlock
 from dfvm.lwkt.panic import Panic
 from dfvm.machine.cpu import PCB_PAGES
@@ -370,38 +368,6 @@ def test_forgotten_machine() -> None:
     assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
 
 
-BAD_ARGUMENTS: list[tuple[type[Exception], dict[str, Any]]] = [
-    (TypeError, {"argv": BUSYBOX}),
-    (TypeError, {"argv": [BUSYBOX, 1]}),
-    (ValueError, {"argv": []}),
-    (ValueError, {"argv": [BUSYBOX, "a\0b"]}),
-    (ValueError, {"env": {"A=B": "C"}}),
-    (ValueError, {"env": {"A": "x\0y"}}),
-    (TypeError, {"env": {"A": 1}}),
-    (TypeError, {"stdin": "text"}),
-    (ValueError, {"stdin": PIPE}),
-    (ValueError, {"stdin": io.BytesIO()}),
-    (ValueError, {"stdout": STDOUT}),
-    (ValueError, {"stderr": -7}),
-    (TypeError, {"stdout": b"x"}),
-    (OSError, {"stdout": 999}),
-    (FileNotFoundError, {"argv": [""]}),
-    (FileNotFoundError, {"cwd": "/no/such"}),
-    (NotADirectoryError, {"cwd": "/etc/passwd"}),
-]
-
-
-@pytest.mark.parametrize(("error", "given"), BAD_ARGUMENTS, ids=range(len(BAD_ARGUMENTS)))
-def test_bad_arguments(error: type[Exception], given: dict[str, Any]) -> None:
-    with Machine(mem="16M") as m:
-        with pytest.raises(error):
-            m.spawn(**{"argv": [BUSYBOX, "true"], **given})
-        m.check()
-        p = m.spawn([BUSYBOX, "true"])
-        m.run()
-        assert p.exit_status == 0
-
-
 def test_errors_name_the_file() -> None:
     with Machine(mem="16M") as m:
         with pytest.raises(OSError) as info:
@@ -437,22 +403,6 @@ def test_files_as_streams(tmp_path: Path) -> None:
         m.run()
     assert (tmp_path / "out").read_text() == "text"
     assert p.stdout == b"bytes"
-
-
-def test_no_such_signal() -> None:
-    with Machine(mem="16M") as m:
-        p = m.spawn([BUSYBOX, "sleep", "100"])
-        for sig in (-1, 65):
-            with pytest.raises(ValueError):
-                p.kill(sig)
-        for odd in (15.0, "15", None):
-            with pytest.raises(TypeError):
-                p.kill(odd)  # type: ignore[arg-type]
-        p.kill(0)
-        p.kill(15)
-        m.run()
-        assert p.exit_status == 128 + 15
-        m.check()
 
 
 def test_calls_during_a_run_are_refused() -> None:
@@ -576,14 +526,6 @@ def test_until_another_machines_program() -> None:
             m.run(until=p)
 
 
-def test_for_ever_is_a_timeout_too() -> None:
-    with Machine(mem="16M") as m:
-        p = m.spawn([BUSYBOX, "true"])
-        assert repr(p) == f"<Process {p.pid} busybox>"
-        m.run(timeout=float("inf"))
-        assert repr(p) == f"<Process {p.pid} busybox, exit status 0>"
-
-
 def test_a_signal_handler_that_raises() -> None:
     """Ends the run, be it that it hit a callback of the engine's, and the machine with it."""
 
@@ -667,41 +609,6 @@ def test_checker_sees_a_broken_machine() -> None:
             m.check()
         m.kernel.vfs.rootvnode.vrele()
         m.check()
-
-
-SIZES = [("64M", 64 << 20), ("1G", 1 << 30), ("8192k", 8 << 20), ("16777216", 16 << 20), (5, 5)]
-NO_SIZES = ["", "M", "x", "64X", "-64M", "6 4M", "1.5G", "64MM", "0x10", "9" * 30, "٣M"]
-
-
-@pytest.mark.parametrize(("text", "size"), SIZES)
-def test_sizes(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", NO_SIZES)
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError):
-        parse_size(text)
-
-
-def test_impossible_machines() -> None:
-    for mem in ("1M", "0", "64"):
-        with pytest.raises(ValueError):
-            Machine(mem=mem)
-    for ncpu in (0, 1_000_000):
-        with pytest.raises(ValueError):
-            Machine(ncpu=ncpu)
-    for odd in ({"mem": None}, {"mem": 1.5}, {"rw": "/tmp"}):
-        with pytest.raises(TypeError):
-            Machine(**odd)  # type: ignore[arg-type]
-    with pytest.raises(OSError):
-        Machine(mem="4000000T")
-    with pytest.raises(OSError):
-        Machine(mem=1 << 100)
-    with pytest.raises(FileNotFoundError):
-        Machine(root="/no/such/root")
-    with pytest.raises(FileNotFoundError):
-        Machine(rw=["/no/such/directory"])
 
 
 @pytest.mark.spec("KERN-1", "MAP-15")

@@ -44,7 +44,7 @@ def guest_path(root: bytes, path: bytes) -> bytes:
         return b"/"
     prefix = top if top.endswith(b"/") else top + b"/"
     if not real.startswith(prefix):
-        raise ValueError(f"{os.fsdecode(path)!r} is not below the root directory")
+        raise ValueError(f"rw: {os.fsdecode(path)!r} is not below the root directory")
     return b"/" + real[len(prefix) :]
 
 

@@ -5,10 +5,11 @@ where the terminal is Linux's own.
 from __future__ import annotations
 
 from file_util import T
-from guest_util import same
+from guest_util import SLEEPS, same
 
 P = (
     T
+    + SLEEPS
     + r"""
 #include <termios.h>
 static int m, s;
@@ -17,11 +18,18 @@ static void open_(void) {
     }
     s = open(ptsname(m), O_RDWR | O_NOCTTY); if (s < 0) { T(-1); exit(1); }
 }
-/* What can be read now. Linux brings it there in the background: give it time. */
+/* Linux brings what was typed to the line discipline, and what that echoes to the master, in the
+   background. Whoever polls and finds nothing waits for that (n_tty_poll, tty_buffer_flush_work),
+   so first the one end is polled and then the other. */
+static void settle(void) {
+    struct pollfd p = {s, POLLIN}, q = {m, POLLIN};
+    poll(&p, 1, 0); poll(&q, 1, 0);
+}
+/* What can be read now: a line of the slave's, all of the master's. */
 static void show(const char *what, int fd) {
-    struct pollfd p = {fd, POLLIN};
-    poll(&p, 1, 60); usleep(8000); fcntl(fd, F_SETFL, O_NONBLOCK);
-    long n = read(fd, buf, 2000);
+    settle(); fcntl(fd, F_SETFL, O_NONBLOCK);
+    long n = read(fd, buf, 2000), more;
+    while (fd == m && n > 0 && (more = read(fd, buf + n, 2000 - n)) > 0) n += more;
     printf("%s: %ld [", what, n < 0 ? -errno : n);
     for (long i = 0; i < n; i++)
         if (buf[i] >= 32 && buf[i] < 127) putchar(buf[i]); else printf("\\%03o", buf[i] & 255);
@@ -35,7 +43,6 @@ static struct termios t_;
     tcgetattr(s, &t_); t_.c_##field = (t_.c_##field & ~off) | on; tcsetattr(s, TCSANOW, &t_); }
 CHANGE(iflag) CHANGE(oflag) CHANGE(lflag)
 static void cc(int i, int v) { tcgetattr(s, &t_); t_.c_cc[i] = v; tcsetattr(s, TCSANOW, &t_); }
-static void settle(void) { usleep(20000); }
 """
 )
 
@@ -120,16 +127,15 @@ int main() {
     struct termios t, o; tcgetattr(s, &o); t = o; cfmakeraw(&t); T(tcsetattr(s, TCSANOW, &t));
     show("m", m); show("s", s); type("a\rb\nc\003\004\177"); cc(VMIN, 0); T(read(s, buf, 10));
     write(m, "xyz", 3); settle(); T(read(s, buf, 2)); T(read(s, buf, 10)); cc(VTIME, 1);
-    long a = ms(); T(read(s, buf, 10));
-    long d = ms() - a; T(d >= 90 && d < 400);
-    if (!fork()) { usleep(20000); write(m, "q", 1); _exit(0); } T(read(s, buf, 10)); wait(0);
-    cc(VMIN, 3); if (!fork()) { usleep(20000); write(m, "ab", 2); _exit(0); } T(read(s, buf, 10));
-    wait(0);
+    long a = ms(); T(read(s, buf, 10)); T(ms() - a >= 90); cc(VTIME, 250); int parent = getpid();
+    if (!fork()) { sleeps(parent); write(m, "q", 1); _exit(0); } T(read(s, buf, 10)); wait(0);
+    cc(VTIME, 1); cc(VMIN, 3);
+    if (!fork()) { sleeps(parent); write(m, "ab", 2); _exit(0); } T(read(s, buf, 10)); wait(0);
     if (!fork()) { write(m, "abcd", 4); _exit(0); } wait(0); settle(); T(read(s, buf, 2));
     T(read(s, buf, 10));
     cc(VTIME, 0); cc(VMIN, 5); write(m, "1234", 4); settle(); struct pollfd p = {s, POLLIN};
     T(poll(&p, 1, 0)); write(m, "5", 1);
-    T(poll(&p, 1, 100)); T(read(s, buf, 100)); write(m, "ahead", 5); settle();
+    T(poll(&p, 1, -1)); T(read(s, buf, 100)); write(m, "ahead", 5); settle();
     T(tcsetattr(s, TCSANOW, &o)); show("canon", s);
     write(m, "gone", 4); settle(); T(tcsetattr(s, TCSAFLUSH, &o)); type("new\n");
     return 0;
@@ -153,12 +159,11 @@ int main() {
         write(p[1], "y", 1); pause(); _exit(0);
     }
     close(s); char c; const char *keys[] = {"\003", "\034", "\032"};
-    for (int i = 0; i < 3; i++) { read(p[0], &c, 1); usleep(20000); write(m, "typed", 5);
-    write(m, keys[i], 1); }
-    read(p[0], &c, 1); usleep(20000); struct winsize w = {1, 2}; T(ioctl(m, TIOCSWINSZ, &w));
+    for (int i = 0; i < 3; i++) { read(p[0], &c, 1); write(m, "typed", 5); write(m, keys[i], 1); }
+    read(p[0], &c, 1); struct winsize w = {1, 2}; T(ioctl(m, TIOCSWINSZ, &w));
     T(ioctl(m, TIOCSIG, SIGTERM));
     ioctl(m, TIOCSIG, SIGINT); read(p[0], &c, 1);
-    show("echo", m); s = open(ptsname(m), O_RDWR | O_NOCTTY); fcntl(s, F_SETFL, O_NONBLOCK);
+    s = open(ptsname(m), O_RDWR | O_NOCTTY); show("echo", m); fcntl(s, F_SETFL, O_NONBLOCK);
     write(m, "\023", 1); settle(); T(write(s, "held", 4)); show("m", m); write(m, "\021", 1);
     fcntl(s, F_SETFL, O_NONBLOCK); settle(); T(write(s, "ok", 2)); show("m", m);
     fcntl(s, F_SETFL, 0); T(tcflow(s, TCOOFF)); fcntl(s, F_SETFL, O_NONBLOCK);
@@ -173,17 +178,20 @@ def test_a_session_on_it() -> None:
     same(P + r"""
 static void h(int n) { write(2, n == SIGHUP ? "H" : "C", 1); }
 int main() {
-    m = posix_openpt(O_RDWR); unlockpt(m); int p[2]; pipe(p); char *n = ptsname(m);
+    m = posix_openpt(O_RDWR); unlockpt(m); int p[2], q[2]; pipe(p); pipe(q);
+    char *n = ptsname(m), c;
     int pid = fork();
     if (!pid) {
         close(m); dup2(p[1], 2); setsid(); T(open("/dev/tty", O_RDWR)); s = open(n, O_RDWR);
         int t = open("/dev/tty", O_RDWR);
         T(t > 0); T(tcgetsid(t) == getpid()); T(tcgetpgrp(t) == getpid()); signal(SIGHUP, h);
         signal(SIGCONT, h);
-        fflush(stdout); dup2(s, 0); char l[20]; T(read(0, l, 20)); T(read(0, l, 20));
+        fflush(stdout); dup2(s, 0); char l[20]; write(q[1], "x", 1); T(read(0, l, 20));
+        fflush(stdout); write(q[1], "x", 1); T(read(0, l, 20));
         T(read(t, l, 20)); T(tcgetpgrp(0)); T(open("/dev/tty", O_RDWR)); _exit(0);
     }
-    usleep(50000); write(m, "line\n", 5); usleep(50000); close(m); waitpid(pid, 0, 0);
+    read(q[0], &c, 1); write(m, "line\n", 5); read(q[0], &c, 1); sleeps(pid); close(m);
+    waitpid(pid, 0, 0);
     fcntl(p[0], F_SETFL, O_NONBLOCK); long k = read(p[0], buf, 10); T(k); buf[k] = 0; puts(buf);
     T(access(n, 0));
     return 0;

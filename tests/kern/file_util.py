@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from guest_util import SLEEPS
+
 T = r"""
 #include <dirent.h>
 #include <limits.h>
@@ -39,3 +41,4 @@ static const char *get_(const char *name) {
     return buf;
 }
 """
+T += SLEEPS

@@ -54,19 +54,30 @@ static int child(void (*fn)(void))
 }
 """
 
-# Wait until process `pid` sleeps.
+# For tests in which one is to act when another one waits, however long that takes. A process that
+# a signal wakes does not count as asleep from the moment of kill() on.
 SLEEPS = r"""
-static void sleeps(int pid)
+/* Wait until process `pid` is in one of these states. */
+static void comes_to(int pid, const char *states)
 {
     char path[40], text[200];
     sprintf(path, "/proc/%d/stat", pid);
     for (;;) {
         int fd = open(path, O_RDONLY), n = read(fd, text, sizeof text - 1);
         close(fd);
+        if (n <= 0) return; /* it is gone */
         text[n] = 0;
-        if (strstr(text, ") S")) return;
+        if (strchr(states, strrchr(text, ')')[2])) return;
         sched_yield();
     }
+}
+static void sleeps(int pid) { comes_to(pid, "S"); }
+/* Have `sig` sent to the caller once it sleeps, by a child that wait() does not know of. */
+static void when_asleep(int sig)
+{
+    int me = getpid();
+    fflush(stdout);
+    if (!syscall(SYS_clone, 0, 0, 0, 0, 0)) { sleeps(me); kill(me, sig); _exit(0); }
 }
 """
 

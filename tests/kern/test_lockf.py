@@ -90,7 +90,7 @@ int main() {
         int r = lk(fd, F_SETLKW, F_WRLCK, 0, 10); printf("child got it: %d\n", r); fflush(stdout);
         _exit(0);
     }
-    read(p[0], &c, 1); usleep(50000);
+    read(p[0], &c, 1); sleeps(pid);
     T(lk(fd, F_SETLKW, F_WRLCK, 20, 10)); T(lk(fd, F_SETLK, F_WRLCK, 20, 10));
     int r = lk(fd, F_SETLK, F_UNLCK, 0, 10);  // told when the child has told what it made of it
     waitpid(pid, 0, 0); T(r); T(lk(fd, F_SETLKW, F_WRLCK, 20, 10));
@@ -101,13 +101,15 @@ int main() {
 def test_deadlock_of_three() -> None:
     same(L + r"""
 int main() {
-    int fd = open("f", O_RDWR | O_CREAT, 0644);
+    int fd = open("f", O_RDWR | O_CREAT, 0644), held[2], go[2]; pipe(held); pipe(go);
     for (int i = 0; i < 3; i++)
         if (!fork()) {
-            lk(fd, F_SETLKW, F_WRLCK, i, 1); usleep(50000 + 30000 * i);
+            lk(fd, F_SETLKW, F_WRLCK, i, 1); char c; write(held[1], "x", 1); read(go[0], &c, 1);
             int r = lk(fd, F_SETLKW, F_WRLCK, (i + 1) % 3, 1);
             _exit(r < 0 ? errno : 0);
         }
+    for (int i = 0; i < 3; i++) read(held[0], buf, 1);
+    for (int i = 0; i < 3; i++) write(go[1], "x", 1);
     int st, dead = 0, fine = 0;
     while (wait(&st) > 0) { dead += st >> 8 == EDEADLK; fine += st == 0; }
     T(dead); T(fine);
@@ -122,8 +124,8 @@ int main() {
     int fd = open("f", O_RDWR | O_CREAT, 0644), g = open("f", O_RDWR);
     lk(fd, F_OFD_SETLK, F_WRLCK, 0, 0);
     struct sigaction sa = {.sa_handler = h}; sigaction(SIGALRM, &sa, 0);
-    struct itimerval it = {{0, 0}, {0, 20000}}; setitimer(ITIMER_REAL, &it, 0);
-    T(lk(g, F_OFD_SETLKW, F_RDLCK, 0, 1)); T(flock(fd, LOCK_EX)); setitimer(ITIMER_REAL, &it, 0);
+    when_asleep(SIGALRM); T(lk(g, F_OFD_SETLKW, F_RDLCK, 0, 1)); T(flock(fd, LOCK_EX));
+    when_asleep(SIGALRM);
     T(flock(g, LOCK_SH));
     return 0;
 }""")  # fmt: skip
@@ -140,7 +142,7 @@ int main() {
     T(flock(b, LOCK_SH | LOCK_NB)); T(lk(b, F_SETLK, F_RDLCK, 0, 0)); T(flock(a, 0));
     T(flock(a, 3)); T(flock(99, LOCK_SH));
     T(close(a)); T(flock(b, LOCK_SH | LOCK_NB)); int pid = fork();
-    if (!pid) { usleep(30000); flock(c, LOCK_UN); _exit(0); }
+    if (!pid) { sleeps(getppid()); flock(c, LOCK_UN); _exit(0); }
     T(flock(b, LOCK_EX)); waitpid(pid, 0, 0); T(close(c));
     if (!(pid = fork())) { T(flock(b, LOCK_UN)); _exit(0); }
     waitpid(pid, 0, 0); a = open("f", O_RDWR); T(flock(a, LOCK_EX | LOCK_NB));

@@ -116,7 +116,7 @@ int main() {
     close(p[0]); pipe(p); close(p[0]); T(write(p[1], "x", 1)); T(got); T(info.si_code);
     T(info.si_pid == getpid()); T(write(p[1], "", 0)); T(got);
     pipe(p); int pid = fork();
-    if (!pid) { usleep(30000); close(p[1]); read(p[0], buf, 100); close(p[0]); _exit(0); }
+    if (!pid) { close(p[1]); sleeps(getppid()); read(p[0], buf, 100); close(p[0]); _exit(0); }
     close(p[0]); T(write(p[1], buf, 200000)); T(got); waitpid(pid, 0, 0);
     signal(SIGPIPE, SIG_DFL);
     if (!(pid = fork())) { write(p[1], "x", 1); _exit(0); }
@@ -131,15 +131,17 @@ static void h(int s) { }
 int main() {
     struct sigaction sa = {.sa_handler = h}; sigaction(SIGALRM, &sa, 0);
     int p[2]; pipe(p);
-    struct itimerval it = {{0, 0}, {0, 20000}};
-    setitimer(ITIMER_REAL, &it, 0); T(read(p[0], buf, 1));
-    setitimer(ITIMER_REAL, &it, 0); T(write(p[1], buf, 100000));
+    when_asleep(SIGALRM); T(read(p[0], buf, 1));
+    when_asleep(SIGALRM); T(write(p[1], buf, 100000));
     fcntl(p[0], F_SETFL, O_NONBLOCK); long n = 0, r;
     while ((r = read(p[0], buf, 100000)) > 0) n += r; T(n);
     fcntl(p[0], F_SETFL, 0);
     sa.sa_flags = SA_RESTART; sigaction(SIGALRM, &sa, 0);
-    if (!fork()) { usleep(60000); write(p[1], "late", 4); _exit(0); }
-    setitimer(ITIMER_REAL, &it, 0); T(read(p[0], buf, 10));
+    if (!fork()) {
+        int pp = getppid(); sleeps(pp); kill(pp, SIGALRM); sleeps(pp); write(p[1], "late", 4);
+        _exit(0);
+    }
+    T(read(p[0], buf, 10));
     return 0;
 }""")  # fmt: skip
 
@@ -195,10 +197,9 @@ def test_fifo_open_is_interrupted() -> None:
 static void h(int s) { }
 int main() {
     struct sigaction sa = {.sa_handler = h}; sigaction(SIGALRM, &sa, 0);
-    struct itimerval it = {{0, 0}, {0, 20000}};
     mkfifo("p", 0600);
-    setitimer(ITIMER_REAL, &it, 0); T(open("p", O_RDONLY)); setitimer(ITIMER_REAL, &it, 0);
-    T(open("p", O_WRONLY));
+    when_asleep(SIGALRM); T(open("p", O_RDONLY));
+    when_asleep(SIGALRM); T(open("p", O_WRONLY));
     T(open("p", O_RDWR));
     return 0;
 }""")  # fmt: skip

@@ -36,11 +36,11 @@ int main() {
     int p[40][2]; struct pollfd pf[40];
     for (int i = 0; i < 40; i++) { pipe(p[i]); pf[i] = (struct pollfd){p[i][0], POLLIN}; }
     if (!fork()) {
-        for (int i = 39; i >= 0; i -= 13) { usleep(20000); write(p[i][1], "x", 1); }
+        for (int i = 39; i >= 0; i -= 13) { sleeps(getppid()); write(p[i][1], "x", 1); }
         _exit(0);
     }
     for (int n = 0; n < 4; n++) {
-        int r = poll(pf, 40, 5000);
+        int r = poll(pf, 40, -1);
         for (int i = 0; i < 40; i++) if (pf[i].revents) {
         printf("%d: %d %x\n", r, i, pf[i].revents); read(p[i][0], buf, 9); }
     }
@@ -95,11 +95,10 @@ int main() {
     kill(getpid(), SIGUSR1); T(ppoll(&pf, 1, 0, &all)); T(got);
     T(syscall(SYS_ppoll, &pf, 1, 0, &none, 5));
     sigprocmask(SIG_SETMASK, &none, 0); T(got); got = 0; read(p[0], buf, 9);
-    struct itimerval it = {{0, 0}, {0, 20000}}; setitimer(ITIMER_REAL, &it, 0);
-    T(poll(&pf, 1, -1)); T(got);
-    setitimer(ITIMER_REAL, &it, 0); T(select(p[0] + 1, &r, 0, 0, 0)); int ep = epoll_create(1);
-    setitimer(ITIMER_REAL, &it, 0); struct epoll_event ev; T(epoll_wait(ep, &ev, 1, -1));
-    signal(SIGALRM, SIG_IGN); setitimer(ITIMER_REAL, &it, 0); T(poll(&pf, 1, 50));
+    when_asleep(SIGALRM); T(poll(&pf, 1, -1)); T(got);
+    when_asleep(SIGALRM); T(select(p[0] + 1, &r, 0, 0, 0)); int ep = epoll_create(1);
+    when_asleep(SIGALRM); struct epoll_event ev; T(epoll_wait(ep, &ev, 1, -1));
+    signal(SIGALRM, SIG_IGN); when_asleep(SIGALRM); T(poll(&pf, 1, 50));
     return 0;
 }""")  # fmt: skip
 
@@ -108,9 +107,9 @@ def test_stop_and_continue_do_not_end_a_poll() -> None:
     same(T + r"""
 int main() {
     int p[2]; pipe(p); int pid = fork();
-    if (!pid) { struct pollfd pf = {p[0], POLLIN}; T(poll(&pf, 1, 5000)); _exit(0); }
-    usleep(30000); kill(pid, SIGSTOP); waitpid(pid, 0, WUNTRACED); kill(pid, SIGCONT);
-    usleep(30000);
+    if (!pid) { struct pollfd pf = {p[0], POLLIN}; T(poll(&pf, 1, -1)); _exit(0); }
+    sleeps(pid); kill(pid, SIGSTOP); waitpid(pid, 0, WUNTRACED); kill(pid, SIGCONT);
+    sleeps(pid);
     write(p[1], "x", 1); waitpid(pid, 0, 0);
     return 0;
 }""")  # fmt: skip
@@ -165,15 +164,15 @@ int main() {
     int p[30][2], ep = epoll_create1(0), seen[30] = {0};
     for (int i = 0; i < 30; i++) { pipe(p[i]); struct epoll_event ev = {EPOLLIN, {.u32 = i}};
     epoll_ctl(ep, 1, p[i][0], &ev); }
-    if (!fork()) { usleep(20000); for (int i = 0; i < 30; i++) write(p[i][1], "x", 1); _exit(0); }
+    if (!fork()) { for (int i = 0; i < 30; i++) write(p[i][1], "x", 1); _exit(0); }
     wait(0);
     for (int n = 0; n < 30; n++) { struct epoll_event ev;
     if (epoll_wait(ep, &ev, 1, 1000) == 1) seen[ev.data.u32]++; }
     int bad = 0; for (int i = 0; i < 30; i++) bad += seen[i] != 1; T(bad);
     struct pollfd pf = {ep, POLLIN}; T(poll(&pf, 1, 0)); T(pf.revents);
     for (int i = 0; i < 30; i++) read(p[i][0], buf, 1);
-    T(poll(&pf, 1, 0)); if (!fork()) { usleep(20000); write(p[7][1], "x", 1); _exit(0); }
-    T(poll(&pf, 1, 2000)); struct epoll_event ev[3]; T(epoll_wait(ep, ev, 3, -1));
+    T(poll(&pf, 1, 0)); if (!fork()) { sleeps(getppid()); write(p[7][1], "x", 1); _exit(0); }
+    T(poll(&pf, 1, -1)); struct epoll_event ev[3]; T(epoll_wait(ep, ev, 3, -1));
     T(ev[0].data.u32);
     return 0;
 }""")  # fmt: skip
@@ -286,7 +285,7 @@ int main() {
     T(read(e, &v, 8)); T(v == -2ull);
     T(poll(&pf, 1, 0)); T(pf.revents); T(eventfd(0, 5555555)); T(lseek(e, 0, 0));
     T(fcntl(e, F_GETFL));
-    int b = eventfd(0, 0); if (!fork()) { usleep(20000); v = 5; write(b, &v, 8); _exit(0); }
+    int b = eventfd(0, 0); if (!fork()) { sleeps(getppid()); v = 5; write(b, &v, 8); _exit(0); }
     T(read(b, &v, 8)); T(v);
     return 0;
 }""")  # fmt: skip

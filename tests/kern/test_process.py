@@ -245,8 +245,12 @@ def test_many_children_and_orphans() -> None:
     int main(void) {
         for (int i = 0; i < 60; i++)
             if (!fork()) {
+                int gone[2];
+                pipe(gone);
                 if (!fork()) {
-                    usleep(1000);
+                    char c;
+                    close(gone[1]);
+                    read(gone[0], &c, 1); /* until its parent is gone */
                     _exit(0);
                 }
                 _exit(i);

@@ -5,11 +5,10 @@ where the terminal is Linux's own.
 from __future__ import annotations
 
 from file_util import T
-from guest_util import SLEEPS, same
+from guest_util import same
 
 P = (
     T
-    + SLEEPS
     + r"""
 #include <termios.h>
 static int m, s;

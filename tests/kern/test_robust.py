@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.kern.guest_util import same
+from tests.kern.guest_util import SLEEPS, same
 
 # A list by hand, in memory that parent and child share: a head, two futexes, and what to do.
 LISTS = r"""
@@ -99,12 +99,13 @@ def test_a_long_list_ends() -> None:
     """)
 
 
-WAIT = r"""
+WAIT = (
+    SLEEPS
+    + r"""
 #include <linux/futex.h>
 #include <pthread.h>
 int main(int argc, char **argv) {
     if (argc > 1) { pause(); return 0; }
-    alarm(20);
     pthread_mutex_t *m = mmap(0, 4096, 3, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     pthread_mutexattr_t a;
     pthread_mutexattr_init(&a);
@@ -118,7 +119,7 @@ int main(int argc, char **argv) {
         if (!child) {
             pthread_mutex_lock(m);
             write(p[1], "x", 1);
-            usleep(50000);
+            sleeps(getppid());
             if (how == 1) raise(SIGKILL);
             char *v[] = {argv[0], "x", 0};
             if (how == 2) execv("/proc/self/exe", v);
@@ -137,6 +138,7 @@ int main(int argc, char **argv) {
     return 0;
 }
 """
+)
 
 
 def test_waiters_hear_of_it() -> None:

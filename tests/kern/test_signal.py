@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kern.guest_util import build, by_guest, same
+from tests.kern.guest_util import SLEEPS, build, by_guest, same
 
 SIGINFO = r"""
     static const char *src;
@@ -300,13 +300,11 @@ def test_flags() -> None:
 def test_restart() -> None:
     """SA_RESTART of read and wait; EINTR without; nanosleep tells the rest; pause and sigsuspend
     always end."""
-    same(r"""
+    same(
+        SLEEPS
+        + r"""
     static volatile int hits;
     static void h(int s) { hits++; }
-    static void arm(int ms) {
-        struct itimerval t = {{0, 0}, {0, ms * 1000}};
-        setitimer(ITIMER_REAL, &t, 0);
-    }
     static void set(int flags) {
         struct sigaction a = {.sa_handler = h, .sa_flags = flags};
         sigaction(SIGALRM, &a, 0);
@@ -316,34 +314,37 @@ def test_restart() -> None:
         char c;
         pipe(p);
         set(0);
-        arm(20);
-        int r = read(p[0], &c, 1);
+        when_asleep(SIGALRM);
+        int r = read(p[0], &c, 1), parent = getpid();
         printf("read %d %d hits %d\n", r, errno, hits);
         set(SA_RESTART);
+        fflush(stdout);
         if (!fork()) {
-            usleep(80000);
+            sleeps(parent);
+            kill(parent, SIGALRM);
+            sleeps(parent);
             write(p[1], "x", 1);
             _exit(5);
         }
-        arm(20);
         errno = 0;
         r = read(p[0], &c, 1);
         printf("read %d %d hits %d\n", r, errno, hits);
         int st;
         wait(&st);
         if (!fork()) {
-            usleep(80000);
+            sleeps(parent);
+            kill(parent, SIGALRM);
+            sleeps(parent);
             _exit(6);
         }
-        arm(20);
         r = wait(&st);
         printf("wait %d %d hits %d\n", r > 0, WEXITSTATUS(st), hits);
-        struct timespec t = {0, 200000000}, rem = {9, 9};
-        arm(20);
+        struct timespec t = {100000, 0}, rem = {9, 9};
+        when_asleep(SIGALRM);
         r = nanosleep(&t, &rem);
         printf("nanosleep %d %d left %d hits %d\n", r, errno,
-               rem.tv_sec == 0 && rem.tv_nsec > 100000000 && rem.tv_nsec < 185000000, hits);
-        arm(20);
+               rem.tv_sec > 90000 && rem.tv_sec <= 100000, hits);
+        when_asleep(SIGALRM);
         r = pause();
         printf("pause %d %d hits %d\n", r, errno, hits);
         sigset_t s, e;
@@ -351,8 +352,7 @@ def test_restart() -> None:
         sigemptyset(&s);
         sigaddset(&s, SIGALRM);
         sigprocmask(SIG_BLOCK, &s, 0);
-        arm(20);
-        usleep(50000);
+        kill(parent, SIGALRM);
         printf("blocked: hits %d\n", hits);
         r = sigsuspend(&e);
         printf("sigsuspend %d %d hits %d\n", r, errno, hits);
@@ -360,11 +360,14 @@ def test_restart() -> None:
         printf("mask back %d\n", sigismember(&e, SIGALRM));
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_sigtimedwait() -> None:
-    same(r"""
+    same(
+        SLEEPS
+        + r"""
     int main(void) {
         sigset_t s;
         sigemptyset(&s);
@@ -382,9 +385,9 @@ def test_sigtimedwait() -> None:
         printf("%d value %d code %d\n", r - SIGRTMIN, i.si_value.sival_int, i.si_code);
         pid_t c = fork();
         if (!c) {
-            usleep(20000);
+            sleeps(getppid());
             kill(getppid(), SIGUSR1);
-            usleep(20000);
+            sleeps(getppid());
             _exit(3);
         }
         r = sigwaitinfo(&s, &i);
@@ -393,7 +396,8 @@ def test_sigtimedwait() -> None:
         printf("%d code %d status %d child %d\n", r, i.si_code, i.si_status, i.si_pid == c);
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_default_actions() -> None:
@@ -542,7 +546,9 @@ def test_frame_layout() -> None:
 
 def test_stop_and_continue() -> None:
     """Stops are seen by wait, SIGCONT continues even when blocked, SIGKILL works on the stopped."""
-    same(r"""
+    same(
+        SLEEPS
+        + r"""
     static volatile int conts;
     static void h(int s) { conts++; }
     int main(void) {
@@ -551,9 +557,9 @@ def test_stop_and_continue() -> None:
         if (!p) {
             signal(SIGCONT, h);
             raise(SIGSTOP);
-            usleep(20000);
+            sleeps(getppid()); /* it has heard of it */
             raise(SIGTSTP);
-            usleep(20000);
+            sleeps(getppid());
             _exit(conts);
         }
         for (;;) {
@@ -590,11 +596,14 @@ def test_stop_and_continue() -> None:
         printf("ignored %d\n", WEXITSTATUS(st));
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_stop_in_a_sleep_restarts_it() -> None:
-    same(r"""
+    same(
+        SLEEPS
+        + r"""
     int main(void) {
         int st;
         struct timespec a, b;
@@ -607,21 +616,23 @@ def test_stop_in_a_sleep_restarts_it() -> None:
             long ms = (b.tv_sec - a.tv_sec) * 1000 + (b.tv_nsec - a.tv_nsec) / 1000000;
             _exit(r == 0 && ms >= 99 ? 0 : 1);
         }
-        usleep(20000);
+        comes_to(p, "SZ");
         kill(p, SIGSTOP);
         waitpid(p, &st, WUNTRACED);
-        usleep(20000);
         kill(p, SIGCONT);
         waitpid(p, &st, 0);
         printf("%d\n", st);
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_child_signals() -> None:
     """SIGCHLD's siginfo, SA_NOCLDWAIT, SA_NOCLDSTOP, SIG_IGN of SIGCHLD."""
-    same(r"""
+    same(
+        SLEEPS
+        + r"""
     static volatile int n;
     static void h(int s, siginfo_t *i, void *c) {
         n++;
@@ -640,7 +651,7 @@ def test_child_signals() -> None:
         p = fork();
         if (!p) {
             raise(SIGSTOP);
-            usleep(50000); /* or its end overtakes the news that it goes on */
+            sleeps(getppid()); /* or its end overtakes the news that it goes on */
             _exit(4);
         }
         int st;
@@ -654,7 +665,7 @@ def test_child_signals() -> None:
         p = fork();
         if (!p) {
             raise(SIGSTOP);
-            usleep(50000); /* or its end overtakes the news that it goes on */
+            sleeps(getppid()); /* or its end overtakes the news that it goes on */
             _exit(4);
         }
         waitpid(p, &st, WUNTRACED);
@@ -675,7 +686,8 @@ def test_child_signals() -> None:
         printf("%d %d\n", r, errno);
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_kill_permissions_and_errors() -> None:
@@ -718,22 +730,23 @@ def test_kill_permissions_and_errors() -> None:
 
 def test_orphaned_group_is_told() -> None:
     """The last one who could continue a stopped group exits: SIGHUP and SIGCONT."""
-    same(r"""
+    same(
+        SLEEPS
+        + r"""
     int main(void) {
         int fd[2];
         pipe(fd);
         char c;
         if (!fork()) {
-            if (!fork()) {
+            pid_t stops = fork();
+            if (!stops) {
                 setpgid(0, 0);
                 signal(SIGHUP, SIG_IGN);
-                write(fd[1], "r", 1);
                 raise(SIGSTOP);
                 write(fd[1], "c", 1);
                 _exit(0);
             }
-            read(fd[0], &c, 1);
-            usleep(50000);
+            comes_to(stops, "T");
             _exit(0);
         }
         wait(0);
@@ -741,7 +754,8 @@ def test_orphaned_group_is_told() -> None:
         printf("%c\n", c);
         return 0;
     }
-    """)
+    """
+    )
 
 
 def test_signals_reach_a_computing_process() -> None:
@@ -767,7 +781,8 @@ def test_killed_status() -> None:
 def test_signalfd() -> None:
     """Reading takes pending signals, several at once; poll sees them; a child sees its own."""
     same(
-        r"""
+        SLEEPS
+        + r"""
     #include <poll.h>
     #include <sys/signalfd.h>
     int main(void) {
@@ -794,16 +809,16 @@ def test_signalfd() -> None:
         if (!c) {
             printf("child %d\n", poll(&p, 1, 0));
             fflush(stdout);
-            usleep(20000);
+            sleeps(getppid());
             _exit(6);
         }
-        printf("poll %d\n", poll(&p, 1, 2000));
+        printf("poll %d\n", poll(&p, 1, -1));
         read(fd, i, sizeof *i);
         printf("%d status %d child %d\n", i->ssi_signo, i->ssi_status, i->ssi_pid == c);
         wait(0);
         fcntl(fd, F_SETFL, 0);
         if (!fork()) {
-            usleep(20000);
+            sleeps(getppid());
             kill(getppid(), SIGUSR1);
             _exit(0);
         }

@@ -11,7 +11,7 @@ int main(int argc, char **argv)
 	if (pid == 0) {
 		if (argc > 1)
 			hear(fd);
-		usleep(30000);
+		until_asleep(getppid());
 		look(1, 0, 0);
 		tell(fd);
 		_exit(0);

@@ -46,6 +46,19 @@ static inline int reap(pid_t pid)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
+/* Wait until process `pid` sleeps. One that kill() has just woken does not. */
+static inline void until_asleep(pid_t pid)
+{
+	char path[40], text[200];
+	sprintf(path, "/proc/%d/stat", pid);
+	do {
+		int fd = open(path, O_RDONLY);
+		ssize_t n = read(fd, text, sizeof text - 1);
+		CHECK(n > 0 && close(fd) == 0);
+		text[n] = 0;
+	} while (!strchr("SD", strrchr(text, ')')[2]));
+}
+
 /* An unlinked file of `size` bytes whose page n is filled with 'a' + n % 26. */
 static inline int scratch_file(size_t size)
 {

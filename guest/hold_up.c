@@ -12,14 +12,14 @@ static int helper(void *unused)
 {
 	(void)unused;
 	while (step < 1)
-		usleep(1000);
-	usleep(2000);
+		sched_yield();
+	until_asleep(getppid());
 	look(5, file, N);
 	char *q = mmap(place(9), PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	look(6, file, N);
 	while (step < 2)
-		usleep(1000);
-	usleep(2000);
+		sched_yield();
+	until_asleep(getppid());
 	look(8, locked, N);
 	int failed = munmap(locked, N * PAGE);
 	look(9, locked, N);

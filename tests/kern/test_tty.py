@@ -123,11 +123,13 @@ def test_job_control(session: Session) -> None:
     assert b"Stopped" in session.run(b"jobs")
     session.run(b"bg")
     assert b"Running" in session.run(b"jobs")
-    session.run(b"kill %1; busybox sleep 0.3")
+    session.run(b"kill %1; wait %1")
     session.run(b"busybox cat &")
     while b"Stopped" not in session.run(b"jobs"):
         pass
-    session.run(b"kill -9 %1; busybox sleep 0.3")
+    session.run(b"kill -9 %1")
+    while b"Stopped" in session.run(b"jobs"):
+        pass
     session.send(b"exit 7\n")
     assert session.status() == 7
 

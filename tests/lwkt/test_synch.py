@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfvm.lwkt import kern_synch, lwkt_thread
 from dfvm.lwkt.kern_clock import LoadAverage
 from dfvm.lwkt.kern_event import POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from dfvm.lwkt.kern_synch import ERESTART, PCATCH
@@ -60,13 +61,18 @@ def test_timeout(sched: Scheduler) -> None:
     assert time.monotonic_ns() - began >= 300_000
 
 
-def test_wakeup_before_timeout_counts_and_stops_it(sched: Scheduler) -> None:
+def test_wakeup_before_timeout_counts_and_stops_it(
+    sched: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [time.monotonic_ns()]
+    for module in (kern_synch, lwkt_thread):
+        monkeypatch.setattr(module, "monotonic_ns", lambda: now[0])
     results: list[int] = []
     td = sched.create(lambda: results.append(sched.tsleep_ns("x", 0, "x", 20 * MS)))
 
     def waker() -> None:
         sched.wakeup("x")
-        time.sleep(0.03)  # the timeout is over before the sleeper gets to run
+        now[0] += 30 * MS  # the timeout is over before the sleeper gets to run
         sched.hardclock()
 
     sched.create(waker)

@@ -229,7 +229,8 @@ class Machine:
     :param check: verify the machine's state along the way and at the end.
     :param ncpu: CPUs that programs are told of.
     :raises TypeError: for an argument of another kind.
-    :raises ValueError: for one that makes no sense, or an `rw` that is not below the root.
+    :raises ValueError: for one that makes no sense, or an `rw` that is not below the root, or in
+        /dev, /proc or /sys, which are the machine's own.
     :raises OSError: when the host has not that much memory, or a directory does not exist.
     """
 
@@ -253,7 +254,10 @@ class Machine:
         size = (mem_arg(mem) + _LARGE_PAGE - 1) & ~(_LARGE_PAGE - 1)
         cpus, checking = ncpu_arg(ncpu), bool_arg("check", check)
         place = b"/" if root is None else path_arg("root", root)
-        shared = [os.path.abspath(name) for name in paths_arg("rw", rw)]
+        shared = []
+        for name in paths_arg("rw", rw):
+            with _about(name):  # it may be below a directory that is gone
+                shared.append(os.path.abspath(name))
         if env is not None:
             env_arg(env)
         reserve_stdio()

@@ -83,8 +83,14 @@ def command(args: list[str]) -> int:
 
         major, minor, rest = uc_version()  # the library's own word, not that of its Python part
         return show(f"dfvm {dfvm.__version__}, Unicorn {major}.{minor}.{rest >> 8 & 0xFF}\n")
-    said = f"no command {quoted(name)}" if name else "a command is needed"
-    complain("dfvm", f"{said}{suggestion(name, COMMANDS)}; try dfvm --help")
+    if name.startswith("-"):
+        said = f"no option {shown(name)} before a command"
+    elif name:
+        meant = suggestion(name, COMMANDS) or f" (did you mean dfvm run {shown(name)}?)"
+        said = f"no command {quoted(name)}{meant}"
+    else:
+        said = "a command is needed"
+    complain("dfvm", f"{said}; try dfvm --help")
     return EXIT_USAGE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from errno import EACCES
+from errno import EACCES, ENOMEM
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from dfvm.tools.main import EXIT_USAGE, complain, quoted, show, shown, suggestion
@@ -197,7 +197,9 @@ def make_machine(args: Any) -> Machine:
     try:
         return Machine(mem=mem, root=args.root, rw=args.rw, env=env, check=args.check)
     except OSError as e:
-        what = f"--mem: {args.mem}" if e.filename is None else shown(os.fsdecode(e.filename))
+        if e.filename is not None:
+            raise UsageError(f"{shown(os.fsdecode(e.filename))}: {e.strerror}") from None
+        what = f"--mem: {args.mem}" if e.errno == ENOMEM else "no machine"
         raise UsageError(f"{what}: {e.strerror}") from None
     except ValueError as e:
         raise UsageError(f"--{e}") from None

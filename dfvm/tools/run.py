@@ -6,7 +6,9 @@ exits 128 + n. What dfvm itself has to say goes to stderr.
 
 from __future__ import annotations
 
+import os
 import sys
+from errno import EACCES, EISDIR, ENOENT, ENOTDIR
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dfvm.lwkt.lwkt_thread import Deadlock
@@ -29,8 +31,6 @@ EXIT_CANNOT_RUN = 126  # as a shell: found, but it can't be run
 EXIT_NOT_FOUND = 127
 EXIT_INTERRUPTED = 130
 
-ENOENT = 2
-ENOTDIR = 20
 SIGINT = 2
 
 
@@ -81,9 +81,7 @@ def run_program(prog: str, args: Any, machine: Machine) -> int:
     try:
         process = machine.spawn([args.program, *args.args])
     except OSError as e:
-        # It looks as if --stats took its file as other options do.
-        meant = " (or --stats=FILE?)" if args.stats == "-" and e.errno == ENOENT else ""
-        complain(prog, f"{shown(args.program)}: {e.strerror}{meant}")
+        complain(prog, f"{shown(args.program)}: {_reason(args, e)}")
         return EXIT_NOT_FOUND if e.errno in (ENOENT, ENOTDIR) else EXIT_CANNOT_RUN
     machine.run_last(process)
     if process.proc.p_xstat & 0x7F == SIGINT and machine.kernel.files.host_ttys:
@@ -91,6 +89,18 @@ def run_program(prog: str, args: Any, machine: Machine) -> int:
     status = process.exit_status
     assert status is not None, "the machine has stopped, so its program has ended"
     return status
+
+
+def _reason(args: Any, e: OSError) -> str:
+    """Why the program can't be run, and what was meant if that is plain."""
+    there = args.root is None and os.path.exists(args.program)
+    if e.errno == ENOENT and args.stats == "-":
+        return f"{e.strerror} (or --stats=FILE?)"  # which takes its file as no other option does
+    if e.errno == ENOENT and "/" not in args.program and there:
+        return f"{e.strerror} in PATH (did you mean ./{shown(args.program)}?)"
+    if e.errno == EACCES and there and os.path.isdir(args.program):
+        return os.strerror(EISDIR)
+    return e.strerror or str(e)
 
 
 def write_stats(prog: str, args: Any, machine: Machine, file: TextIO | None) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from dfvm import __version__
+from tests.conftest import ROOT
 
 DFVM = [sys.executable, "-m", "dfvm"]
 
@@ -71,7 +72,7 @@ def test_name_is_looked_up_in_path() -> None:
         (["run", "--env", "\udcff", "/bin/true"], 2, r"--env: '\xff' is not K=V"),
         (["run", "--mem", "1\udcff", "/bin/true"], 2, r"--mem: '1\xff' is not a size"),
         (["run", "--\udcff"], 2, r"no option '--\xff'"),
-        (["\udcff"], 2, r"no command '\xff'"),
+        (["\udcff"], 2, r"no command '\xff' (did you mean"),
         (["run", "--stats=", "/bin/true"], 2, "--stats: '': No such file"),
         (["run", "--stats=/no/such/dir/x", "/bin/true"], 2, "/no/such/dir/x: No such file"),
         (["run", "--stats=/dev/full", "busybox", "true"], 2, "/dev/full: No space left"),
@@ -80,7 +81,16 @@ def test_name_is_looked_up_in_path() -> None:
         (["run", "/no/such/program"], 127, "/no/such/program: No such file or directory"),
         (["run", "nosuchprogram"], 127, "nosuchprogram: No such file or directory"),
         (["run", "/etc/passwd"], 126, "/etc/passwd: Permission denied"),
-        (["run", "/etc"], 126, "/etc: Permission denied"),
+        (["run", "/etc"], 126, "/etc: Is a directory"),
+        (
+            ["run", "README.md"],
+            127,
+            "No such file or directory in PATH (did you mean ./README.md?)",
+        ),
+        (["run", "--root", "/usr", "README.md"], 127, "README.md: No such file or directory\n"),
+        (["run", "--rw", "/proc/self", "x"], 2, "--rw: '/proc/self' is the machine's own"),
+        (["busybox", "true"], 2, "no command 'busybox' (did you mean dfvm run busybox?)"),
+        (["--mem", "64M", "run", "x"], 2, "no option --mem before a command"),
         (["trace", "--format", "xml", "/bin/true"], 2, "trace: --format: invalid choice: 'xml'"),
         (["trace", "-o", "", "/bin/true"], 2, "-o: '': No such file"),
         (["trace", "-vo", "", "/bin/true"], 2, "-o: '': No such file"),
@@ -90,10 +100,27 @@ def test_name_is_looked_up_in_path() -> None:
     ],
 )
 def test_bad_input_is_one_line(args: list[str], status: int, said: str) -> None:
-    done = dfvm(*args)
+    done = dfvm(*args, cwd=ROOT)
     err = done.stderr.decode()
     assert done.returncode == status, err
     assert err.count("\n") == 1 and said in err, err
+
+
+def test_in_a_directory_that_is_gone(tmp_path: Path) -> None:
+    gone = f"mkdir {tmp_path}/d && cd {tmp_path}/d && rmdir {tmp_path}/d;"
+    env = {"PYTHONPATH": str(ROOT)}
+    assert shell(f"{gone} dfvm run busybox pwd", env=env) == (0, b"/\n", b"")
+    said = b"dfvm run: ./x: No such file or directory\n"
+    assert shell(f"{gone} dfvm run ./x", env=env) == (127, b"", said)
+    said = b"dfvm run: .: No such file or directory\n"
+    assert shell(f"{gone} dfvm run --rw . busybox pwd", env=env) == (2, b"", said)
+    said = b"dfvm trace: -o: t: No such file or directory\n"
+    assert shell(f"{gone} dfvm trace -o t busybox pwd", env=env) == (2, b"", said)
+
+
+def test_what_the_host_refuses_is_named() -> None:
+    said = b"dfvm run: --mem: 256M: Cannot allocate memory\n"
+    assert shell("ulimit -v 300000; dfvm run busybox true") == (2, b"", said)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF", b"\x7fELF" + b"\xff" * 200, b"just text\n"])
@@ -127,12 +154,12 @@ def test_help() -> None:
     assert dfvm("--version").stdout == b"dfvm %s, Unicorn %s\n" % (__version__.encode(), engine)
 
 
-def shell(command: str, **more: Any) -> tuple[int, bytes, bytes]:
+def shell(command: str, env: dict[str, str] | None = None, **more: Any) -> tuple[int, bytes, bytes]:
     """Run a host shell's command, in which "dfvm" stands for ours."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'dfvm() { "$PYTHON" -m dfvm "$@"; }\n' + command],
         stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
-        env={**os.environ, "PYTHON": sys.executable}, **more,
+        env={**os.environ, "PYTHON": sys.executable, **(env or {})}, **more,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 

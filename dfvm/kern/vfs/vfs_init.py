@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def guest_path(root: bytes, path: bytes) -> bytes:
     """Where the host's directory `path` is in the guest, whose root is the host's `root`.
 
-    :raises ValueError: it lies outside.
+    :raises ValueError: it lies outside, or in what shows the machine.
     :raises OSError: ENOTDIR, ENOENT: it is no directory, or not there.
     """
     real, top = os.path.realpath(path), os.path.realpath(root)
@@ -45,7 +45,10 @@ def guest_path(root: bytes, path: bytes) -> bytes:
     prefix = top if top.endswith(b"/") else top + b"/"
     if not real.startswith(prefix):
         raise ValueError(f"rw: {os.fsdecode(path)!r} is not below the root directory")
-    return b"/" + real[len(prefix) :]
+    at = b"/" + real[len(prefix) :]
+    if at.split(b"/")[1] in (b"dev", b"proc", b"sys"):
+        raise ValueError(f"rw: {os.fsdecode(path)!r} is the machine's own, not the host's")
+    return at
 
 
 def _tmp(vfs: Vfs, top: bytes) -> OvlMount:
@@ -58,7 +61,7 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     """The file systems of a machine: `root` is a host directory, `rw` are those that are written
     through. kernel.vm, kernel.files and kernel.procs are there.
 
-    :raises ValueError: one of `rw` is not below the root.
+    :raises ValueError: one of `rw` is not below the root, or shows the machine.
     :raises OSError: a directory is not there.
     """
     through = {guest_path(root, path): path for path in rw}
@@ -79,8 +82,8 @@ def vfs_mountall(kernel: Kernel, root: bytes, rw: Sequence[bytes]) -> Vfs:
     vfs.mount(b"/dev/mqueue", kernel.mqueues)
     vfs.mount(b"/proc", ProcMount(vfs, kernel))
     vfs.mount(b"/sys", SysMount(vfs, kernel))
-    if b"/tmp" not in through:
-        tmp = os.path.join(root, b"tmp")
+    tmp = os.path.join(root, b"tmp")
+    if not through.keys() & {b"/", b"/tmp"} or not os.path.isdir(tmp):
         vfs.mount(b"/tmp", _tmp(vfs, tmp) if os.path.isdir(tmp) else tmpfs(vfs))
     if through:
         from dfvm.kern.vfs.hostfs import HostMount

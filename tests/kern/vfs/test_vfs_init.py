@@ -84,11 +84,24 @@ def test_the_whole_root_written_through(mounted, tmp_path: Path) -> None:  # typ
     assert sys.names(b"/") == [b".", b"..", b"dev", b"proc", b"sys", b"tmp", b"x"]
 
 
+def test_the_whole_root_is_written_through_below_tmp_too(mounted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    vfs = mounted(tmp_path, tmp_path)  # it has none, so that one is made in memory
+    Sys(vfs).write_file(b"/tmp/x", b"")
+    assert not (tmp_path / "tmp").exists()
+    (tmp_path / "tmp").mkdir()
+    vfs = mounted(tmp_path, tmp_path)
+    Sys(vfs).write_file(b"/tmp/x", b"")
+    assert (tmp_path / "tmp" / "x").exists()
+
+
 def test_what_cannot_be_written_through(mounted, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "root").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="not below the root"):
         mounted(tmp_path / "root", tmp_path)
+    for own in ("/dev", "/dev/shm", "/proc", "/sys/kernel"):
+        with pytest.raises(ValueError, match="is the machine's own"):
+            mounted("/", own)
     with pytest.raises(NotADirectoryError):
         mounted("/", tmp_path / "file")
     with pytest.raises(FileNotFoundError):

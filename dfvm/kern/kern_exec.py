@@ -105,7 +105,7 @@ AT_HWCAP2: Final = 26
 AT_EXECFN: Final = 31
 AT_MINSIGSTKSZ: Final = 51
 
-_HWCAP: Final = 0x178B_FBFF  # CPUID 1, EDX of the engine's CPU
+_HWCAP: Final = 0x078B_FBFD  # CPUID 1, EDX of the engine's CPU
 _HWCAP2: Final = 2  # RDFSBASE and its like may be used
 _MINSIGSTKSZ: Final = 1040  # the signal frame with its FXSAVE image, aligned as badly as can be
 

@@ -293,6 +293,27 @@ def test_auxv() -> None:
     """)
 
 
+def test_what_the_cpu_has_is_what_cpuid_says() -> None:
+    """AT_HWCAP is CPUID 1's EDX, AT_HWCAP2 bit 1 is FSGSBASE (Linux: arch/x86/include/asm/elf.h,
+    asm/hwcap2.h). The host may keep something of its own processor's from programs, and glibc's
+    getauxval(AT_HWCAP) has bits of its own."""
+    program = build(r"""
+    #include <cpuid.h>
+    int main(int argc, char **argv, char **envp) {
+        unsigned a, b, c, edx, ebx;
+        __get_cpuid(1, &a, &b, &c, &edx);
+        __cpuid_count(7, 0, a, ebx, b, c);
+        while (*envp) envp++;
+        for (unsigned long *aux = (unsigned long *)envp + 1; *aux; aux += 2) {
+            if (*aux == AT_HWCAP) printf("%lx ", aux[1] ^ edx);
+            if (*aux == AT_HWCAP2) printf("%lx ", aux[1] ^ (ebx & 1) << 1);
+        }
+        return 0;
+    }
+    """)
+    assert by_guest(program) == (0, b"0 0 ")
+
+
 def test_static_pie() -> None:
     source = r"""
     static int data = 5, bss[3000];

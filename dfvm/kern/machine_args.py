@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterable, Mapping
 from math import ceil, inf, isnan
 from operator import index
-from re import ASCII, IGNORECASE
-from re import compile as re_compile
 from typing import TYPE_CHECKING, Any, Final
 
 from dfvm.kern.kern_sig import NSIG
@@ -30,10 +28,8 @@ MEM_MAX: Final = (1 << 40) - (2 << 20)
 NCPU_MAX: Final = 1024
 
 SIZES: Final = "for example 64M, 64MiB or 1.5G"
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE: Final = re_compile(
-    r"(\d{1,18})(?:(\.\d{1,18})?([KMGT])(?:iB)?)?", ASCII | IGNORECASE
-)  # fmt: skip
+_UNITS: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_DIGITS_MAX: Final = 24
 
 
 def parse_size(text: str | int) -> int:
@@ -48,15 +44,21 @@ def parse_size(text: str | int) -> int:
         if isinstance(text, bool) or not hasattr(text, "__index__"):
             raise TypeError(f"a size is a number of bytes or a string like '64M', not {text!r}")
         return index(text)
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    upper = text.upper() if text.isascii() else ""
+    number = upper.removesuffix("IB")
+    unit = _UNITS.get(number[-1:], 1)
+    if unit > 1:
+        number = number[:-1]
+    whole, dot, fraction = number.partition(".")
+    if (
+        not whole.isdecimal()
+        or (dot and (unit == 1 or not fraction.isdecimal()))
+        or (unit == 1 and number != upper)
+        or len(number) > _DIGITS_MAX
+    ):
         raise ValueError(f"{text!r} is not a size ({SIZES})")
-    whole, fraction, letter = found.groups()
-    unit = _UNITS[(letter or "").upper()]
-    size = int(whole) * unit
-    if fraction is not None:
-        size += -(-int(fraction[1:]) * unit // 10 ** (len(fraction) - 1))  # rounded up
-    return size
+    parts: int = 10 ** len(fraction)
+    return -(-int(whole + fraction) * unit // parts)  # rounded up
 
 
 def mem_arg(mem: str | int) -> int:

@@ -56,7 +56,7 @@ def load(image: bytes, tmp_path: Path) -> int:
         except OSError as e:
             m.check()
             return -(e.errno or 0)
-        m.run(timeout=30)
+        m.run(timeout=600)
         assert p.exit_status is not None
         return p.exit_status
 

@@ -21,7 +21,7 @@ VARIANTS = ["hello_pie", "hello_musl", "cow_fork_musl"]
 def by_dfvm(program: Path, *args: str, mem: str = "64M") -> tuple[int, bytes, bytes]:
     with Machine(mem=mem, check=True) as m:
         p = m.spawn([str(program), *args], stdin=b"", stdout=PIPE, stderr=PIPE)
-        m.run(timeout=100)
+        m.run(timeout=600)
         m.check()
         return p.exit_status, p.stdout, p.stderr
 

@@ -164,7 +164,7 @@ def watch(
             probe.fault = seen.faults.append if faults is True else faults
         try:
             with mock.patch.object(cpu, "TICK_NS", TICK_NS):
-                m.run(timeout=100)
+                m.run(timeout=600)
         finally:
             probe.fault = None
         m.check()

@@ -105,7 +105,7 @@ def by_host(*argv: str | Path, stdin: bytes = b"") -> tuple[int, bytes]:
     """Exit status as a shell shows it, and standard output."""
     # In a process group of its own, whose parent is in another one of the session: not orphaned,
     # whoever started us, so that SIGTSTP and its kin stop it.
-    done = subprocess.run([str(a) for a in argv], input=stdin, capture_output=True, timeout=60,
+    done = subprocess.run([str(a) for a in argv], input=stdin, capture_output=True, timeout=600,
                           process_group=0,
                           check=False)  # fmt: skip
     status = done.returncode if done.returncode >= 0 else 128 - done.returncode
@@ -116,7 +116,7 @@ def by_guest(*argv: str | Path, stdin: bytes = b"", mem: str = "64M") -> tuple[i
     """The same by a machine that checks itself."""
     with Machine(mem=mem, check=True) as m:
         p = m.spawn([str(a) for a in argv], stdin=stdin, stdout=PIPE, stderr=PIPE)
-        m.run(timeout=60)
+        m.run(timeout=600)
         m.check()
         assert p.exit_status is not None
         assert p.stdout is not None

@@ -60,7 +60,7 @@ def execute(tmp_path: Path, content: bytes) -> int:
             m.check()
             assert e.errno is not None
             return -e.errno
-        m.run(timeout=20)
+        m.run(timeout=600)
         m.check()
         assert p.exit_status is not None
         return p.exit_status
@@ -599,7 +599,7 @@ def test_spawn_errors_and_path(tmp_path: Path) -> None:
             assert caught.value.errno == number, argv
         plain.chmod(0o755)
         p = m.spawn(["plain"])
-        m.run(timeout=10)
+        m.run(timeout=600)
         assert p.exit_status == 42
         m.check()
 

@@ -50,7 +50,7 @@ def test_streams() -> None:
         p = m.spawn([program], stdin=b"x" * 100_000, stdout=PIPE, stderr=PIPE)
         both = m.spawn([program, "a"], stdin=b"y", stdout=PIPE, stderr=STDOUT)
         assert p.exit_status is None
-        m.run(timeout=30)
+        m.run(timeout=600)
         assert (p.exit_status, p.stdout, p.stderr) == (1, b"x" * 100_000, b"100000 bytes\n")
         assert (both.exit_status, both.stdout, both.stderr) == (2, b"y1 bytes\n", b"y1 bytes\n")
         assert p.pid != both.pid
@@ -60,7 +60,7 @@ def test_host_descriptors(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"from a file")
     with (tmp_path / "in").open() as i, (tmp_path / "out").open("w") as o, Machine() as m:
         m.spawn([str(build(CAT))], stdin=i.fileno(), stdout=o.fileno(), stderr=PIPE)
-        m.run(timeout=30)
+        m.run(timeout=600)
     assert (tmp_path / "out").read_bytes() == b"from a file"
 
 
@@ -71,7 +71,7 @@ def test_inherited_descriptors() -> None:
         f"p = m.spawn([{str(build(CAT))!r}]); m.run(); print(p.exit_status)"
     )
     done = subprocess.run([sys.executable, "-c", script], input=b"hello\n", capture_output=True,
-                          check=True, cwd=Path(__file__).parents[2], timeout=60)  # fmt: skip
+                          check=True, cwd=Path(__file__).parents[2], timeout=600)  # fmt: skip
     assert done.stdout == b"hello\n1\n"
     assert done.stderr == b"6 bytes\n"
 
@@ -91,7 +91,7 @@ def test_environment_and_directory(tmp_path: Path) -> None:
         p = m.spawn([program], stdout=PIPE, cwd=str(tmp_path))
         q = m.spawn([program], stdout=PIPE, env={}, cwd="/usr")
         r = m.spawn([program], stdout=PIPE, env={})
-        m.run(timeout=30)
+        m.run(timeout=600)
         assert p.stdout == os.fsencode(tmp_path) + b"\nA=1\nB=zwei\n"
         assert q.stdout == b"/usr\n"
         assert r.stdout == os.getcwdb() + b"\n"
@@ -121,9 +121,9 @@ def test_timeout_and_going_on() -> None:
         assert (p.exit_status, q.exit_status) == (None, None)
         m.check()
         q.kill(signal.SIGUSR1)
-        m.run(timeout=60, until=q)
+        m.run(timeout=600, until=q)
         assert q.exit_status == 128 + signal.SIGUSR1
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert p.exit_status == 5
 
 
@@ -133,7 +133,7 @@ def test_kill_from_outside() -> None:
         with pytest.raises(Deadlock):
             m.run()
         p.kill(9)
-        m.run(timeout=10)
+        m.run(timeout=600)
         assert p.exit_status == 137
 
 
@@ -151,8 +151,8 @@ def test_several_machines() -> None:
     with Machine(mem="16M") as a, Machine(mem="32M") as b:
         p = a.spawn([program], stdin=b"a", stdout=PIPE)
         q = b.spawn([program], stdin=b"b", stdout=PIPE)
-        b.run(timeout=20)
-        a.run(timeout=20)
+        b.run(timeout=600)
+        a.run(timeout=600)
         assert (p.stdout, q.stdout) == (b"a", b"b")
         assert a.vmstats.v_page_count < b.vmstats.v_page_count
 
@@ -175,7 +175,7 @@ def test_counters() -> None:
     with Machine() as m:
         m.spawn([program])
         before = m.vmmeter.v_zfod
-        m.run(timeout=20)
+        m.run(timeout=600)
         assert m.vmmeter.v_zfod - before >= 250
         assert m.vmmeter.v_cow_faults >= 1
         assert m.vmstats.v_free_count > 0
@@ -196,7 +196,7 @@ def test_out_of_memory_kills_the_program(capfd: pytest.CaptureFixture[str]) -> N
     small = str(build("int main(void) { usleep(200000); return 4; }"))
     with Machine(mem="16M", check=True) as m:
         p, q = m.spawn([program]), m.spawn([small])
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert (p.exit_status, q.exit_status) == (137, 4)
         m.check()
     assert "out of memory" in capfd.readouterr().err
@@ -225,7 +225,7 @@ def test_who_is_killed_for_memory_can_be_said(capfd: pytest.CaptureFixture[str])
     """)  # fmt: skip
     with Machine(mem="16M", check=True) as m:
         p = m.spawn([str(program)])
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert p.exit_status == 137
         m.check()
     assert capfd.readouterr().err.count("out of memory") == 2
@@ -256,7 +256,7 @@ def test_out_of_memory_in_the_middle_of_a_fork(
     )
     with Machine(mem="8M", check=True) as m:
         p = m.spawn([program, "lock it" if "locked" in what else "fork"])
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert p.exit_status in ((137,) if "locked" in what else (0, 137))
     assert "out of memory" in capfd.readouterr().err
 
@@ -277,7 +277,7 @@ def test_a_file_mapped_shared_may_be_larger_than_memory() -> None:
     )
     with Machine(mem="16M", check=True) as m:
         p = m.spawn([program])
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert p.exit_status == 0
         m.check()
 
@@ -300,12 +300,12 @@ def test_nothing_is_left_behind() -> None:
     )
     with Machine() as m:
         m.spawn([program])
-        m.run(timeout=30)
+        m.run(timeout=600)
         wired = m.vmstats.v_wire_count - UPAGES * len(m.kernel.kstacks)
         objects = sum(map(len, m.kernel.vm.object_hash))
         for _ in range(3):
             m.spawn([program])
-            m.run(timeout=30)
+            m.run(timeout=600)
         assert m.vmstats.v_wire_count - UPAGES * len(m.kernel.kstacks) == wired
         assert sum(map(len, m.kernel.vm.object_hash)) == objects
         assert len(m.kernel.procs) == 2
@@ -347,7 +347,7 @@ def test_close_gives_the_memory_back() -> None:
 def test_closed_machine() -> None:
     m = Machine(mem="16M")
     p = m.spawn([str(build("int main(void) { return 9; }"))])
-    m.run(timeout=10)
+    m.run(timeout=600)
     m.close()
     m.close()
     assert p.exit_status == 9
@@ -599,7 +599,7 @@ def test_interrupt_while_a_machine_is_made(monkeypatch: pytest.MonkeyPatch) -> N
 def test_checker_sees_a_broken_machine() -> None:
     with Machine() as m:
         m.spawn([str(build("int main(void) { return 0; }"))])
-        m.run(timeout=10)
+        m.run(timeout=600)
         m.kernel.launcher.p_children[77] = m.kernel.initproc
         with pytest.raises(Panic, match="Machine"):
             m.check()

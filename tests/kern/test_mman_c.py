@@ -647,7 +647,7 @@ def test_a_store_to_a_file_that_is_written_through(tmp_path: Path) -> None:
     )
     with Machine(mem="32M", rw=[str(tmp_path)], check=True) as m:
         p = m.spawn([str(program), str(tmp_path / "f")])
-        m.run(timeout=60)
+        m.run(timeout=600)
     assert p.exit_status == 0
     assert (tmp_path / "f").read_bytes()[::4096] == b"\1\2"
 

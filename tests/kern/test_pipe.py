@@ -345,7 +345,7 @@ int main() {
     os.close(win)
     with Machine(check=True) as m:
         p = m.spawn([str(program)], stdin=rin, stdout=wout, stderr=PIPE)
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert p.stderr == b"5 5 6  bravo 8 0"
     assert os.read(rout, 100) == b"alpha charlie"
     for fd in (rin, rout, wout):

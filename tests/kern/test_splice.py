@@ -172,7 +172,7 @@ int main() {
     (tmp_path / "in").write_bytes(b"0123456789")
     with (tmp_path / "in").open() as stdin, Machine(mem="32M", check=True) as m:
         p = m.spawn([program], stdin=stdin.fileno(), stdout=PIPE)
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert (p.exit_status, p.stdout) == (0, b"23456789")
 
 
@@ -190,7 +190,7 @@ int main() {
     try:
         with Machine(mem="32M", check=True) as m:
             p = m.spawn([program], stdout=stdout)
-            m.run(timeout=60)
+            m.run(timeout=600)
         assert p.exit_status == 0
         assert os.read(end, 100) == b"5672"
     finally:
@@ -219,5 +219,5 @@ int main() {
     )
     with Machine(mem="320M") as m:
         p = m.spawn([program])
-        m.run(timeout=60)
+        m.run(timeout=600)
     assert p.exit_status == 0

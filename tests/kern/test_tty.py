@@ -36,7 +36,7 @@ class Session:
             os.execve(argv[0], argv, ENV)
         self.seen = b""
 
-    def expect(self, text: bytes, timeout: float = 30) -> bytes:
+    def expect(self, text: bytes, timeout: float = 600) -> bytes:
         """Wait until `text` has been printed; what came up to its end."""
         end = time.monotonic() + timeout
         while text not in self.seen:
@@ -64,7 +64,7 @@ class Session:
 
     def status(self) -> int:
         """Wait for the end."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 600
         while time.monotonic() < end:
             if select.select([self.fd], [], [], 0.02)[0]:
                 try:

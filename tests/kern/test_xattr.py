@@ -87,7 +87,7 @@ int main(int c, char **v) {
     assert os.listxattr(name) == ["user.a"] and os.getxattr(name, "user.a") == b"host"
     with Machine(rw=[str(tmp_path)], check=True) as m:
         m.spawn([str(program), name])
-        m.run(timeout=60)
+        m.run(timeout=600)
     assert os.getxattr(name, "user.a") == b"g" and os.getxattr(name, "user.b") == b"new"
 
 

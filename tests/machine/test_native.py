@@ -72,7 +72,7 @@ def test_lengths_of_random_instructions() -> None:
 def run(program: Path) -> tuple[int | None, str]:
     with Machine(mem="32M", check=True, env={}) as m:
         p = m.spawn([str(program)], stdin=b"", stdout=PIPE)
-        m.run(timeout=60)
+        m.run(timeout=600)
         assert p.stdout is not None
         return p.exit_status, p.stdout.decode()
 

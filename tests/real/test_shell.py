@@ -122,13 +122,13 @@ def same(argv: list[str], tmp_path: Path) -> None:
         capture_output=True,
         cwd=files(tmp_path / "host"),
         env=ENV,
-        timeout=60,
+        timeout=600,
         check=False,
         process_group=0,  # not orphaned, whoever started us: SIGTSTP and its kin stop it
     )
     with Machine(mem="64M", check=True, env=ENV) as m:
         p = m.spawn(argv, stdin=b"", stdout=PIPE, stderr=PIPE, cwd=str(files(tmp_path / "ours")))
-        m.run(timeout=100)
+        m.run(timeout=600)
         m.check()
     status = host.returncode if host.returncode >= 0 else 128 - host.returncode
     assert p.stdout == host.stdout, p.stderr.decode(errors="replace")

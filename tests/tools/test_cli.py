@@ -22,7 +22,7 @@ DFVM = [sys.executable, "-m", "dfvm"]
 
 def dfvm(*args: object, stdin: bytes = b"", **more: object) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [*DFVM, *map(str, args)], input=stdin, capture_output=True, timeout=60, check=False, **more
+        [*DFVM, *map(str, args)], input=stdin, capture_output=True, timeout=600, check=False, **more
     )  # type: ignore[call-overload,no-any-return]
 
 
@@ -158,7 +158,7 @@ def shell(command: str, env: dict[str, str] | None = None, **more: Any) -> tuple
     """Run a host shell's command, in which "dfvm" stands for ours."""
     done = subprocess.run(
         ["/bin/sh", "-c", 'dfvm() { "$PYTHON" -m dfvm "$@"; }\n' + command],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False,
         env={**os.environ, "PYTHON": sys.executable, **(env or {})}, **more,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -396,7 +396,7 @@ def test_interrupt_reaches_the_program() -> None:
     assert p.stdout is not None
     assert p.stdout.readline() == b"ready\n"
     os.kill(p.pid, signal.SIGINT)
-    out, err = p.communicate(timeout=20)
+    out, err = p.communicate(timeout=600)
     assert (p.returncode, out, err) == (3, b"got it\n", b"")
 
 
@@ -411,7 +411,7 @@ def test_signals_reach_the_program(name: str) -> None:
     assert p.stdout is not None
     assert p.stdout.readline() == b"ready\n"
     os.kill(p.pid, signal.Signals[f"SIG{name}"])
-    out, err = p.communicate(timeout=60)
+    out, err = p.communicate(timeout=600)
     assert (p.returncode, out, err) == (3, b"got it\n", b"")
 
 
@@ -424,6 +424,6 @@ def test_interrupt_ends_a_program_that_ignores_nothing() -> None:
     assert p.stdout is not None
     assert p.stdout.readline() == b"ready\n"
     os.kill(p.pid, signal.SIGINT)
-    _out, err = p.communicate(timeout=20)
+    _out, err = p.communicate(timeout=600)
     assert p.returncode == 128 + signal.SIGINT
     assert b"Traceback" not in err

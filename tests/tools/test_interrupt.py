@@ -21,7 +21,7 @@ def child(*argv: object, **env: object) -> tuple[int, bytes, bytes]:
     """Run it with core dumps off; status, output and complaints."""
     done = subprocess.run(
         ["sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *map(str, argv)],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False,
         env={**os.environ, **{name: str(value) for name, value in env.items()}},
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr

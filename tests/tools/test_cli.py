@@ -150,8 +150,13 @@ def test_help() -> None:
     assert dfvm("help", "run").stdout == done.stdout
     assert b"The exit status is the program's" in done.stdout
     assert b"--walk" in dfvm("trace", "--help").stdout
-    engine = version("unicorn").encode()
-    assert dfvm("--version").stdout == b"dfvm %s, Unicorn %s\n" % (__version__.encode(), engine)
+    said = f"dfvm {__version__}, Unicorn {version('unicorn')}\n".encode()
+    assert dfvm("--version").stdout == said
+    for start in (["-m", "dfvm.tools.main"], ["-c", "from dfvm.__main__ import main; main()"]):
+        done = subprocess.run(
+            [sys.executable, *start, "--version"], capture_output=True, check=True
+        )
+        assert done.stdout == said
 
 
 def shell(command: str, env: dict[str, str] | None = None, **more: Any) -> tuple[int, bytes, bytes]:

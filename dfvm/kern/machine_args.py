@@ -127,9 +127,8 @@ def env_arg(env: Mapping[str, str]) -> list[bytes]:
         raise TypeError(f"env: a mapping of names to values, not {env!r}")
     strings = []
     for name, value in env.items():
-        for text in (name, value):
-            if not isinstance(text, (str, bytes)):
-                raise TypeError(f"env: names and values are strings, not {text!r}")
+        if not isinstance(name, (str, bytes)) or not isinstance(value, (str, bytes, os.PathLike)):
+            raise TypeError(f"env: names and values are strings, not {name!r}: {value!r}")
         pair = _string("env", name), _string("env", value)
         if not pair[0] or b"=" in pair[0]:
             raise ValueError(f"env: {name!r} can't be the name of a variable")

@@ -68,8 +68,8 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "rw[1]: a path, not 7", {"rw": ["/tmp", 7]}),
     (ValueError, "rw: '/etc' is not below the root", {"rw": ["/etc"], "root": "/usr"}),
     (TypeError, "env: a mapping of names to values, not ['A=1']", {"env": ["A=1"]}),
-    (TypeError, "env: names and values are strings, not 1", {"env": {"A": 1}}),
-    (TypeError, "env: names and values are strings, not 1", {"env": {1: "A"}}),
+    (TypeError, "env: names and values are strings, not 'A': 1", {"env": {"A": 1}}),
+    (TypeError, "env: names and values are strings, not 1: 'A'", {"env": {1: "A"}}),
     (ValueError, "env: 'A=B' can't be the name of a variable", {"env": {"A=B": "C"}}),
     (ValueError, "env: '' can't be the name of a variable", {"env": {"": "C"}}),
     (TypeError, "check: True or False, not 'no'", {"check": "no"}),
@@ -205,8 +205,10 @@ def test_the_environment_is_the_one_that_was_given() -> None:
     with Machine(mem="16M", env=env) as m:
         env["B"] = "2"
         p = m.spawn([BUSYBOX, "env"], stdout=PIPE)
+        q = m.spawn([BUSYBOX, "env"], stdout=PIPE, env={"C": Path("/x"), b"D": b"\xff"})  # type: ignore[dict-item]
         m.run()
         assert p.stdout == b"A=1\n"
+        assert q.stdout == b"C=/x\nD=\xff\n"
 
 
 COPIES: list[Callable[[object], object]] = [copy.copy, copy.deepcopy, pickle.dumps]

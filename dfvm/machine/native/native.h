@@ -134,6 +134,8 @@ typedef struct {
     X(bool, cpu_restore_state, (Cpu *, uintptr_t ra, bool will_exit))                         \
     X(void, raise_exception_err_ra, (Env *, int vector, int error, uintptr_t ra))             \
     X(u32, cpu_cc_compute_all, (Env *, int op))                                               \
+    X(void, helper_cc_compute_all, (void))                                                    \
+    X(void, helper_cc_compute_c, (void))                                                      \
     X(void, helper_check_exit_request, (void))                                                \
     X(void, helper_uc_tracecode, (void))                                               \
     X(void *, tcg_const_i64, (void *tcg, i64))                                                \

@@ -93,15 +93,28 @@ static void dfvm_helper_invlpg(Env *env, u64 insn)
     in->run(env, in, RETADDR);
 }
 
+/* Whether a call that is about to be emitted is the one to put ours in place of, or before. An MMX
+ * instruction calls one function that enters the state, but for those of SSSE3, of which the engine has
+ * forgotten it: they call their own. Calls for flags, hooks and stops come in between. */
+static bool is_ours(void *function)
+{
+    if (function == dfvm_helper_rdpmc || function == dfvm_helper_verr ||
+        function == dfvm_helper_enter_mmx)
+        return true;
+    return now.insn->map != MAP_0F && uses_mmx(now.insn) &&
+           function != engine_helper_check_exit_request &&
+           function != engine_helper_uc_tracecode && function != engine_helper_cc_compute_all &&
+           function != engine_helper_cc_compute_c;
+}
+
 static void dfvm_tcg_gen_callN(void *tcg, void *function, void *ret, int n, void **args)
 {
-    bool of_engine = function == engine_helper_check_exit_request || function == engine_helper_uc_tracecode;
-    if (now.insn && !of_engine) {
+    if (now.insn && is_ours(function)) {
         bool instead = function == dfvm_helper_rdpmc || function == dfvm_helper_verr ||
                        function == dfvm_helper_enter_mmx;
         void *value = engine_tcg_const_i64(tcg, (i64)now.insn);
         void *temp = (char *)tcg + (uintptr_t)value;
-        void *two[2] = {args[0], temp}; /* the first argument is always the CPU's state */
+        void *two[2] = {args[0], temp}; /* the first argument is the CPU's state */
         now.insn = NULL;
         their_callN(tcg, dfvm_helper_invlpg, NULL, 2, two);
         engine_tcg_temp_free_internal(tcg, temp);

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_errno import EACCES, err
 from dfvm.kern.vfs.devfs import LOOP_MAJOR
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.procfs import ProcDir, ProcFile, ProcLink, PseudoMount
-from dfvm.kern.vfs.vnode_param import FREAD, Vattr
+from dfvm.kern.vfs.vnode_param import FREAD, FWRITE, Vattr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dfvm.kern.vfs.mount import Vfs
     from dfvm.kern.vfs.procfs import ProcNode
     from dfvm.kern.vfs.vnode import Vnode
+    from dfvm.kern.vfs.vnode_param import Cred
 
     Tree = dict[bytes, "Tree | bytes | Callable[[Kernel], str]"]
 
@@ -186,9 +188,14 @@ def _tree(kernel: Kernel) -> Tree:
 
 
 class SysFile(ProcFile):
-    """An attribute."""
+    """An attribute, which not even root opens to write to if nobody may (fs/kernfs/file.c)."""
 
     __slots__ = ()
+
+    def vop_open(self, fflag: int, cred: Cred) -> object | None:
+        if fflag & FWRITE and not self.v_mode & 0o222:
+            raise err(EACCES)
+        return super().vop_open(fflag, cred)
 
     def vop_getattr(self) -> Vattr:
         va = super().vop_getattr()

@@ -468,3 +468,17 @@ def test_coredump_filter() -> None:
         """
     )  # fmt: skip
     assert out.startswith(b"100644\n'' 0 0 00000033\n") and b"'' 0 0 00000001\n" in out
+
+
+def test_attributes_in_sys_are_not_opened_to_be_written() -> None:
+    same(r"""
+        int main(void)
+        {
+            const char *name = "/sys/devices/system/cpu/online";
+            printf("%d %d\n", open(name, O_RDONLY) < 0, access(name, R_OK));
+            printf("%d %d\n", open(name, O_WRONLY), errno);
+            printf("%d %d\n", open(name, O_RDWR), errno);
+            printf("%d\n", access(name, W_OK));
+            return 0;
+        }
+    """)

@@ -26,7 +26,8 @@ from dfvm.kern.kern_errno import ENOMEM, err
 from dfvm.kern.vma import MARK_ACCOUNT, MARK_NORESERVE, is_anonymous, is_shared
 from dfvm.vm.vm import VM_PROT_WRITE
 from dfvm.vm.vm_map import MAP_ENTRY_STACK
-from dfvm.vm.vm_object import OBJ_MIGHTBEDIRTY, OBJT_SWAP, OBJT_VNODE
+from dfvm.vm.vm_map_backing import vm_map_entry_written
+from dfvm.vm.vm_object import OBJT_SWAP, OBJT_VNODE
 from dfvm.vm.vm_param import PAGE_SHIFT
 from dfvm.vm.vm_proc import RLIM_INFINITY, RLIMIT_DATA, RLIMIT_VMEM
 
@@ -80,9 +81,7 @@ def is_committed(entry: VmMapEntry) -> bool:
 
 def stays_committed(entry: VmMapEntry) -> bool:
     """Whether that does not change when it is no longer writable."""
-    obj = entry.ba.object
-    untouched = obj is None or (obj.type <= OBJT_SWAP and not obj.flags & OBJ_MIGHTBEDIRTY)
-    return is_committed(entry) and not (untouched and is_anonymous(entry))
+    return is_committed(entry) and (not is_anonymous(entry) or vm_map_entry_written(entry))
 
 
 def committed_by(map: VmMap) -> int:

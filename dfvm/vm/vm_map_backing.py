@@ -18,9 +18,11 @@ Source: DragonFly sys/vm/vm_map.c.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dfvm.lwkt.kern_lock import lockmgr_exclusive, lockmgr_release
+from dfvm.machine.pte import PG_M
+from dfvm.vm.pmap_table import pmap_pte
 from dfvm.vm.vm_map_entry import MAP_ENTRY_NEEDS_COPY, VmMapBacking
 from dfvm.vm.vm_object import (
     OBJ_NOSPLIT,
@@ -36,9 +38,13 @@ from dfvm.vm.vm_object_shown import vm_object_unshown
 from dfvm.vm.vm_param import PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dfvm.vm.pmap import Pmap
     from dfvm.vm.vm_map_entry import VmMapEntry
     from dfvm.vm.vm_object import VmObject
+
+_ASKED: Final = 64  # pages that vm_map_entry_written looks at
 
 
 def _backing_busy(obj: VmObject) -> bool:
@@ -221,3 +227,27 @@ def _remove_unshown(ba: VmMapBacking, obj: VmObject) -> None:
         vm_object_page_remove(obj, first, end, False)
         if first < obj.size <= end:
             obj.size = first
+
+
+def vm_map_entry_written(entry: VmMapEntry) -> bool:
+    """Whether private memory has been written to, as far as its pages tell: whether it shows any
+    that is dirty and no file's. Of many pages not all are asked, and it is taken for written then.
+    The map is locked, or nothing blocks."""
+    ba: VmMapBacking | None = entry.ba
+    while ba is not None and ba.object is not None and ba.object.type <= OBJT_SWAP:
+        object = ba.object
+        if object.type == OBJT_SWAP:
+            return True  # it has been paged out
+        memq = object.rb_memq
+        first, count = ba.offset >> PAGE_SHIFT, ba.end - ba.start >> PAGE_SHIFT
+        shown: Iterator[int]
+        if count < len(memq):
+            shown = (pindex for pindex in range(first, first + count) if pindex in memq)
+        else:
+            shown = (pindex for pindex in memq if first <= pindex < first + count)
+        for asked, pindex in enumerate(shown):
+            va = ba.start + (pindex - first << PAGE_SHIFT)
+            if memq[pindex].dirty or asked == _ASKED or pmap_pte(ba.pmap, va) & PG_M:
+                return True
+        ba = ba.backing_ba
+    return False

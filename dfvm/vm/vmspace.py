@@ -33,6 +33,7 @@ from dfvm.vm.vm_fault import vm_fault_copy_entry
 from dfvm.vm.vm_map_backing import (
     vm_map_backing_replicate,
     vm_map_entry_allocate_object,
+    vm_map_entry_written,
 )
 from dfvm.vm.vm_map_clip import vm_map_entry_link, vm_map_transition_wait
 from dfvm.vm.vm_map_collapse import (
@@ -314,9 +315,8 @@ def _set_forked(entry: VmMapEntry, new: VmMapEntry, first: VmMapEntry | None) ->
     if first.forked:
         new.forked = first.forked
         return first
-    object = entry.ba.object
-    if entry.eflags & MAP_ENTRY_GUARD or (object is not None and object.type <= OBJT_SWAP):
-        # One piece with pages of its own, or a guard, makes it so for all.
+    if entry.eflags & MAP_ENTRY_GUARD or vm_map_entry_written(entry):
+        # One piece that was written to, or has a guard, makes it so for all.
         scan: VmMapEntry | None = first
         while scan is not None:
             scan.forked = first.ba.end

@@ -96,6 +96,13 @@ def test_a_child_adds_nothing_to_what_it_has_inherited_written() -> None:
             fix(2, 2, RW); show("the parent's is one");
             hole(16); fix(0, 2, RW);
             child(untouched);
+            (void)*(volatile char *)b;    /* reading is no use of it */
+            child(untouched);
+            hole(16); fix(0, 8, RW);      /* nor is that somebody has cut it */
+            munmap(b + 2 * PG, 6 * PG);
+            mprotect(b + PG, PG, PROT_READ);
+            mprotect(b + PG, PG, RW);
+            child(untouched);
             b[0] = 1;
             child(again);
             hole(16); fix(6, 2, RW); b[6 * PG] = 1;

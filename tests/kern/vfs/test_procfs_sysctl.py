@@ -180,6 +180,12 @@ def test_overcommit_never() -> None:
             mprotect(p, 1 << 20, PROT_READ);              /* once written it stays promised */
             IS(mem("Committed_AS") - before, 1 << 10);
             munmap(p, 2 << 20);
+            p = take(2 << 20, RW, 0);
+            mprotect(p, 1 << 20, PROT_READ);
+            (void)*(volatile char *)p;
+            mprotect(p + (1 << 20), 1 << 20, PROT_READ);  /* nobody has written to it */
+            IS(mem("Committed_AS"), before);
+            munmap(p, 2 << 20);
             IS(E(take(left() + 4096, RW, 0)), ENOMEM);
             IS(E(take(2 * left(), PROT_NONE, 0)), 0);
             p = take(2 * left(), PROT_NONE, 0);

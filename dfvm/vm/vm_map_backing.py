@@ -38,11 +38,12 @@ from dfvm.vm.vm_object_shown import vm_object_unshown
 from dfvm.vm.vm_param import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from dfvm.vm.pmap import Pmap
     from dfvm.vm.vm_map_entry import VmMapEntry
     from dfvm.vm.vm_object import VmObject
+    from dfvm.vm.vm_page import VmPage
 
 _ASKED: Final = 64  # pages that vm_map_entry_written looks at
 
@@ -239,15 +240,17 @@ def vm_map_entry_written(entry: VmMapEntry) -> bool:
         if object.type == OBJT_SWAP:
             return True  # it has been paged out
         memq = object.rb_memq
-        first, count = ba.offset >> PAGE_SHIFT, ba.end - ba.start >> PAGE_SHIFT
-        shown: Iterator[int]
-        if count < len(memq):
-            shown = (pindex for pindex in range(first, first + count) if pindex in memq)
-        else:
-            shown = (pindex for pindex in memq if first <= pindex < first + count)
-        for asked, pindex in enumerate(shown):
-            va = ba.start + (pindex - first << PAGE_SHIFT)
-            if memq[pindex].dirty or asked == _ASKED or pmap_pte(ba.pmap, va) & PG_M:
-                return True
+        first, last = ba.offset >> PAGE_SHIFT, ba.offset + ba.end - ba.start >> PAGE_SHIFT
+        asked = 0
+        pages: Iterable[VmPage] = memq.values()
+        if last - first < len(memq):
+            pages = (memq[pindex] for pindex in range(first, last) if pindex in memq)
+        for m in pages:
+            if first <= m.pindex < last:
+                if m.dirty or asked == _ASKED:
+                    return True
+                if pmap_pte(ba.pmap, ba.start + (m.pindex - first << PAGE_SHIFT)) & PG_M:
+                    return True
+                asked += 1
         ba = ba.backing_ba
     return False

@@ -160,8 +160,8 @@ class VmMapEntry:
     # them free.
     sub_map: VmMap | None  # the map that decides; not None iff maptype is SUBMAP
     forked: int
-    # For private memory that the map was forked with and that had been written to by then: where
-    # the first piece ended of what it was one with at that time; 0 for everything else.
+    # For private memory that the map was forked with and that had been written to by then: where a
+    # piece ended of what it was one with at that time; 0 for everything else.
     # Not in DragonFly. It is never one with what has another number (in Linux, whose processes
     # see which mappings are one, it is its anon_vma that has parents)
 

@@ -262,7 +262,6 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
     vm_map_lock(new_map)
     few_ptes = vm1.vm_pmap.pm_stats.resident_count <= FORK_COPY_PTES
     last: VmMapEntry | None = None
-    first: VmMapEntry | None = None  # see _set_forked
     ok = True
     entry = old_map.first
     while entry is not None and ok:
@@ -284,9 +283,13 @@ def vmspace_fork(vm1: Vmspace) -> Vmspace:
             vm_map_entry_link(new_map, last, new)
             new_map.size += new.ba.end - new.ba.start
             last = new
-            first = _set_forked(entry, new, first) if entry.inheritance == VM_INHERIT_COPY else None
-        else:
-            first = None
+            object = entry.ba.object
+            if entry.inheritance == VM_INHERIT_COPY and (
+                (object is not None and object.type <= OBJT_SWAP)
+                or entry.eflags & MAP_ENTRY_GUARD
+                or (new.prev is not None and new.prev.forked)
+            ):
+                _set_forked(entry, new)
         entry = entry.next
     vm_map_unlock(new_map)
     vm_map_unlock(old_map)
@@ -306,22 +309,19 @@ def _in_transition(map: VmMap) -> VmMapEntry | None:
     return entry
 
 
-def _set_forked(entry: VmMapEntry, new: VmMapEntry, first: VmMapEntry | None) -> VmMapEntry:
+def _set_forked(entry: VmMapEntry, new: VmMapEntry) -> None:
     """Set `forked` of `new`, which has just been linked and is the child's copy of `entry`, private
-    memory. `first` is what this has returned for the one before it: where in the child that one
-    begins with all its pieces. Returns the same for `new`."""
-    if first is None or not _continues(entry):
-        first = new
-    if first.forked:
-        new.forked = first.forked
-        return first
-    if entry.eflags & MAP_ENTRY_GUARD or vm_map_entry_written(entry):
+    memory; and of what lies before it, if that is another piece of the same."""
+    last = new.prev
+    if last is not None and last.forked and _continues(entry):
+        new.forked = last.forked
+    elif entry.forked or entry.eflags & MAP_ENTRY_GUARD or vm_map_entry_written(entry):
         # One piece that was written to, or has a guard, makes it so for all.
-        scan: VmMapEntry | None = first
-        while scan is not None:
-            scan.forked = first.ba.end
-            scan = scan.next
-    return first
+        new.forked = number = new.ba.end
+        while last is not None and not last.forked and _continues(entry):
+            assert entry.prev is not None
+            last.forked = number
+            entry, last = entry.prev, last.prev
 
 
 def _continues(entry: VmMapEntry) -> bool:

@@ -28,7 +28,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.kern_errno import ENOMEM, EPERM, err
-from dfvm.kern.vma import may_map_low
 from dfvm.vm.copyio import copyout
 from dfvm.vm.pager.vnode_pager import vnode_pager_alloc
 from dfvm.vm.vm import (
@@ -284,17 +283,16 @@ def _map_over(
     return rv == KERN_SUCCESS
 
 
-def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage) -> None:
+def elf_activate(image: ImageParams, space: Vmspace, elf: ElfImage, low: bool) -> None:
     """Fill `space` with the program, and with its interpreter if it has one, and note in `image`
-    where things are. May block.
+    where things are. `low`: it may be put below vm.mmap_min_addr. May block.
 
     :raises OSError: what elf_load raises; EPERM for a place that only root may map something at.
     """
     bias = ET_DYN_BASE & -elf.align if elf.pic else 0
     if elf.pic:
         bias -= elf.low & -elf.align
-    p = image.kernel.sched.curthread.td_proc
-    if elf.low + bias < image.kernel.mmap_min_addr and p is not None and not may_map_low(p):
+    if elf.low + bias < image.kernel.mmap_min_addr and not low:
         raise err(EPERM)
     elf_load(image, space, elf, bias)
     image.phdr = elf.phdr_vaddr + bias if elf.phdr_vaddr else 0

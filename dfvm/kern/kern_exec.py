@@ -41,6 +41,7 @@ from dfvm.kern.proc import P_EXEC, maxrss
 from dfvm.kern.vfs.mount import ST_NOEXEC, ST_NOSUID
 from dfvm.kern.vfs.namei import NAMEI_FOLLOW, PATH_MAX, namei
 from dfvm.kern.vfs.vnode_param import FREAD, S_ISGID, S_ISUID, VEXEC, VLNK, VREG
+from dfvm.kern.vma import may_map_low
 from dfvm.machine.reg import RIP, RSP
 from dfvm.vm.copyio import copyin, copyinstr, copyout
 from dfvm.vm.pager.vnode_pager import vnode_pager_object, vnode_pager_readpage
@@ -414,7 +415,7 @@ def _become(lp: Lwp, image: ImageParams, path: bytes, args: ImageArgs) -> None:
     try:
         space = vmspace_alloc(kernel.vm)
         assert image.elf is not None
-        elf_activate(image, space, image.elf)
+        elf_activate(image, space, image.elf, may_map_low(p))
         cred = _new_cred(p, image)
         # Whoever started it must not have a hold on what it does with rights that he lacks.
         secure = cred.cr_uid != cred.cr_ruid or cred.cr_gid != cred.cr_rgid

@@ -6,7 +6,8 @@ answers ENOEXEC. What Linux runs, runs.
 
 from __future__ import annotations
 
-from errno import EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOMEM, ENOTDIR
+import os
+from errno import EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOEXEC, ENOMEM, ENOTDIR, EPERM
 from pathlib import Path
 from struct import pack
 
@@ -84,7 +85,7 @@ IMAGES = {
     "headers of no size": (elf(segment(), phentsize=0), -ENOEXEC),
     "nothing to load": (elf(segment(memsz=0, filesz=0)), -ENOEXEC),
     "segments overlap": (elf(segment(), segment()), 0),
-    "at address 0": (elf(segment(vaddr=0), entry=CODE), -ENOEXEC),
+    "at address 0": (elf(segment(vaddr=0), entry=CODE), -EPERM if os.geteuid() else 0),
     "over the top": (elf(segment(vaddr=TOP - PAGE)), -ENOEXEC),
     "in the way of the stack": (elf(segment(), segment(vaddr=TOP - 4 * PAGE, filesz=0)), -ENOMEM),
     "in the kernel": (elf(segment(vaddr=1 << 63), entry=1 << 63), -ENOEXEC),

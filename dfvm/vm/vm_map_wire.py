@@ -23,9 +23,14 @@ from dfvm.vm.vm import (
 from dfvm.vm.vm_map_backing import vm_map_entry_allocate_object, vm_map_entry_shadow
 from dfvm.vm.vm_map_clip import (
     clip_check_fwd,
+    vm_map_clip_end,
     vm_map_clip_range,
+    vm_map_clip_start,
+    vm_map_first_entry,
     vm_map_lookup_entry,
     vm_map_range_check,
+    vm_map_simplify_entry,
+    vm_map_transition_wait,
     vm_map_unclip_range,
 )
 from dfvm.vm.vm_map_entry import (
@@ -139,6 +144,27 @@ def _drop_user_wiring(map: VmMap, entry: VmMapEntry) -> None:
         panic(f"vm_map_user_wiring: {entry!r} is user wired and has no wirings")
     entry.eflags &= ~MAP_ENTRY_USER_WIRED
     _drop_wiring(map, entry)
+
+
+def vm_map_wire_on_fault(map: VmMap, start: int, end: int) -> None:
+    """What the user has wired of private views in [start, end) stays locked, but is wired again as
+    it is faulted in: its pages are about to go with the end of a file, and what will be there when
+    the file has grown again is the file's. Locks the map; may block for busy pages."""
+    vm_map_lock(map)
+    at = start
+    while (entry := vm_map_first_entry(map, at)) is not None and entry.ba.start < end:
+        if entry.eflags & MAP_ENTRY_IN_TRANSITION:
+            vm_map_transition_wait(map, entry, relock=True)
+            continue
+        at = entry.ba.end
+        if entry.eflags & MAP_ENTRY_USER_WIRED and entry.eflags & MAP_ENTRY_COW:
+            vm_map_clip_start(map, entry, start)
+            vm_map_clip_end(map, entry, end)
+            at = entry.ba.end
+            _drop_user_wiring(map, entry)
+            entry.eflags |= MAP_ENTRY_WIREONFAULT
+            vm_map_simplify_entry(map, entry)
+    vm_map_unlock(map)
 
 
 def _drop_wiring(map: VmMap, entry: VmMapEntry) -> None:

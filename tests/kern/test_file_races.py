@@ -15,7 +15,7 @@ import pytest
 from dfvm import PIPE, Machine
 from dfvm.kern.vfs.overlay import OvlVnode
 from dfvm.kern.vfs.vnode_param import VRECLAIMED
-from tests.kern.guest_util import build
+from tests.kern.guest_util import build, same
 from tests.kern.slow_util import Slow, slow
 
 if TYPE_CHECKING:
@@ -231,6 +231,58 @@ def test_private_pages_that_are_wired_and_cut_off(child: str, calls: str) -> Non
     # Who shows the file again in place of a copy that has gone takes its wirings over: all, as they
     # may be several processes'. And a copy that nobody has wired any more does not stay behind.
     stops(PRIVATE.replace("CHILD", child).replace("CALLS", calls))
+
+
+@pytest.mark.parametrize("protect", ["", "mprotect(p, 6*4096, PROT_READ)"])
+@pytest.mark.parametrize("flags", ["MAP_PRIVATE", "MAP_SHARED"])
+@pytest.mark.parametrize("lock", ["mlock(p, 6*4096)", "mlock2(p, 6*4096, 1)"])
+def test_what_is_locked_shows_the_file_when_it_has_grown_again(
+    lock: str, flags: str, protect: str
+) -> None:
+    # A private page that was written to is the file's again once it was cut off, locked or not.
+    program = r"""
+    static sigjmp_buf back;
+    static void on_bus(int sig) { siglongjmp(back, 1); }
+    static void look(char *p)
+    {
+        for (int i = 0; i < 6; i++)
+            if (sigsetjmp(back, 1)) printf("- ");
+            else printf("%d ", *(volatile char *)(p + i * 4096));
+        puts("");
+    }
+    static int pieces(char *p)
+    {
+        FILE *maps = fopen("/proc/self/maps", "r");
+        char line[200];
+        int n = 0;
+        while (fgets(line, sizeof line, maps)) {
+            char *at = (char *)strtoul(line, 0, 16);
+            n += at >= p && at < p + 6 * 4096;
+        }
+        fclose(maps);
+        return n;
+    }
+    int main(void)
+    {
+        signal(SIGBUS, on_bus);
+        setvbuf(stdout, 0, _IONBF, 0);
+        int fd = memfd_create("x", 0);
+        ftruncate(fd, 6 * 4096);
+        char *p = mmap(0, 6 * 4096, 3, FLAGS, fd, 0);
+        for (int i = 0; i < 6; i += 2) p[i * 4096] = i + 1;
+        LOCK;
+        PROTECT;
+        ftruncate(fd, 4096 + 100);
+        look(p);
+        ftruncate(fd, 5 * 4096 + 100);
+        look(p);
+        for (int i = 0; i < 5; i++) pwrite(fd, &(char){ 50 + i }, 1, i * 4096);
+        look(p);
+        printf("%d\n", pieces(p));
+        munlock(p, 6 * 4096);
+        look(p);
+    }"""
+    same(program.replace("LOCK", lock).replace("FLAGS", flags).replace("PROTECT", protect))
 
 
 @pytest.mark.parametrize("later", range(6))

@@ -39,7 +39,8 @@ from dfvm.vm.pager.vnode_pager import (
     vnode_pager_writepage,
     vnode_pager_wrote,
 )
-from dfvm.vm.vm_map import vm_map_lookup_entry
+from dfvm.vm.vm_map import MAP_ENTRY_USER_WIRED, vm_map_lookup_entry
+from dfvm.vm.vm_map_wire import vm_map_wire_on_fault
 from dfvm.vm.vm_object import (
     OBJ_MIGHTBEDIRTY,
     OBJPC_SYNC,
@@ -49,6 +50,7 @@ from dfvm.vm.vm_object import (
     vm_object_reference_quick,
 )
 from dfvm.vm.vm_page import vm_page_unhold
+from dfvm.vm.vmspace import vmspace_drop, vmspace_hold
 
 if TYPE_CHECKING:
     from dfvm.kern.vfs.vnode import Vnode
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from dfvm.vm.vm_init import VmSystem
     from dfvm.vm.vm_map_entry import VmMapBacking
     from dfvm.vm.vm_object import VmObject
+    from dfvm.vm.vmspace import Vmspace
 
 _SHIFT: Final = 12
 _PAGE: Final = 1 << _SHIFT
@@ -238,21 +241,31 @@ def _forget_copies(vp: Vnode, length: int) -> None:
     copies: list[tuple[VmObject, int, int]] = []
     vm = object.vm
     assert vm.hooks is not None
-    maps = {p.p_vmspace.vm_pmap: p.p_vmspace.vm_map for p in vm.hooks.allproc()}
+    wired: list[tuple[Vmspace, int, int]] = []
+    spaces = {p.p_vmspace.vm_pmap: p.p_vmspace for p in vm.hooks.allproc()}
     for tail in object.backing_list:
-        map = maps.get(tail.pmap)
+        space = spaces.get(tail.pmap)
         first = max(gone - (tail.offset >> _SHIFT), 0)
         pages = tail.end - tail.start >> _SHIFT
-        if map is None or first >= pages:
+        if space is None or first >= pages:
             continue
-        found, entry = vm_map_lookup_entry(map, tail.start)
-        ba: VmMapBacking | None = entry.ba if found and entry is not None else None
+        found, entry = vm_map_lookup_entry(space.vm_map, tail.start)
+        if not found or entry is None:
+            continue
+        if entry.eflags & MAP_ENTRY_USER_WIRED and entry.ba is not tail:
+            vmspace_hold(space)
+            wired.append((space, tail.start + (first << _SHIFT), tail.end))
+        ba: VmMapBacking | None = entry.ba
         while ba is not None and ba is not tail:
             if ba.object is not None:
                 vm_object_reference_quick(ba.object)
                 base = ba.offset >> _SHIFT
                 copies.append((ba.object, base + first, base + pages))
             ba = ba.backing_ba
+    while wired:  # the holds have tokens, which go in the opposite order
+        space, start, end = wired.pop()
+        vm_map_wire_on_fault(space.vm_map, start, end)
+        vmspace_drop(space)
     for obj, start, end in copies:
         vm_object_page_remove(obj, start, end, False)
         vm_object_deallocate(obj)

@@ -123,6 +123,7 @@ from dfvm.vm.vm_unix import vm_brk
 if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File
     from dfvm.kern.proc import Lwp, Proc
+    from dfvm.kern.vfs.vnode import Vnode
     from dfvm.vm.vm_map import VmMap, VmMapEntry
 
 MAP_SHARED_VALIDATE: Final = 0x03
@@ -275,21 +276,47 @@ def sys_mmap(lp: Lwp, addr: int, length: int, prot: int, flags: int, fd: int, of
     if flags & MAP_GROWSDOWN:
         addr = _map_stack(p, addr, size, bits, flags)
     else:
-        if not flags & MAP_FIXED:
-            addr = find_room(map, addr, size, flags)
         vp = None
         if fp is not None and fp.f_vnode is not None and not anonymous:
             vp = fp.f_vnode.vop_data()
             fp.f_vnode.vop_mapped()
-        # MAP_SHARED is one of MAP_SHARED_VALIDATE's bits.
-        rv = vm_mmap(map, addr, size, bits, maximum, flags & (MAP_SHARED | MAP_FIXED), vp, offset)
-        if rv != KERN_SUCCESS:
-            raise err(ENOMEM)
+        how = flags & (MAP_SHARED | MAP_FIXED)  # SHARED is one of MAP_SHARED_VALIDATE's bits
+        if vp is not None:
+            vp.vref()  # the descriptor may be closed meanwhile, too
+        try:
+            addr = _map_somewhere(map, addr, size, bits, maximum, how, vp, offset, flags)
+        finally:
+            if vp is not None:
+                vp.vrele()
     marks = prot_mark(prot, bits) | (MARK_NORESERVE if flags & MAP_NORESERVE else 0)
     if marks:
         vm_map_mark(map, addr, addr + size, 0, marks)
     mapped(map, addr, size, locked, bits, shared, flags)
     return addr
+
+
+def _map_somewhere(
+    map: VmMap,
+    hint: int,
+    size: int,
+    bits: int,
+    maximum: int,
+    how: int,
+    vp: Vnode | None,
+    offset: int,
+    flags: int,
+) -> int:
+    """vm_mmap at `hint` with MAP_FIXED, else where there is room; again when somebody who shares
+    the space was faster while we waited for the map. Returns the address."""
+    addr = hint
+    while True:
+        if not flags & MAP_FIXED:
+            addr = find_room(map, hint, size, flags)
+        if vm_mmap(map, addr, size, bits, maximum, how, vp, offset) == KERN_SUCCESS:
+            return addr
+        taken = vm_map_first_entry(map, addr)
+        if taken is None or taken.ba.start >= addr + size:
+            raise err(ENOMEM)
 
 
 def _mmap_file(p: Proc, flags: int, fd: int) -> File | None:

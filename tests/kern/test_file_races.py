@@ -623,3 +623,32 @@ def test_nobody_looks_at_the_host_while_a_file_grows(data: Path, tmp_path: Path)
     )  # fmt: skip
     assert lines == [str(8 * PAGE), str(8 * PAGE + 2)]
     assert (shared / "file").read_bytes() == b"01" + b"x" * 8 * PAGE
+
+
+def test_two_who_wait_for_the_map_get_a_place_each(data: Path) -> None:
+    # A fork waits for memory with the map locked. Both would have been given the same place.
+    lines = run(
+        r"""
+        static char *got[2];
+        static void *any(void)
+        {
+            return mmap(0, 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        }
+        static void one(void) { got[0] = any(); }
+        static void two(void) { got[1] = any(); }
+        int main(int argc, char **argv)
+        {
+            char *p = any();
+            mlock(p, 4096);
+            *p = 1;
+            int n = beside(one, CLONE_VM), m = beside(two, CLONE_VM);
+            sched_yield();
+            GO(n);
+            GO(m);
+            if (!fork()) _exit(0);
+            reap();
+            printf("%d %d\n", got[0] != MAP_FAILED && got[1] != MAP_FAILED, got[0] != got[1]);
+        }""",
+        data, memory=0.95, turns=40,
+    )  # fmt: skip
+    assert lines == ["1 1"]

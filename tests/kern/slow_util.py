@@ -4,7 +4,7 @@ The host's files are read and written at once, so a machine hardly ever sleeps i
 fault, a read or a write unless memory is short. Everything there is written for a kernel that does,
 though, and memory does get short. Inside `slow(machine)` a thread that reads or writes the storage
 of a file sleeps until the others have had a turn; `Slow` says how often, and with a seed the same
-way again.
+way again. Nobody is preempted there, so that who runs when does not depend on the clock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dfvm.kern.vfs.store import Store
+from dfvm.lwkt.lwkt_thread import Scheduler
 from dfvm.vm import copyio, vm_fault_object, vm_fault_wire
 from dfvm.vm.pager import vnode_pager
 from dfvm.vm.vm_page import vm_page_alloc, vm_wait
@@ -96,6 +97,7 @@ def slow(machine: Machine, how: Slow) -> Iterator[None]:
         return vm_wait(vm, timo)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "hardclock", lambda self: False)
         patch.setattr(Store, "read", read)
         patch.setattr(Store, "write", write)
         patch.setattr(copyio, "_fault", fault)

@@ -383,6 +383,51 @@ def test_a_page_that_is_unwired_while_it_is_written_stays_to_the_end_of_that(dat
     assert lines == ["0", "0", "0"]
 
 
+def test_a_copy_that_is_locked_while_others_are_unlocked_for_a_truncation(data: Path) -> None:
+    # The truncation waits for one who is about to lock what he has; we lock what it is going to
+    # take away. The page keeps our wiring, and hands it to the file's when that shows again.
+    lines = run(
+        r"""
+        static int fd, ready[2];
+        static char *p;
+        static void locks(void)
+        {
+            madvise(p, 12 * 4096, MADV_RANDOM);
+            p[0] = 'a';
+            mprotect(p, 12 * 4096, PROT_READ);
+            write(ready[1], "", 1);
+            mlock(p, 12 * 4096);
+        }
+        static void cut(void)
+        {
+            ftruncate(fd, 8 * 4096);
+            ftruncate(fd, 12 * 4096);
+        }
+        int main(int argc, char **argv)
+        {
+            char c;
+            fd = open(argv[1], O_RDWR);
+            pipe(ready);
+            p = mmap(0, 12 * 4096, 3, MAP_PRIVATE, fd, 0);
+            p[9 * 4096] = 'p';
+            int n = beside(locks, 0), t = beside(cut, CLONE_FILES);
+            p[10 * 4096] = 'q';
+            mprotect(p, 12 * 4096, PROT_READ);
+            GO(n);
+            read(ready[0], &c, 1);
+            sched_yield();
+            GO(t);
+            sched_yield();
+            int r = mlock(p + 9 * 4096, 4096);
+            reap();
+            printf("%d %d %d\n", r, p[9 * 4096], p[10 * 4096]);
+            printf("%d\n", munlock(p + 9 * 4096, 4096));
+        }""",
+        data, turns=40,
+    )  # fmt: skip
+    assert lines == ["0 0 0", "0"]
+
+
 def test_what_fork_copies_of_a_file_that_is_cut_meanwhile_ends_with_it(data: Path) -> None:
     # Private pages that are locked are copied, which may have to wait for memory. Behind the end
     # of the file there is nothing left, in the parent or in the child.

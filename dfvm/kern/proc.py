@@ -74,6 +74,10 @@ THREADS_MAX: Final = 64_000  # likewise, kernel.threads-max
 # headers of ELF files, private huge pages.
 COREDUMP_FILTER: Final = 0x33
 
+# The segments of ring 3.
+USER_CS: Final = 0x33
+USER_SS: Final = 0x2B
+
 # The alternate signal stack's flags (stack_t.ss_flags).
 SS_ONSTACK: Final = 1
 SS_DISABLE: Final = 2
@@ -203,12 +207,12 @@ class Rusage:
 class Lwp:
     """One thread of a process."""
 
-    __slots__ = ("ctx", "lwp_clear_tid", "lwp_cpumask", "lwp_cr2", "lwp_cr3", "lwp_err",
+    __slots__ = ("ctx", "lwp_clear_tid", "lwp_cpumask", "lwp_cr2", "lwp_cr3", "lwp_cs", "lwp_err",
                  "lwp_nivcsw", "lwp_nvcsw", "lwp_oldsigmask", "lwp_pending", "lwp_policy",
                  "lwp_proc", "lwp_restart", "lwp_restart_block", "lwp_robust_list", "lwp_rtslept",
                  "lwp_rtticks", "lwp_sigmask", "lwp_sigqueue", "lwp_sigstk_flags",
-                 "lwp_sigstk_size", "lwp_sigstk_sp", "lwp_sigwait", "lwp_stack", "lwp_syscall",
-                 "lwp_thread", "lwp_tid", "lwp_trapno")  # fmt: skip
+                 "lwp_sigstk_size", "lwp_sigstk_sp", "lwp_sigwait", "lwp_ss", "lwp_stack",
+                 "lwp_syscall", "lwp_thread", "lwp_tid", "lwp_trapno")  # fmt: skip
 
     lwp_proc: Proc  # never changes
     lwp_tid: int  # thread id; the pid for the first lwp
@@ -231,6 +235,8 @@ class Lwp:
     lwp_trapno: int  # the last exception, for ucontext: vector, error code, address
     lwp_err: int
     lwp_cr2: int
+    lwp_cs: int  # its segments, which are USER_CS and USER_SS but between a sigreturn to others,
+    lwp_ss: int  # which can't be done, and the signal that comes of it
     lwp_clear_tid: int  # user address that is zeroed and woken when the thread ends; 0 none
     lwp_robust_list: int  # user address of its list of robust futexes; 0 none
     lwp_policy: int  # scheduling class (SCHED_*), with SCHED_RESET_ON_FORK
@@ -257,6 +263,7 @@ class Lwp:
         self.lwp_sigstk_sp = self.lwp_sigstk_size = 0
         self.lwp_sigstk_flags = 0
         self.lwp_trapno = self.lwp_err = self.lwp_cr2 = 0
+        self.lwp_cs, self.lwp_ss = USER_CS, USER_SS
         self.lwp_clear_tid = self.lwp_robust_list = 0
         self.lwp_policy = 0  # SCHED_OTHER
         self.lwp_rtslept = self.lwp_rtticks = 0

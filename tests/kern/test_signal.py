@@ -1118,3 +1118,159 @@ def test_floating_point_state_comes_and_goes_with_frames() -> None:
     """
     )  # fmt: skip
     assert out.count(b"handler") == 18 + 8
+
+
+RETURN = r"""
+    #include <sys/ucontext.h>
+    #include <asm/prctl.h>
+    static char stack[65536] __attribute__((aligned(4096)));
+    static unsigned long value;
+    static const char *field;
+    static int repeats;
+    extern void target(void);
+    static void inner(int s, siginfo_t *i, void *c) {
+        printf(", inner %llx", ((ucontext_t *)c)->uc_mcontext.gregs[REG_CSGSFS]);
+    }
+    static void caught(int s, siginfo_t *i, void *c) {
+        greg_t *g = ((ucontext_t *)c)->uc_mcontext.gregs;
+        printf(" sig %d code %d addr %lx trap %llx err %llx cs %llx ss %llx", s, i->si_code,
+               (long)i->si_addr, g[REG_TRAPNO], g[REG_ERR], g[REG_CSGSFS] & 0xffff,
+               (unsigned long long)g[REG_CSGSFS] >> 48);
+        if (g[REG_RIP] == (greg_t)target) printf(" at the target");
+        else printf(" at %llx", g[REG_RIP]);
+        if (!repeats++) {
+            printf(", again:");      /* a return that changes nothing fails again */
+            return;
+        }
+        struct sigaction a = {.sa_sigaction = inner, .sa_flags = SA_SIGINFO};
+        sigaction(SIGUSR2, &a, 0);
+        raise(SIGUSR2);
+        printf("\n");
+        fflush(stdout);
+        _exit(0);
+    }
+    /* Where the frame leads: tells the flags, and ends the child. */
+    __attribute__((used))
+    static void arrived(unsigned long flags, unsigned ss, unsigned cs) {
+        unsigned mxcsr;
+        asm volatile("stmxcsr %0" : "=m"(mxcsr));
+        printf(" flags %lx ss %x cs %x mxcsr %x\n", flags, ss, cs, mxcsr);
+        fflush(stdout);
+        _exit(0);
+    }
+    asm(".text; target: pushfq; pop %rdi; pushq $2; popfq; mov %ss, %esi; mov %cs, %edx;"
+        "and $-16, %rsp; call arrived; hlt");
+    static void change(int s, siginfo_t *i, void *c) {
+        ucontext_t *u = c;
+        greg_t *g = u->uc_mcontext.gregs;
+        g[REG_RIP] = (greg_t)target;
+        g[REG_RSP] = (greg_t)stack + 32768;
+        g[REG_EFL] = 0x202;
+        if (!strcmp(field, "cs")) g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | value;
+        if (!strcmp(field, "ss") || !strcmp(field, "lax ss"))
+            g[REG_CSGSFS] = (g[REG_CSGSFS] & 0xffffffffffffll) | value << 48;
+        if (!strcmp(field, "lax ss")) u->uc_flags &= ~4ul;
+        if (!strcmp(field, "cs and ss")) g[REG_CSGSFS] = value;
+        if (!strcmp(field, "rip")) g[REG_RIP] = value;
+        if (!strcmp(field, "rsp")) g[REG_RSP] = value;
+        if (!strcmp(field, "flags")) g[REG_EFL] = value;
+        if (!strcmp(field, "mxcsr")) u->uc_mcontext.fpregs->mxcsr = value;
+        if (!strcmp(field, "fpstate by"))
+            u->uc_mcontext.fpregs = (void *)((char *)u->uc_mcontext.fpregs + value);
+        if (!strcmp(field, "fpstate")) u->uc_mcontext.fpregs = (void *)value;
+    }
+    static void row(const char *f, unsigned long v) {
+        int st;
+        fflush(stdout);
+        if (!fork()) {
+            field = f; value = v;
+            stack_t ss = {.ss_sp = stack + 32768, .ss_size = 32768};
+            sigaltstack(&ss, 0);
+            struct sigaction a = {.sa_sigaction = caught, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+            int sigs[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+            for (int i = 0; i < 5; i++) sigaction(sigs[i], &a, 0);
+            a.sa_sigaction = change;
+            sigaction(SIGUSR1, &a, 0);
+            printf("%s %lx:", f, v);
+            kill(getpid(), SIGUSR1);
+            _exit(1);
+        }
+        wait(&st);
+        if (st) printf("%s %lx: status %x\n", f, v, st);
+    }
+    #define ROWS(f, ...) do { unsigned long v_[] = {__VA_ARGS__}; \
+        for (int i = 0; i < sizeof v_ / 8; i++) row(f, v_[i]); } while (0)
+"""
+
+
+def test_what_a_frame_may_say() -> None:
+    """sigreturn of frames that no processor can return to, or only just. Not here: 0x23, the code
+    segment of 32-bit programs, which exist on the host."""
+    out = same(
+        RETURN
+        + r"""
+    int main(void) {
+        ROWS("cs", 0, 1, 3, 4, 7, 8, 0x10, 0x13, 0x18, 0x1b, 0x28, 0x2b, 0x30, 0x31, 0x32, 0x33,
+             0x38, 0x3b, 0x40, 0x43, 0x63, 0x73, 0x7b, 0x83, 0x100, 0xfff8, 0xffff);
+        ROWS("ss", 0, 1, 3, 4, 7, 8, 0x10, 0x13, 0x18, 0x1b, 0x20, 0x23, 0x28, 0x29, 0x2a, 0x2b,
+             0x30, 0x33, 0x38, 0x3b, 0x40, 0x43, 0x63, 0x7b, 0x83, 0x100, 0xfff8, 0xffff);
+        ROWS("lax ss", 0, 3, 0x10, 0x2b, 0x33, 0xffff);
+        ROWS("cs and ss", 0, 0x2b00000000000010, 0x1000000000000010, 0x3300000000000033);
+        ROWS("rip", 0, 8, 0x7ffffffff000, 0x7fffffffffff,
+             0x800000000000, 0x800000000001, 0x1000000000000, 0x7fffffffffffffff, 1ul << 63,
+             0xffff7fffffffffff, 0xffff800000000000, 0xffffffff81000000, -1ul);
+        ROWS("rsp", 0, 8, 1ul << 47, -8ul);
+        return 0;
+    }
+    """
+    )  # fmt: skip
+    assert b"rip 800000000000: sig 11 code 128 addr 0 trap d err 0 cs 33 ss 2b at 8" in out
+
+
+def test_flags_of_a_frame() -> None:
+    """Each bit of RFLAGS in a frame, and of MXCSR; where the floating-point state may lie."""
+    same(
+        RETURN
+        + r"""
+    int main(void) {
+        for (int bit = 0; bit < 64; bit++) if (bit != 8) row("flags", 1ul << bit);
+        ROWS("flags", 0, 0x202, 0xffff00000000fe00 | 0x2d5, -1ul & ~0x100);
+        row("flags", 0x102);
+        for (int bit = 0; bit < 32; bit++) if (bit != 17) row("mxcsr", 1ul << bit);
+        ROWS("mxcsr", 0, 0x1f80, 0xffff, 0xffc0, 0xfffc0000);
+        ROWS("fpstate by", 1, 2, 4, 8, 16, 32);
+        ROWS("fpstate", 0, 8, 0x7ffffffff000, 0x800000000000, 1ul << 63, -512ul, -1ul);
+        return 0;
+    }
+    """
+    )  # fmt: skip
+
+
+def test_bases_of_segments() -> None:
+    """arch_prctl takes what lies in user space."""
+    same(r"""
+    #include <asm/prctl.h>
+    int main(void) {
+        unsigned long at[] = {0, 1, 0x7fffffffefff, 0x7ffffffff000, 0x7fffffffffff,
+                              0x800000000000, 1ul << 48, 1ul << 62, 1ul << 63, 0xffff7fffffffffff,
+                              0xffff800000000000, -1ul};
+        for (int i = 0; i < 12; i++) {
+            unsigned long fs, old, gs = 0x55;
+            syscall(SYS_arch_prctl, ARCH_GET_FS, &old);
+            /* Nothing may use thread-local storage in between. */
+            long r;
+            asm volatile("syscall" : "=a"(r) : "0"(SYS_arch_prctl), "D"(ARCH_SET_FS), "S"(at[i])
+                         : "rcx", "r11", "memory");
+            long q;
+            asm volatile("syscall" : "=a"(q) : "0"(SYS_arch_prctl), "D"(ARCH_GET_FS), "S"(&fs)
+                         : "rcx", "r11", "memory");
+            asm volatile("syscall" : "=a"(q) : "0"(SYS_arch_prctl), "D"(ARCH_SET_FS), "S"(old)
+                         : "rcx", "r11", "memory");
+            long g = syscall(SYS_arch_prctl, ARCH_SET_GS, at[i]);
+            int e = g ? errno : 0;
+            syscall(SYS_arch_prctl, ARCH_GET_GS, &gs);
+            printf("%lx: %ld %lx %ld %d %lx\n", at[i], r, fs == old ? 0 : fs, g, e, gs);
+        }
+        return 0;
+    }
+    """)

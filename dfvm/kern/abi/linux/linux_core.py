@@ -78,8 +78,6 @@ _PF_DUMPCORE: Final = 0x0200  # has written a core
 _PF_RANDOMIZE: Final = 0x0040_0000  # its addresses are random
 _ADDR_NO_RANDOMIZE: Final = 0x0004_0000  # personality
 
-_USER_CS: Final = 0x33
-_USER_SS: Final = 0x2B
 # struct user_regs_struct: what is before orig_rax. (Behind it come rip, cs, eflags, rsp, ss, the
 # bases of fs and gs, and ds, es, fs, gs.)
 _GREGS: Final = (R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI)
@@ -119,7 +117,7 @@ def user_regs(lp: Lwp, syscall: bool) -> list[int]:
         regs[10] = (1 << 64) - _RESTART_RAX.get(lp.lwp_restart, EINTR)
     return [
         *regs, lp.lwp_syscall if syscall else _NO_SYSCALL,
-        q[RIP], _USER_CS, eflags, q[RSP], _USER_SS, ctx.fs_base, ctx.gs_base, 0, 0, 0, 0,
+        q[RIP], lp.lwp_cs, eflags, q[RSP], lp.lwp_ss, ctx.fs_base, ctx.gs_base, 0, 0, 0, 0,
     ]  # fmt: skip
 
 

@@ -43,7 +43,7 @@ from dfvm.kern.kern_sig import (
     setsigmask,
     trapsignal,
 )
-from dfvm.kern.proc import SS_AUTODISARM, SS_DISABLE
+from dfvm.kern.proc import SS_AUTODISARM, SS_DISABLE, USER_CS, USER_SS
 from dfvm.kern.sys_signal import on_sigstack, set_sigstack, sigstack_pack
 from dfvm.machine.reg import (
     R8,
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 _U64: Final = (1 << 64) - 1
 _REDZONE: Final = 128
 _FPSTATE_BYTES: Final = 512
+_FXRSTOR_ALIGN: Final = 16  # of what the instruction reads
 # The state of a new program: control word and MXCSR, nothing else.
 _FPSTATE_INIT: Final = Struct("<H22xI484x").pack(0x37F, 0x1F80)
 _FRAME_BYTES: Final = 8 + 304 + 128
@@ -81,8 +82,11 @@ _FRAME_BYTES: Final = 8 + 304 + 128
 _UC_SIGCONTEXT_SS: Final = 2  # the frame has a valid SS
 _UC_STRICT_RESTORE_SS: Final = 4  # and sigreturn restores it
 
-_USER_CS: Final = 0x33
-_USER_SS: Final = 0x2B
+_RPL: Final = 3  # in a selector: the privilege that is asked for, which is always ring 3's
+_TI: Final = 4  # … it is of the local descriptor table
+
+# What of RFLAGS sigreturn takes from a frame: the arithmetic flags, TF, DF, RF, AC.
+_FIX_EFLAGS: Final = 0x0005_0DD5
 
 _PSL_DF: Final = 0x0400
 _PSL_RF: Final = 0x1_0000
@@ -157,13 +161,14 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
     fxsave = ctx.fxsave()
     image = _FRAME.pack(
         restorer, _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS, 0, stack,
-        *_gregs(q), eflags, _USER_CS, 0, 0, _USER_SS,
+        *_gregs(q), eflags, lp.lwp_cs, 0, 0, lp.lwp_ss,
         lp.lwp_err, lp.lwp_trapno, mask, lp.lwp_cr2, fp, mask,
     )  # fmt: skip
     # One copy from the frame's start to the end of fpstate, so that nothing is half written when
     # a page is missing at the far end of a frame that fits into two.
     raw = (image + siginfo_pack(info)).ljust(fp - frame, b"\0") + fxsave
     copyout(lp.lwp_proc.p_vmspace, raw, frame)
+    lp.lwp_cs, lp.lwp_ss = USER_CS, USER_SS
     ctx.fpinit()
     q = ctx.q  # copyout may have slept, and others have run
     if lp.lwp_sigstk_flags & SS_AUTODISARM:
@@ -181,7 +186,7 @@ def sendsig(lp: Lwp, info: Siginfo, action: SigAction, mask: int) -> None:
 
 def sys_rt_sigreturn(lp: Lwp) -> int:
     """Put back what sendsig saved, or what the handler made of it; returns what RAX holds then. A
-    frame that makes no sense kills."""
+    frame that makes no sense kills, in Linux's order: what has been put back by then stays."""
     ctx = lp.ctx
     space = lp.lwp_proc.p_vmspace
     frame = ctx.q[RSP] - 8 & _U64
@@ -189,36 +194,41 @@ def sys_rt_sigreturn(lp: Lwp) -> int:
     try:
         fields = _FRAME.unpack(copyin(space, frame, _FRAME.size))
         setsigmask(lp, fields[-1] & ~SIGS_CANTMASK)
+        flags = fields[21] & _FIX_EFLAGS | ctx.eflags & ~_FIX_EFLAGS
+        ctx.q[: RIP + 1] = array("Q", _from_gregs(fields[4:21]))
+        ctx.eflags = flags
         fp = fields[-2]
+        if fp % _FXRSTOR_ALIGN:
+            raise err(EFAULT)
         fxsave = copyin(space, fp, _FPSTATE_BYTES) if fp else _FPSTATE_INIT
-        ctx.load()
         ctx.fxrstor(fxsave)
     except (OSError, ValueError):
         trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))
         return ctx.q[RAX]
-    q = ctx.q
-    q[: RIP + 1] = array("Q", _from_gregs(fields[4:21]))
-    ctx.eflags = fields[21]
     stack: bytes = fields[3]
     if stack != sigstack_pack(lp, lp.lwp_sigstk_flags):
         try:
             set_sigstack(lp, int.from_bytes(stack[:8], "little"),
                          int.from_bytes(stack[8:12], "little"),
-                         int.from_bytes(stack[16:24], "little"), q[RSP])  # fmt: skip
+                         int.from_bytes(stack[16:24], "little"), ctx.q[RSP])  # fmt: skip
         except OSError:
             pass  # as Linux: what the handler wrote there is its own affair
-    _check_segments(lp, fields[1], fields[22], fields[25])
-    return q[RAX]
+    cs, ss = fields[22] | _RPL, fields[25] | _RPL
+    if cs != USER_CS or ss != USER_SS:
+        _return_to(lp, cs, ss if fields[1] & _UC_STRICT_RESTORE_SS else USER_SS)
+    return ctx.q[RAX]
 
 
-def _check_segments(lp: Lwp, uc_flags: int, cs: int, ss: int) -> None:
+def _return_to(lp: Lwp, cs: int, ss: int) -> None:
     """There are one code and one data segment to return to: with others the return itself is a
-    general protection fault."""
-    bad = 0
-    if cs | 3 != _USER_CS:
-        bad = cs
-    elif uc_flags & _UC_STRICT_RESTORE_SS and ss | 3 != _USER_SS:
-        bad = ss
-    if bad:
-        lp.lwp_trapno, lp.lwp_err = X86_TRAP_GP, bad & ~3
-        trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))
+    general protection fault, after which the handler finds them in its frame."""
+    lp.lwp_cs, lp.lwp_ss = cs, ss
+    if cs != USER_CS:
+        error = cs & ~_RPL
+    elif ss != USER_SS:
+        # Linux goes another way to a stack in the local descriptor table, and fails there.
+        error = 0 if ss & _TI else ss & ~_RPL
+    else:
+        return
+    lp.lwp_trapno, lp.lwp_err = X86_TRAP_GP, error
+    trapsignal(lp, Siginfo(SIGSEGV, SI_KERNEL))

@@ -257,19 +257,28 @@ def uiomove(data: bytes | bytearray | memoryview, uio: Uio) -> int:
     view = memoryview(data)
     total = min(len(view), uio.uio_resid)
     at = 0
+    iov = uio._iov
     if uio.space is None:
+        read = uio.rw == UIO_READ
         while at < total:
-            piece = uio.piece(total - at)
-            end = at + len(piece)
-            if uio.rw == UIO_READ:
-                piece[:] = view[at:end]
+            buffer = iov[uio._next]
+            n = len(buffer)
+            if not n:
+                uio._next += 1
+                continue
+            if n > total - at:
+                n = total - at
+            end = at + n
+            if read:
+                buffer[:n] = view[at:end]
             else:
-                view[at:end] = piece
-            uio.advance(end - at)
+                view[at:end] = buffer[:n]
+            iov[uio._next] = buffer[n:]
             at = end
+        uio.uio_resid -= total
         return total
     # A page at a time, as piece and advance do, for all that read and write move.
-    space, read, iov = uio.space, uio.rw == UIO_READ, uio._iov
+    space, read = uio.space, uio.rw == UIO_READ
     mem = space.vm_pmap.vm.ram.mem
     while at < total:
         addr, length = iov[uio._next]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from file_util import T
-from guest_util import SLEEPS, same
+from guest_util import same
 
 
 def test_poll() -> None:
@@ -180,7 +180,7 @@ int main() {
 
 def test_exclusive() -> None:
     """Of those who wait exclusively one is woken; whoever does not, and all at the end."""
-    out = same(T + SLEEPS + r"""
+    out = same(T + r"""
 enum { N = 6 };
 static pid_t child[N];
 static char gone[N];
@@ -250,7 +250,7 @@ int main() {
 
 
 def test_exclusive_hears_of_the_end() -> None:
-    same(T + SLEEPS + r"""
+    same(T + r"""
 int main() {
     int p[2]; pipe(p);
     pid_t child[4];

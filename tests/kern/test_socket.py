@@ -8,7 +8,7 @@ from errno import EAFNOSUPPORT, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
 import pytest
-from guest_util import SLEEPS, build, by_guest, by_host, same
+from guest_util import build, by_guest, by_host, same
 from sock_util import S
 
 from dfvm import PIPE, Deadlock, Machine, Panic
@@ -484,7 +484,7 @@ int main() {
 def test_blocking_and_signals() -> None:
     same(S + r"""
 static int hits; static void on(int sig) { hits++; }
-%s
+
 static void sig(int how) { struct sigaction sa = {.sa_handler = on, .sa_flags = how};
     sigaction(SIGUSR1, &sa, 0); }
 /* A child does something as soon as this process sleeps. */
@@ -531,7 +531,7 @@ int main() {
     bind_(d, "d"); connect_(e, "d"); while (send(e, "x", 1, MSG_DONTWAIT) == 1) {}
     WHEN_ASLEEP(recv(d, buf, 9, 0)); T(send(e, "x", 1, 0)); wait(&st);
     return 0;
-}""".replace("%s", SLEEPS))  # fmt: skip
+}""")  # fmt: skip
 
 
 def test_epoll_select_and_sigio() -> None:

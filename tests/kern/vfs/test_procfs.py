@@ -535,8 +535,8 @@ static const char *call(int pid) {
 }
 int main() {
     unsigned long v[9], sp = (unsigned long)__builtin_frame_address(0); int p[2], pid, st; pipe(p);
-    int n = sscanf(get_("/proc/self/syscall"), "%lu %lx %lx %lx %lx %lx %lx %lx %lx", v, v + 1, v + 2,
-                   v + 3, v + 4, v + 5, v + 6, v + 7, v + 8);
+    int n = sscanf(get_("/proc/self/syscall"), "%lu %lx %lx %lx %lx %lx %lx %lx %lx", v, v + 1,
+                   v + 2, v + 3, v + 4, v + 5, v + 6, v + 7, v + 8);
     T(n); T(v[0]); T(v[1]); T(v[2] == (unsigned long)buf); T(v[3] == sizeof buf - 1);
     T(sp - v[7] < 4096); T(memcmp((char *)v[8] - 2, "\x0f\x05", 2));
     if (!(pid = fork())) { syscall(SYS_read, p[0], buf, 77, 4, 5, 6); _exit(1); }

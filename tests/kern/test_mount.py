@@ -496,3 +496,29 @@ def test_the_host_is_changed_where_it_may_be(tmp_path: Path) -> None:
         "rw/made": "made\n",
         "rw/in/through": "made\n",
     }, out
+
+
+@pytest.mark.skipif(not os.path.exists(_BUSYBOX), reason="no busybox")
+def test_what_the_machine_mounts() -> None:
+    """On directories of /proc and /sys, which no cache holds; and all that is there from the
+    start can be unmounted, and mounted again."""
+    with Machine(check=True) as m:
+        out = _shell(m, """
+            mount -t tmpfs c /sys/fs/cgroup; echo 1 > /sys/fs/cgroup/x; cat /sys/fs/cgroup/x
+            mount -o bind /sys/fs/cgroup /proc/sys/fs; umount /sys/fs/cgroup; ls /sys/fs/cgroup
+            cat /proc/sys/fs/x; umount /proc/sys/fs; ls /proc/sys/fs | grep file-max
+            mount -t tmpfs c /proc/1/fd; mount -o bind /proc/sys /proc/sys
+            mount -o remount,bind,ro /proc/sys; echo 5 > /proc/sys/kernel/msgmax; umount /proc/sys
+            cd /; umount /dev/shm /dev/mqueue /tmp; umount -l /dev; ls /dev; ls /tmp > /dev/null
+            mount -t devtmpfs d /dev; mount -t mqueue m /dev/mqueue; echo lost > /dev/null
+            umount /proc; mount -t proc p /proc; cut -d ' ' -f 1-3 /proc/mounts; ls /dev/loop0
+            umount /; touch /x
+        """)  # fmt: skip
+    assert out == (
+        "1\n1\nfile-max\n"
+        "mount: mounting c on /proc/1/fd failed: Device or resource busy\n"
+        "sh: can't create /proc/sys/kernel/msgmax: Read-only file system\n"
+        "dfvm / overlay\nsysfs /sys sysfs\nd /dev devtmpfs\nm /dev/mqueue mqueue\np /proc proc\n"
+        "/dev/loop0\n"
+        "touch: /x: Read-only file system\n"
+    )

@@ -275,12 +275,8 @@ class Vfs:
             self.filesystems.append(mount)
 
     def attach(self, mount: Mount, dvp: Vnode, name: bytes) -> None:
-        """Mount over `name` in dvp. What is mounted there already will be seen again when this
-        goes.
-
-        :raises OSError: what vop_mounton says.
-        """
-        dvp.vop_mounton()
+        """Mount over `name` in dvp, which vop_mounton has been told. What is mounted there already
+        will be seen again when this goes."""
         self._enter(mount, dvp, name)
         self._mounted(mount)
 
@@ -339,11 +335,8 @@ class Vfs:
             fs.mnt_root.vrele()
 
     def move(self, mount: Mount, dvp: Vnode, name: bytes) -> None:
-        """Take a mount, and with it what is mounted on it, to another name. May block.
-
-        :raises OSError: what vop_mounton says.
-        """
-        dvp.vop_mounton()
+        """Take a mount, and with it what is mounted on it, to another name, whose directory has
+        been told (vop_mounton). May block."""
         dvp.vref()
         self._leave(mount)
         self._enter(mount, dvp, name)
@@ -351,8 +344,10 @@ class Vfs:
 
     def unmounted(self, fs: Mount) -> None:
         """Nobody uses the file system, which is mounted nowhere: that is its end. May block."""
-        if fs in self.filesystems and fs.unmount():
+        if fs in self.filesystems:  # and not on its way already
             self.filesystems.remove(fs)
+            if not fs.unmount():
+                self.filesystems.append(fs)
 
     def memory_root(self) -> Vnode:
         """The root directory of a file system in memory that is mounted nowhere, for files that

@@ -17,7 +17,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from dfvm.kern.kern_errno import EACCES, EINVAL, EIO, ENODEV, ENOENT, ERANGE, ESRCH, err
+from dfvm.kern.kern_errno import (
+    EACCES,
+    EBUSY,
+    EINVAL,
+    EIO,
+    ENODEV,
+    ENOENT,
+    ERANGE,
+    ESRCH,
+    err,
+)
 from dfvm.kern.kern_prot import may_look
 from dfvm.kern.vfs.mount import ST_NODEV, ST_NOEXEC, ST_NOSUID, Mount
 from dfvm.kern.vfs.vnode import Vnode
@@ -31,6 +41,7 @@ from dfvm.kern.vfs.vnode_param import (
     VMAGIC,
     VNOCACHE,
     VREG,
+    VROOT,
     VTTODT,
     Vattr,
     vfs_timestamp,
@@ -113,6 +124,15 @@ class ProcNode(Vnode):
 
     def vop_fileid(self) -> int:
         return self.p_fileid
+
+    def vop_mounton(self) -> None:
+        # This vnode is what every lookup finds from now on: the directories above know it.
+        if self.p_proc is not None:
+            raise err(EBUSY)  # it goes with its process
+        at: Vnode = self
+        while not at.v_flag & VROOT and at.v_parent is not None:
+            at.v_parent.v_names[at.v_name] = at
+            at = at.v_parent
 
     def vop_getattr(self) -> Vattr:
         va = Vattr()

@@ -90,8 +90,15 @@ def rooted(vp: Vnode) -> Mount | None:
 def find_mountpoint(root: Vnode, start: Vnode, path: bytes, cred: Cred) -> Mountpoint:
     """Where `path` leads, as a place to mount at.
 
-    :raises OSError: what namei says; ENOENT for what was removed; EBUSY for the root of everything.
+    :raises OSError: what namei says; ENOENT for what was removed; EBUSY for the root of everything;
+        what vop_mounton says.
     """
+    mp = _find(root, start, path, cred)
+    mp.mp_dvp.vop_mounton()
+    return mp
+
+
+def _find(root: Vnode, start: Vnode, path: bytes, cred: Cred) -> Mountpoint:
     vp = namei(root, start, path, cred, NAMEI_FOLLOW)
     mount = rooted(vp)
     if mount is not None:

@@ -582,6 +582,8 @@ def _make(vfs: Vfs, number: int) -> Loop:
 def loop_device(vfs: Vfs, vtype: int, rdev: int) -> Cdev | None:
     """The device behind a node of type `vtype` with number `rdev`, if it is one of ours."""
     major, minor = os.major(rdev), os.minor(rdev)
+    if not any(isinstance(fs, DevMount) for fs in vfs.filesystems):
+        return None
     if vtype == VBLK and major == LOOP_MAJOR:
         return _make(vfs, minor)
     if vtype != VBLK and (major, minor) == LOOP_CONTROL:

@@ -192,8 +192,8 @@ class Vfs:
     """The file systems of one machine."""
 
     __slots__ = ("blockdevs", "devices", "fds", "filesystems", "inactive", "last_mntid",
-                 "loops", "maxinactive", "memory", "mountpoints", "mounts", "next_dev", "nwatches",
-                 "rename_cookie", "rootvnode", "vm")  # fmt: skip
+                 "loops", "maxinactive", "memory", "mountpoints", "mounts", "next_dev", "nstacked",
+                 "nwatches", "rename_cookie", "rootvnode", "vm")  # fmt: skip
 
     vm: VmSystem
     fds: HostFds  # descriptors of the host's files
@@ -210,6 +210,7 @@ class Vfs:
     blockdevs: dict[int, Cdev]  # block devices, likewise
     loops: dict[int, Loop]  # loop devices that somebody has asked for, by number
     next_dev: int  # minor number for the next file system without a device
+    nstacked: int  # mounts that have another one under them
     nwatches: int  # watches on files (inotify): while 0, events need not be made
     rename_cookie: int  # the last one: what makes one of the two events of a rename
 
@@ -227,6 +228,7 @@ class Vfs:
         self.blockdevs = {}
         self.loops = {}
         self.next_dev = 0x40
+        self.nstacked = 0
         self.nwatches = 0
         self.rename_cookie = 0
 
@@ -287,6 +289,7 @@ class Vfs:
         mount.mnt_dvp = dvp
         mount.mnt_name = name
         mount.mnt_under = dvp.v_mounts.get(name)
+        self.nstacked += mount.mnt_under is not None
         dvp.v_mounts[name] = mount
         dvp.v_names[name] = mount.mnt_root
         mount.mnt_root.set_parent(dvp, name)
@@ -301,6 +304,7 @@ class Vfs:
         assert dvp is not None and dvp.v_mounts is not None
         under = mount.mnt_under
         top = dvp.v_mounts[name]
+        self.nstacked -= under is not None or top is not mount
         if top is not mount:
             while top.mnt_under is not mount:
                 assert top.mnt_under is not None

@@ -33,6 +33,8 @@ from dfvm.kern.kern_errno import (
     ENOENT,
     ENOTDIR,
     ENOTEMPTY,
+    EROFS,
+    EXDEV,
     err,
 )
 from dfvm.kern.vfs.mount import ST_NOSYMFOLLOW
@@ -103,6 +105,8 @@ class Nameidata:
         """The name is to be unlinked."""
         if self.ni_name in (b"", b".", b".."):
             raise err(EISDIR)
+        if self.ni_dvp.v_mount.mnt_rdonly:  # said before anybody looks
+            raise err(EROFS)
         if self.ni_vp is None:
             raise err(ENOENT)
         if self.ni_slash:
@@ -116,6 +120,8 @@ class Nameidata:
             raise err(ENOTEMPTY)
         if self.ni_name == b"":
             raise err(EBUSY)
+        if self.ni_dvp.v_mount.mnt_rdonly:
+            raise err(EROFS)
         if self.ni_vp is None:
             raise err(ENOENT)
         if self.ni_vp.v_type != VDIR:
@@ -125,13 +131,17 @@ class Nameidata:
 def may_rename(old: Nameidata, new: Nameidata, flags: int = 0) -> None:
     """`old` is to be renamed to `new`: what can be said of the names alone. `flags`: RENAME_*.
 
-    :raises OSError: EBUSY, EEXIST, ENOENT, ENOTDIR.
+    :raises OSError: EXDEV, EBUSY, EEXIST, EROFS, ENOENT, ENOTDIR.
     """
+    if old.ni_dvp.v_mount is not new.ni_dvp.v_mount:
+        raise err(EXDEV)
     dots = (b"", b".", b"..")
     if old.ni_name in dots:
         raise err(EBUSY)
     if new.ni_name in dots:
         raise err(EEXIST if flags & RENAME_NOREPLACE else EBUSY)
+    if old.ni_dvp.v_mount.mnt_rdonly:
+        raise err(EROFS)
     vp = old.ni_vp
     if vp is None:
         raise err(ENOENT)

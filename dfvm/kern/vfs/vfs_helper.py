@@ -21,7 +21,6 @@ from dfvm.kern.vfs.vnode_param import (
     VEXEC,
     VREAD,
     VREG,
-    VROOT,
     VUNLINKED,
     VWRITE,
 )
@@ -58,8 +57,7 @@ def may_write_dir(dvp: Vnode, cred: Cred) -> None:
 def may_remove(dvp: Vnode, vp: Vnode, cred: Cred, isdir: bool) -> None:
     """Take away vp's entry in dvp, or replace it (by a directory: isdir).
 
-    :raises OSError: EPERM in a sticky directory, ENOTDIR, EISDIR, EBUSY for a mount's root, and
-        what may_write_dir says.
+    :raises OSError: EPERM in a sticky directory, ENOTDIR, EISDIR, and what may_write_dir says.
     """
     may_write_dir(dvp, cred)
     if (
@@ -73,22 +71,25 @@ def may_remove(dvp: Vnode, vp: Vnode, cred: Cred, isdir: bool) -> None:
             raise err(ENOTDIR)
     elif vp.v_type == VDIR:
         raise err(EISDIR)
-    if vp.v_flag & VROOT:
-        raise err(EBUSY)
 
 
-def not_a_mountpoint(dvp: Vnode, name: bytes) -> None:
-    """Take away or replace `name` in dvp: nothing is mounted over it, in
-    no view.
+def not_a_mountpoint(dvp: Vnode, name: bytes, vp: Vnode) -> None:
+    """Take away or replace `name` in dvp, which is vp's: nothing is mounted over it, in no view,
+    nor over a view whose root vp is.
 
     :raises OSError: EBUSY
     """
     data = dvp.vop_data()
     if data.v_mounts is not None and name in data.v_mounts:
         raise err(EBUSY)
-    points = dvp.v_mount.mnt_vfs.mountpoints
-    if points and (data, name) in points:
+    vfs = dvp.v_mount.mnt_vfs
+    if vfs.mountpoints and (data, name) in vfs.mountpoints:
         raise err(EBUSY)
+    if vfs.nstacked:
+        data = vp.vop_data()
+        for mount in vfs.mounts:
+            if mount.mnt_under is not None and mount.mnt_under.mnt_root.vop_data() is data:
+                raise err(EBUSY)
 
 
 def may_linkat(vp: Vnode, cred: Cred) -> None:

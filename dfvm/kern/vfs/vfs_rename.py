@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfvm.kern.kern_errno import EBUSY, EEXIST, EINVAL, ENOENT, ENOTEMPTY, EXDEV, err
+from dfvm.kern.kern_errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY, EXDEV, err
 from dfvm.kern.vfs.vfs_helper import may_remove, may_write_dir, not_a_mountpoint
 from dfvm.kern.vfs.vfs_notify import rename_notify
 from dfvm.kern.vfs.vnode_param import (
@@ -83,10 +83,10 @@ def _may_rename(fdvp: Vnode, fname: bytes, fvp: Vnode, tdvp: Vnode, tname: bytes
         may_write_dir(tdvp, cred)
     else:
         may_remove(tdvp, tvp, cred, tvp.v_type == VDIR if exchange else isdir)
-        not_a_mountpoint(tdvp, tname)
-        if tvp.vop_data().v_mounts and not exchange:
-            raise err(EBUSY)
-    not_a_mountpoint(fdvp, fname)
+        not_a_mountpoint(tdvp, tname, tvp)
+    not_a_mountpoint(fdvp, fname, fvp)
+    if tvp is not None and tvp.vop_data().v_mounts and not exchange:
+        raise err(ENOTEMPTY)
     if fdvp is not tdvp:
         # The ".." of a directory that moves will be another one: it is written to.
         if isdir:

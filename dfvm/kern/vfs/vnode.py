@@ -66,7 +66,6 @@ from dfvm.kern.kern_caps import (
 )
 from dfvm.kern.kern_errno import (
     EACCES,
-    EBUSY,
     EEXIST,
     EINVAL,
     EISDIR,
@@ -76,6 +75,7 @@ from dfvm.kern.kern_errno import (
     ENODEV,
     ENOENT,
     ENOTDIR,
+    ENOTEMPTY,
     ENOTTY,
     ENXIO,
     EOPNOTSUPP,
@@ -321,6 +321,8 @@ class Vnode(VnodeOps):
             raise err(EEXIST)
         if self.v_mount.mnt_fixed:
             raise err(ENOENT)
+        if self.v_mount.mnt_rdonly:
+            raise err(EROFS)
         if vp.v_mount is not self.v_mount:
             raise err(EXDEV)
         may_linkat(vp, cred)
@@ -345,7 +347,7 @@ class Vnode(VnodeOps):
         if vp is None:
             raise err(ENOENT)
         may_remove(self, vp, cred, False)
-        not_a_mountpoint(self, name)
+        not_a_mountpoint(self, name, vp)
         self.vop_unlink(name, vp)
         self.cache_gone(name, vp)
         vp.self_event(IN_ATTRIB)
@@ -357,9 +359,9 @@ class Vnode(VnodeOps):
         if vp is None:
             raise err(ENOENT)
         may_remove(self, vp, cred, True)
-        not_a_mountpoint(self, name)
+        not_a_mountpoint(self, name, vp)
         if vp.vop_data().v_mounts:
-            raise err(EBUSY)
+            raise err(ENOTEMPTY)
         self.vop_rmdir(name, vp)
         vp.cache_purge()
         self.cache_gone(name, vp)

@@ -51,6 +51,7 @@ Names of files:
     vfs_syscalls.py  opening, making, renaming, removing; kern_path.py: the paths of system calls
     vfs_attr.py      attributes; vfs_xattr.py: extended ones
     vfs_storage.py   sizes, writing out, copying from file to file
+    sys_mount.py     mount, umount; dev_loop.py: files as block devices
     fsinfo.py        a process's current and root directory and umask
     vfs/             vnodes and file systems
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.abi.linux.args import u32
 from dfvm.kern.kern_caps import CAP_SYS_ADMIN
-from dfvm.kern.kern_errno import EAGAIN, EBUSY, EINVAL, ENAMETOOLONG, ENOENT, EPERM, err
+from dfvm.kern.kern_errno import EAGAIN, EBUSY, EINVAL, ENAMETOOLONG, ENODEV, ENOENT, EPERM, err
 from dfvm.kern.kern_path import AT_FDCWD, path_vnode, user_path
 from dfvm.kern.vfs.mount import (
     ST_NOATIME,
@@ -29,6 +29,7 @@ from dfvm.kern.vfs.mount import (
 )
 from dfvm.kern.vfs.namei import PATH_MAX, nameiat
 from dfvm.kern.vfs.vfs_mount import (
+    FSTYPES,
     find_mountpoint,
     mount_bind,
     mount_busy,
@@ -159,16 +160,24 @@ def sys_mount(lwp: Lwp, usource: int, utarget: int, ufstype: int, flags: int, ud
     if not flags & MS_BIND and flags & _MS_TYPE:
         _change_type(mount, flags)
         return 0
-    mp = find_mountpoint(p.p_fs.fs_rdir, p.p_fs.fs_cdir, path, cred)
-    if flags & MS_BIND:
-        mount_bind(_source(lwp, source), mp, bool(flags & MS_REC))
-    elif flags & MS_MOVE:
-        mount_move(_source(lwp, source), mp)
-    elif fstype is None:
+    if flags & (MS_BIND | MS_MOVE):
+        what = _source(lwp, source)
+        if not flags & MS_BIND and rooted(what) is None:
+            raise err(EINVAL)
+        mp = find_mountpoint(p.p_fs.fs_rdir, p.p_fs.fs_cdir, path, cred)
+        if flags & MS_BIND:
+            mount_bind(what, mp, bool(flags & MS_REC))
+        else:
+            mount_move(what, mp)
+        return 0
+    if fstype is None:
         raise err(EINVAL)
-    else:
-        name = "none" if source is None else os.fsdecode(source)
-        mount_new(p.kernel.vfs, os.fsdecode(fstype), name, data, own, shared, mp)
+    kind = os.fsdecode(fstype)
+    if kind not in FSTYPES:
+        raise err(ENODEV)
+    mp = find_mountpoint(p.p_fs.fs_rdir, p.p_fs.fs_cdir, path, cred)
+    name = "none" if source is None else os.fsdecode(source)
+    mount_new(p.kernel.vfs, kind, name, data, own, shared, mp)
     return 0
 
 

@@ -419,8 +419,14 @@ def test_more() -> None:
     mkdir("a/v", 0755); mkdir("a/v/w", 0755); T(mount("a/v", "b", 0, MS_BIND, 0)); chdir("b/w");
     char o[300], n[300]; sprintf(o, "%s/a/v/w", base); sprintf(n, "%s/a/w", base); T(rename(o, n));
     T(access("../v", F_OK)); T(access("../../a", F_OK)); chdir(base); T(umount("b"));
+    /* mounted over a view's root: that is the directory everywhere */
+    T(mount("c", "b", 0, MS_BIND, 0)); T(mount("s", "b", "tmpfs", 0, 0)); T(rmdir("c"));
+    T(umount("b")); T(rmdir("c")); T(mount("s", "b", "tmpfs", 0, 0));
+    T(mount("a", "b", 0, MS_MOVE, 0));
+    T(mount(0, ".", 0, MS_REMOUNT | MS_RDONLY, 0)); T(umount("b"));
+    T(mount(0, ".", 0, MS_REMOUNT | MS_RDONLY, 0)); T(mount(0, ".", 0, MS_REMOUNT, 0));
 """,
-        "e7e5e1ff2b903655",
+        "f88df89228cf2b50",
     )
 
 

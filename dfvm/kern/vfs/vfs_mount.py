@@ -104,6 +104,8 @@ def _find(root: Vnode, start: Vnode, path: bytes, cred: Cred) -> Mountpoint:
     if mount is not None:
         if mount.mnt_dvp is None:
             raise err(EBUSY)
+        if vp.v_flag & VUNLINKED:
+            raise err(ENOENT)
         return Mountpoint(vp, mount.mnt_dvp, mount.mnt_name)
     if vp.v_type != VDIR:
         # Of its names, the one by which it was found.
@@ -129,11 +131,8 @@ def mount_new(vfs: Vfs, fstype: str, source: str, options: str, flags: int, fsfl
     """Mount a file system of a kind (FSTYPES), with `flags` (ST_MOUNT) and, if it is a new one,
     `fsflags` (ST_RDONLY, ST_SYNCHRONOUS).
 
-    :raises OSError: ENODEV for an unknown kind, EINVAL for its options; EBUSY when it is mounted
-        right there; ENOTDIR
+    :raises OSError: EINVAL for its options; EBUSY when it is mounted right there; ENOTDIR
     """
-    if fstype not in FSTYPES:
-        raise err(ENODEV)
     if fstype == "tmpfs":
         if mp.mp_vp.v_type != VDIR:
             TmpOptions(options)
@@ -178,11 +177,8 @@ def mount_bind(vp: Vnode, mp: Mountpoint, whole: bool) -> None:
         raise err(EINVAL)
     if (vp.v_type == VDIR) != (mp.mp_vp.v_type == VDIR):
         raise err(ENOTDIR)
-    copies = [_Copy(mount, vp, None)]
-    if whole:
-        for copy in copies:
-            copies += copy.below()
-    for copy in copies:
+    top = _Copy(mount, vp, None)
+    for copy in list(top.all()) if whole else [top]:
         view = copy.made = NullMount(copy.mount.mnt_fs, copy.vp.vop_data(), copy.mount.mnt_flags)
         if copy.on is None:
             _attach(view, mp)
@@ -206,14 +202,15 @@ class _Copy:
         self.mount, self.vp, self.on = mount, vp, on
         self.made = None
 
-    def below(self) -> Iterator[_Copy]:
-        """What is mounted in that part."""
+    def all(self) -> Iterator[_Copy]:
+        """It, and what is mounted in that part."""
+        yield self
         for m in self.mount.mnt_vfs.mounts:
             if m.mnt_dvp is None or m.mnt_dvp.v_mount is not self.mount or m.mnt_unbindable:
                 continue
             if m.mnt_under is None or m.mnt_under is not self.mount:
                 if _is_below(m.mnt_dvp, self.vp):
-                    yield _Copy(m, m.mnt_root, self)
+                    yield from _Copy(m, m.mnt_root, self).all()
 
 
 def _is_below(vp: Vnode, top: Vnode) -> bool:
@@ -289,8 +286,14 @@ def _written(kernel: Kernel) -> Iterator[Vnode]:
 
 
 def _is_written(kernel: Kernel, fs: Mount) -> bool:
-    """Is a file open for writing, or mapped so; or one without a name, which goes when it is
-    closed?"""
+    """Is a file open for writing, or mapped so; or is something without a name in use, which goes
+    when it no longer is?"""
+    roots = [m.mnt_root for m in kernel.vfs.mounts]
+    for p in kernel.procs.values():
+        if p.p_lwps:
+            roots += (p.p_fs.fs_cdir, p.p_fs.fs_rdir)
+    if any(vp.v_mount.mnt_fs is fs and vp.v_flag & VUNLINKED for vp in roots):
+        return True
     for vp, write in _open_files(kernel):
         if vp.v_mount.mnt_fs is fs and vp.v_type == VREG:
             if write or not vp.getattr().va_nlink:

@@ -17,7 +17,8 @@
     kern_commit.py   how much may be mapped: limits, and what memory is promised for
     sys_process.py   what one process may do to another's memory
     sysv_ipc.py      System V IPC: what its kinds share; sysv_shm.py, sysv_sem.py, sysv_msg.py
-    sys_futex.py     sleeping on words of memory; sys_prctl.py: what a process says about itself
+    sys_futex.py     sleeping on words of memory; kern_umtx.py: those that are locks, with owners
+    sys_prctl.py     what a process says about itself
     sys_misc.py      uname, random bytes, and other small things
     kern_check.py    verification of the whole machine
     kern_errno.py    error numbers, and how they are raised

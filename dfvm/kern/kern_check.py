@@ -93,6 +93,9 @@ def _complaints(kernel: Kernel) -> Iterator[str]:
     for pgrp in kernel.pgrps.values():
         yield from (f"group {pgrp.pg_id}: {bad}" for bad in _check_pgrp(kernel, pgrp))
     yield from _check_files(kernel)
+    from dfvm.kern.kern_umtx import umtx_check
+
+    yield from umtx_check(kernel)
     if kernel.ipc is not None:
         from dfvm.kern.sysv_ipc import ipc_check
         from dfvm.kern.sysv_msg import msg_check

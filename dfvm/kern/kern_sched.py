@@ -103,9 +103,9 @@ def sched_fork(lp: Lwp, child: Lwp) -> None:
 def sched_start(lp: Lwp, child: Lwp) -> None:
     """Later, when the child has got its LWKT thread."""
     if child.lwp_policy in _REALTIME:
-        td = lp.lwp_thread
+        child.lwp_rtprio = lp.lwp_rtprio  # not what it has inherited by a lock
         lp.lwp_proc.kernel.sched.set_realtime(
-            child.lwp_thread, td.td_rtprio, child.lwp_policy == SCHED_RR
+            child.lwp_thread, child.lwp_rtprio, child.lwp_policy == SCHED_RR
         )
 
 
@@ -175,7 +175,7 @@ def _set_policy(lp: Lwp, target: Lwp, policy: int, priority: int) -> None:
         limit = target.lwp_proc.p_rlimit(RLIMIT_RTPRIO)
         if kind in _REALTIME and kind != old & ~SCHED_RESET_ON_FORK and not limit:
             raise err(EPERM)
-        if priority > td.td_rtprio and priority > limit:
+        if priority > target.lwp_rtprio and priority > limit:
             raise err(EPERM)
         if old & ~SCHED_RESET_ON_FORK == SCHED_IDLE != kind and not _can_nice(target):
             raise err(EPERM)
@@ -183,8 +183,14 @@ def _set_policy(lp: Lwp, target: Lwp, policy: int, priority: int) -> None:
             raise err(EPERM)
     target.lwp_policy = policy
     round_robin = kind == SCHED_RR
-    if priority != td.td_rtprio or round_robin != (td.td_rrleft >= 0):
-        lp.lwp_proc.kernel.sched.set_realtime(td, priority, round_robin)
+    if priority != target.lwp_rtprio or round_robin != (td.td_rrleft >= 0):
+        target.lwp_rtprio = priority
+        if target.lwp_pi_contested or target.lwp_pi_blocked is not None:
+            from dfvm.kern.kern_umtx import umtx_adjust
+
+            umtx_adjust(target)
+        else:
+            lp.lwp_proc.kernel.sched.set_realtime(td, priority, round_robin)
 
 
 def _can_nice(target: Lwp) -> bool:
@@ -213,7 +219,7 @@ def sys_sched_getparam(lp: Lwp, pid: int, uparam: int) -> int:
     """sched_getparam(2)"""
     if not uparam:
         raise err(EINVAL)
-    priority = 0 if _has_no_thread(lp, pid) else _target(lp, pid).lwp_thread.td_rtprio
+    priority = 0 if _has_no_thread(lp, pid) else _target(lp, pid).lwp_rtprio
     copyout(lp.lwp_proc.p_vmspace, priority.to_bytes(4, "little"), uparam)
     return 0
 
@@ -263,7 +269,7 @@ def sys_sched_getattr(lp: Lwp, pid: int, uattr: int, size: int, flags: int) -> i
         priority, nice = 0, lp.lwp_proc.kernel.procs[s32(pid)].p_nice
     else:
         target = _target(lp, pid)
-        priority = target.lwp_thread.td_rtprio
+        priority = target.lwp_rtprio
         nice = 0 if priority else target.lwp_proc.p_nice
     size = min(size, _SCHED_ATTR_BYTES)
     flags = SCHED_FLAG_RESET_ON_FORK if policy & SCHED_RESET_ON_FORK else 0
@@ -297,7 +303,7 @@ def sys_sched_setattr(lp: Lwp, pid: int, uattr: int, flags: int) -> int:
         if how & SCHED_FLAG_RESET_ON_FORK:
             policy |= SCHED_RESET_ON_FORK
     if how & SCHED_FLAG_KEEP_PARAMS:
-        priority = target.lwp_thread.td_rtprio
+        priority = target.lwp_rtprio
     if how & SCHED_FLAG_KEEP_PARAMS or policy & ~SCHED_RESET_ON_FORK in _REALTIME:
         nice = p.p_nice
     else:

@@ -46,6 +46,7 @@ from dfvm.vm.vmspace import vmspace_alloc, vmspace_ref
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from dfvm.kern.kern_umtx import UmtxPi
     from dfvm.kern.proc import Lwp
     from dfvm.kern.sysv_ipc import IpcNs
     from dfvm.kern.vfs.mqueuefs import MqMount
@@ -115,6 +116,7 @@ class Kernel:
     kstacks: list[KernelStack]  # stacks nobody uses, kept for the next fork
     ipc: IpcNs | None  # System V IPC; None until somebody uses it
     mqueues: MqMount  # POSIX message queues
+    umtx_pis: dict[tuple[int, int], UmtxPi]  # locks that somebody waits for, by their word
 
     def __init__(
         self,
@@ -140,6 +142,7 @@ class Kernel:
         self.faults = 0
         self.kstacks = []
         self.ipc = None
+        self.umtx_pis = {}
         self.exec_map = kmem_suballoc(self.vm.kernel_map, EXEC_MAP_BYTES)
         self.files = FileTable(self.vm, self.sched)
         self.sysent = SysentTable()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_event import Kqinfo
     from dfvm.kern.kern_sig import SigActs, SigQueue
     from dfvm.kern.kern_time import ProcTimers
+    from dfvm.kern.kern_umtx import UmtxPi, UmtxQ
     from dfvm.kern.kernel import Kernel, KernelStack
     from dfvm.kern.sysv_sem import SemUndoList
     from dfvm.kern.tty import Tty
@@ -208,11 +209,12 @@ class Lwp:
     """One thread of a process."""
 
     __slots__ = ("ctx", "lwp_clear_tid", "lwp_cpumask", "lwp_cr2", "lwp_cr3", "lwp_cs", "lwp_err",
-                 "lwp_nivcsw", "lwp_nvcsw", "lwp_oldsigmask", "lwp_pending", "lwp_policy",
-                 "lwp_proc", "lwp_restart", "lwp_restart_block", "lwp_robust_list", "lwp_rtslept",
-                 "lwp_rtticks", "lwp_sigmask", "lwp_sigqueue", "lwp_sigstk_flags",
-                 "lwp_sigstk_size", "lwp_sigstk_sp", "lwp_sigwait", "lwp_ss", "lwp_stack",
-                 "lwp_syscall", "lwp_thread", "lwp_tid", "lwp_trapno")  # fmt: skip
+                 "lwp_nivcsw", "lwp_nvcsw", "lwp_oldsigmask", "lwp_pending", "lwp_pi_blocked",
+                 "lwp_pi_contested", "lwp_policy", "lwp_proc", "lwp_restart", "lwp_restart_block",
+                 "lwp_robust_list", "lwp_rtprio", "lwp_rtslept", "lwp_rtticks", "lwp_sigmask",
+                 "lwp_sigqueue", "lwp_sigstk_flags", "lwp_sigstk_size", "lwp_sigstk_sp",
+                 "lwp_sigwait", "lwp_ss", "lwp_stack", "lwp_syscall", "lwp_thread", "lwp_tid",
+                 "lwp_trapno")  # fmt: skip
 
     lwp_proc: Proc  # never changes
     lwp_tid: int  # thread id; the pid for the first lwp
@@ -239,7 +241,12 @@ class Lwp:
     lwp_ss: int  # which can't be done, and the signal that comes of it
     lwp_clear_tid: int  # user address that is zeroed and woken when the thread ends; 0 none
     lwp_robust_list: int  # user address of its list of robust futexes; 0 none
+    lwp_pi_blocked: UmtxQ | None  # its place in line while it waits for a lock (kern_umtx)
+    lwp_pi_contested: dict[UmtxPi, None] | tuple[()] | None  # what it has and others wait for;
+    #                                                          None: it ends, and takes no more
     lwp_policy: int  # scheduling class (SCHED_*), with SCHED_RESET_ON_FORK
+    lwp_rtprio: int  # real-time priority of its class, 0 none; it may run with a higher one, which
+    #                  it has inherited (td_rtprio)
     lwp_rtticks: int  # clock ticks while it was real-time, since it last slept
     lwp_rtslept: int  # lwp_nvcsw when that was counted last
     lwp_cpumask: int  # CPUs it may run on; bit n is CPU n, never 0
@@ -265,7 +272,9 @@ class Lwp:
         self.lwp_trapno = self.lwp_err = self.lwp_cr2 = 0
         self.lwp_cs, self.lwp_ss = USER_CS, USER_SS
         self.lwp_clear_tid = self.lwp_robust_list = 0
-        self.lwp_policy = 0  # SCHED_OTHER
+        self.lwp_pi_blocked = None
+        self.lwp_pi_contested = ()
+        self.lwp_policy = self.lwp_rtprio = 0  # SCHED_OTHER
         self.lwp_rtslept = self.lwp_rtticks = 0
         self.lwp_cpumask = (1 << proc.kernel.ncpu) - 1
         self.lwp_nvcsw = self.lwp_nivcsw = 0

@@ -4,7 +4,7 @@ ends while it holds some lets the others know.
 A futex's identity is the word itself: for memory that is shared, the object and the place in it, so
 that processes find each other whatever address they see it at; for private memory the address space
 and the address. Waiters sleep in the scheduler's own queue for that identity; there is no other
-table.
+table, but for the locks that inherit priorities (kern_umtx.py).
 
 Source: Linux kernel/futex for arguments and errors; DragonFly sys/kern/kern_umtx.c for sleeping on
 a word.
@@ -49,8 +49,14 @@ FUTEX_WAKE: Final = 1
 FUTEX_REQUEUE: Final = 3
 FUTEX_CMP_REQUEUE: Final = 4
 FUTEX_WAKE_OP: Final = 5
+FUTEX_LOCK_PI: Final = 6
+FUTEX_UNLOCK_PI: Final = 7
+FUTEX_TRYLOCK_PI: Final = 8
 FUTEX_WAIT_BITSET: Final = 9
 FUTEX_WAKE_BITSET: Final = 10
+FUTEX_WAIT_REQUEUE_PI: Final = 11
+FUTEX_CMP_REQUEUE_PI: Final = 12
+FUTEX_LOCK_PI2: Final = 13
 FUTEX_PRIVATE_FLAG: Final = 128
 FUTEX_CLOCK_REALTIME: Final = 256
 
@@ -63,6 +69,11 @@ _ROBUST_LIST_HEAD: Final = 24  # sizeof(struct robust_list_head)
 _ROBUST_LIST_LIMIT: Final = 2048  # futexes that a thread's end looks at
 
 _BITSET_ANY: Final = _U32
+_WITH_CLOCK: Final = (FUTEX_WAIT_BITSET, FUTEX_WAIT_REQUEUE_PI, FUTEX_LOCK_PI2)
+_PI: Final = frozenset(
+    (FUTEX_LOCK_PI, FUTEX_UNLOCK_PI, FUTEX_TRYLOCK_PI, FUTEX_WAIT_REQUEUE_PI, FUTEX_CMP_REQUEUE_PI,
+     FUTEX_LOCK_PI2)
+)  # fmt: skip
 
 
 class Futex:
@@ -89,7 +100,7 @@ class Futex:
         return f"<Futex {self.key[1]:#x}>"
 
 
-def _futex_key(space: Vmspace, uaddr: int, private: bool) -> tuple[int, int]:
+def futex_key(space: Vmspace, uaddr: int, private: bool) -> tuple[int, int]:
     """The identity of the word at `uaddr` in `space`.
 
     :raises OSError: EINVAL not aligned, EFAULT not there.
@@ -116,7 +127,7 @@ def sys_futex(lp: Lwp, uaddr: int, op: int, val: int, utime: int, uaddr2: int, v
     op = s32(op)
     cmd = op & ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
     private = bool(op & FUTEX_PRIVATE_FLAG)
-    if op & FUTEX_CLOCK_REALTIME and cmd != FUTEX_WAIT_BITSET:
+    if op & FUTEX_CLOCK_REALTIME and cmd not in _WITH_CLOCK:
         raise err(ENOSYS)
     val, val3 = u32(val), u32(val3)
     if cmd in (FUTEX_WAIT, FUTEX_WAIT_BITSET):
@@ -126,13 +137,38 @@ def sys_futex(lp: Lwp, uaddr: int, op: int, val: int, utime: int, uaddr2: int, v
         bitset = _BITSET_ANY if cmd == FUTEX_WAKE else val3
         if not bitset:
             raise err(EINVAL)
-        return _futex_wake(lp, _futex_key(lp.lwp_proc.p_vmspace, uaddr, private), s32(val), bitset)
+        return _futex_wake(lp, futex_key(lp.lwp_proc.p_vmspace, uaddr, private), s32(val), bitset)
     if cmd in (FUTEX_REQUEUE, FUTEX_CMP_REQUEUE):
         expected = val3 if cmd == FUTEX_CMP_REQUEUE else None
         return _futex_requeue(lp, uaddr, uaddr2, s32(val), s32(utime), expected, private)
     if cmd == FUTEX_WAKE_OP:
         return _futex_wake_op(lp, uaddr, uaddr2, s32(val), s32(utime), val3, private)
+    if cmd in _PI:
+        return _futex_pi(lp, uaddr, op, val, utime, uaddr2, val3)
     raise err(ENOSYS)
+
+
+def _futex_pi(lp: Lwp, uaddr: int, op: int, val: int, utime: int, uaddr2: int, val3: int) -> int:
+    """The operations on locks."""
+    from dfvm.kern.kern_umtx import (
+        umtx_lock_pi,
+        umtx_requeue_pi,
+        umtx_unlock_pi,
+        umtx_wait_requeue_pi,
+    )
+
+    private, realtime = bool(op & FUTEX_PRIVATE_FLAG), bool(op & FUTEX_CLOCK_REALTIME)
+    cmd = op & ~(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME)
+    if cmd == FUTEX_UNLOCK_PI:
+        return umtx_unlock_pi(lp, uaddr, private)
+    if cmd == FUTEX_TRYLOCK_PI:
+        return umtx_lock_pi(lp, uaddr, private, -1, True, False)
+    if cmd == FUTEX_CMP_REQUEUE_PI:
+        return umtx_requeue_pi(lp, uaddr, uaddr2, s32(val), s32(utime), val3, private)
+    deadline = copyin_timespec(lp, utime) if utime else -1
+    if cmd == FUTEX_WAIT_REQUEUE_PI:
+        return umtx_wait_requeue_pi(lp, uaddr, val, uaddr2, private, deadline, realtime)
+    return umtx_lock_pi(lp, uaddr, private, deadline, realtime or cmd == FUTEX_LOCK_PI, True)
 
 
 def _futex_wait(
@@ -154,7 +190,7 @@ def _futex_sleep(
 ) -> int:
     """Sleep while the word is `val`."""
     sched = lp.lwp_proc.kernel.sched
-    futex = Futex(_futex_key(lp.lwp_proc.p_vmspace, uaddr, private), bitset)
+    futex = Futex(futex_key(lp.lwp_proc.p_vmspace, uaddr, private), bitset)
     # Nothing blocks between the look at the word and the sleep, once the page is there.
     if fuword32(lp.lwp_proc.p_vmspace, uaddr) != val:
         raise err(EAGAIN)
@@ -179,7 +215,7 @@ def _futex_sleep(
 def futex_wake(lp: Lwp, space: Vmspace, uaddr: int, count: int) -> int:
     """Wake up to `count` of those who sleep on the word at `uaddr` in `space`, wherever they see
     it; for a thread that leaves the space. Returns how many."""
-    return _futex_wake(lp, _futex_key(space, uaddr, False), count, _BITSET_ANY)
+    return _futex_wake(lp, futex_key(space, uaddr, False), count, _BITSET_ANY)
 
 
 def sys_set_robust_list(lp: Lwp, head: int, length: int) -> int:
@@ -214,7 +250,6 @@ def exit_robust_list(lp: Lwp, space: Vmspace, head: int) -> None:
         first, offset, pending = (int.from_bytes(raw[n : n + 8], "little") for n in (0, 8, 16))
         entry = first
         for _ in range(_ROBUST_LIST_LIMIT):
-            # Bit 0 says that the futex inherits priorities: those have no waiters here.
             at = entry & ~1
             if at == head:
                 break
@@ -225,38 +260,44 @@ def exit_robust_list(lp: Lwp, space: Vmspace, head: int) -> None:
             except OSError as e:
                 error = e
             if at != pending & ~1:
-                _futex_death(lp, space, at + offset & _U64, pending=False)
+                _futex_death(lp, space, at + offset & _U64, False, bool(entry & 1))
             if error is not None:
                 raise error
             entry = following
         if pending & ~1:
-            _futex_death(lp, space, (pending & ~1) + offset & _U64, pending=True)
+            _futex_death(lp, space, (pending & ~1) + offset & _U64, True, bool(pending & 1))
     except OSError:
         pass
 
 
-def _futex_death(lp: Lwp, space: Vmspace, uaddr: int, pending: bool) -> None:
+def _futex_death(lp: Lwp, space: Vmspace, uaddr: int, pending: bool, pi: bool) -> None:
     """If the futex at `uaddr` is held by `lp`, which ends, mark it and wake one who waits for it.
     `pending`: the thread was just about to take it or to let go of it, so with nobody holding it
-    the wakeup may be the one that it owes."""
+    the wakeup may be the one that it owes. `pi`: bit 0 of the list's entry says that the futex
+    inherits priorities; umtx_exit gives those to whoever waits."""
     if uaddr & 3:
         raise err(EINVAL)
     word = fuword32(space, uaddr)
     owner = word & FUTEX_TID_MASK
     if owner == lp.lwp_tid:
         suword32(space, uaddr, word & FUTEX_WAITERS | FUTEX_OWNER_DIED)
-        if word & FUTEX_WAITERS:
+        if word & FUTEX_WAITERS and not pi:
             futex_wake(lp, space, uaddr, 1)
-    elif pending and not owner:
+    elif pending and not owner and not pi:
         futex_wake(lp, space, uaddr, 1)
 
 
 def _futex_wake(lp: Lwp, key: tuple[int, int], count: int, bitset: int) -> int:
     sched = lp.lwp_proc.kernel.sched
     woken = 0
+    pis = lp.lwp_proc.kernel.umtx_pis
+    if pis and key in pis:
+        raise err(EINVAL)  # a lock that others wait for
     for td in sched.sleepers(Futex(key, bitset)):
         futex = td.td_wchan
         assert isinstance(futex, Futex)
+        if type(futex) is not Futex:
+            raise err(EINVAL)  # it waits for a lock to be given to it
         if futex.bitset & bitset:
             sched.wakeup_thread(td)
             woken += 1
@@ -272,11 +313,13 @@ def _futex_requeue(
     if nwake < 0 or nmove < 0:
         raise err(EINVAL)
     space = lp.lwp_proc.p_vmspace
-    key, key2 = _futex_key(space, uaddr, private), _futex_key(space, uaddr2, private)
+    key, key2 = futex_key(space, uaddr, private), futex_key(space, uaddr2, private)
     if expected is not None and fuword32(space, uaddr) != expected:
         raise err(EAGAIN)
     sched = lp.lwp_proc.kernel.sched
     sleepers = sched.sleepers(Futex(key, _BITSET_ANY))
+    if any(type(td.td_wchan) is not Futex for td in sleepers[: nwake + nmove]):
+        raise err(EINVAL)  # they wait for a lock to be given to them
     for td in sleepers[:nwake]:
         sched.wakeup_thread(td)
     moved = sleepers[nwake : nwake + nmove]
@@ -292,7 +335,7 @@ def _futex_wake_op(
 ) -> int:
     """Change the second word, wake at the first, and at the second if its old value says so."""
     space = lp.lwp_proc.p_vmspace
-    key, key2 = _futex_key(space, uaddr, private), _futex_key(space, uaddr2, private)
+    key, key2 = futex_key(space, uaddr, private), futex_key(space, uaddr2, private)
     op, cmp = code >> 28 & 7, code >> 24 & 15
     oparg, cmparg = _s12(code >> 12), _s12(code)
     if code >> 31:  # FUTEX_OP_OPARG_SHIFT

@@ -93,7 +93,7 @@ def test_futex_errors_and_timeouts(kernel: Kernel, user: User, word: int) -> Non
     assert futex(user, word, fx.FUTEX_WAIT_BITSET, 7, soon, 0, -1) == -ETIMEDOUT
     assert futex(user, word, fx.FUTEX_WAIT_BITSET | 256, 7, soon, 0, -1) == -ETIMEDOUT
     assert futex(user, word, fx.FUTEX_WAIT | 256, 7, soon) == -ENOSYS
-    assert futex(user, word, 6, 7) == -ENOSYS
+    assert futex(user, word, 14, 7) == -ENOSYS
     user.p.p_sigacts.set(SIGUSR1, (0x40_0000, 0, 0, 0))
     kernel.sched.callout(MS, ksignal, user.p, SIGUSR1)
     assert futex(user, word, fx.FUTEX_WAIT, 7) == ERESTART

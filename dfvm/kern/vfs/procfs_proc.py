@@ -153,7 +153,8 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
     if lp is not None and not whole:
         utime, stime = lp.lwp_thread.user_ns, lp.lwp_thread.sys_ns
     policy = lp.lwp_policy & ~SCHED_RESET_ON_FORK if lp else 0
-    rtprio = lp.lwp_thread.td_rtprio if lp else 0
+    rtprio = lp.lwp_rtprio if lp else 0
+    current = lp.lwp_thread.td_rtprio if lp else 0
     mask = (1 << 31) - 1  # the signal sets here are 32 bits, as they were in 1992
     limit = p.p_rlimit(RLIMIT_RSS)
     fields = (
@@ -161,7 +162,7 @@ def stat(p: Proc, lp: Lwp | None, whole: bool) -> bytes:
         0, ru.ru_minflt, p.p_cru.ru_minflt, ru.ru_majflt, p.p_cru.ru_majflt,
         utime // _TICK_NS, stime // _TICK_NS,
         p.p_cru.ru_utime_ns // _TICK_NS, p.p_cru.ru_stime_ns // _TICK_NS,
-        -1 - rtprio if rtprio else 20 + p.p_nice, p.p_nice, len(p.p_lwps) or 1, 0,
+        -1 - current if current else 20 + p.p_nice, p.p_nice, len(p.p_lwps) or 1, 0,
         p.p_start_ns // _TICK_NS,
         size, rss, limit, text, text_end, stack,
         0, 0,

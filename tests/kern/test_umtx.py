@@ -135,9 +135,9 @@ int main() {
     /* A ring: each waits for the next. */
     lock_(0); c = CHILD(lock_(1); w_[9] = 1; T(lock_(0)); T(unlock_(0)); unlock_(1));
     until_(9, 1);
-    sleeps(c); d = CHILD(lock_(2); w_[9] = 2; T(lock_(1)); unlock_(1); unlock_(2));
-    until_(9, 2); sleeps(d); T(lock_(2)); T(lock_(1)); U(unlock_(0), d);
-    waitpid(c, &st, 0); word_("0", 0, 0); word_("1", 1, 0); word_("2", 2, 0);
+    sleeps(c); d = CHILD(lock_(5); w_[9] = 2; T(lock_(1)); unlock_(1); unlock_(5));
+    until_(9, 2); sleeps(d); T(lock_(5)); T(lock_(1)); U(unlock_(0), d);
+    waitpid(c, &st, 0); word_("0", 0, 0); word_("1", 1, 0); word_("5", 5, 0);
     return 0;
 }""")  # fmt: skip
 

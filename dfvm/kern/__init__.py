@@ -45,7 +45,7 @@ Sockets:
     uipc_socket.py   a socket of any kind: its options, waiting; uipc_sockbuf.py: its buffers
     sys_socket.py    a socket as an open file
     uipc_usrreq.py   local sockets (AF_UNIX); uipc_rights.py: files that are sent through them
-    uipc_check.py    verification of these
+    uipc_check.py    verification of these, and /proc/net/unix
 
 Names of files:
 

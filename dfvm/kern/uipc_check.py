@@ -1,13 +1,13 @@
-"""The checker's part of the local sockets, for Machine.check(): who is connected with whom, what
-each is charged for, and which files are under way.
+"""Looking at the local sockets: who is connected with whom, what each is charged for, and which
+files are under way, for Machine.check(); and what /proc/net/unix tells.
 
-The machine is at rest. Only reads; cost is in proportion to sockets and messages.
+Only reads; cost is in proportion to sockets and messages.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dfvm.kern.sys_socket import SocketFile
 from dfvm.kern.uipc_socket import SOCK_DGRAM, SS_CONNECTED, SS_LISTENING
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from dfvm.kern.kern_descrip import File, FileTable
     from dfvm.kern.uipc_socket import Socket
     from dfvm.kern.uipc_usrreq import UnixSocket
+
+_ACCEPTCON: Final = 1 << 16
+_UNCONNECTED: Final = 1
+_CONNECTING: Final = 2
+_CONNECTED: Final = 3
 
 
 def unp_check(table: FileTable) -> Iterator[str]:
@@ -85,3 +90,24 @@ def unp_files(table: FileTable) -> Iterator[File]:
         for m in so.so_rcv.sb_mb:
             if m.m_rights is not None:
                 yield from m.m_rights.r_files
+
+
+def unp_lines(table: FileTable) -> bytes:
+    """/proc/net/unix: references, whether it listens, type, state, inode number and name of each
+    socket. A connection that waits to be accepted has no inode yet."""
+    lines = [b"Num       RefCount Protocol Flags    Type St Inode Path\n"]
+    for so in table.unix.un_sockets if table.unix is not None else ():
+        state = _CONNECTED if so.so_state == SS_CONNECTED else _UNCONNECTED
+        if so.so_file is None:
+            state = _CONNECTING
+        name = so.unp_name[2:]
+        if name[:1] == b"\0":
+            name = name.replace(b"\0", b"@")
+        lines.append(
+            b"%016X: %08X %08X %08X %04X %02X %5d%s%s\n" % (
+                0, 2 + len(so.unp_refs), 0, _ACCEPTCON if so.so_state == SS_LISTENING else 0,
+                so.so_type, state, so.so_serial if so.so_file is not None else 0,
+                b" " if name else b"", name.rstrip(b"\0"),
+            )
+        )  # fmt: skip
+    return b"".join(lines)

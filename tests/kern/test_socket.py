@@ -693,6 +693,32 @@ int main() {
 }""")  # fmt: skip
 
 
+def test_the_list_of_sockets() -> None:
+    """Of all sockets there are on the host, only those that this program has made."""
+    same(S + r"""
+static unsigned long ino_(int s) { struct stat st; fstat(s, &st); return st.st_ino; }
+int main() {
+    int sv[2], l = listener_(SOCK_STREAM, "l", 4), d = socket(AF_UNIX, SOCK_DGRAM, 0);
+    int a = socket(AF_UNIX, SOCK_SEQPACKET, 0), c = socket(AF_UNIX, SOCK_STREAM, 0);
+    socketpair(AF_UNIX, SOCK_STREAM, 0, sv); bind_(a, "@abstract"); connect_(c, "l");
+    int fds[] = {l, d, a, c, sv[0]}; char line[400];
+    for (int i = 0; i < 5; i++) {
+        FILE *f = fopen("/proc/net/unix", "r");
+        if (!i) printf("%s", fgets(line, sizeof line, f));
+        while (fgets(line, sizeof line, f)) {
+            unsigned ref, proto, flags, type, st; unsigned long ino; char path[200] = "";
+            int n = sscanf(line, "%*[^:]: %x %x %x %x %x %lu %199s", &ref, &proto, &flags, &type,
+                           &st, &ino, path);
+            if (n < 6 || ino != ino_(fds[i])) continue;
+            printf("%d: %d %x %x %x %x %x %s\n", i, n, ref, proto, flags, type, st,
+                   *path == '@' ? path + 9 : path);
+        }
+        fclose(f);
+    }
+    return 0;
+}""")  # fmt: skip
+
+
 def test_the_machine_knows_its_sockets() -> None:
     """What Machine.check() says when something about a socket is not as it should be."""
     program = build(S + r"""

@@ -659,6 +659,17 @@ def _namespace(kind: bytes, number: int) -> Callable[[ProcDir, int], ProcNode]:
     return make
 
 
+def _net_unix(dvp: ProcDir, ino: int) -> ProcNode:
+    from dfvm.kern.uipc_check import unp_lines
+
+    table = dvp.kernel.files
+    return ProcFile(dvp.v_mount, ino, lambda: unp_lines(table), splice=FREAD)
+
+
+def _net_dir(dvp: ProcDir, ino: int) -> ProcNode:
+    return ProcDir(dvp.v_mount, ino, {b"unix": _net_unix}, 0o555, dvp.p_proc)
+
+
 def _ns_dir(dvp: ProcDir, ino: int) -> ProcNode:
     entries = {name: _namespace(*which) for name, which in _NAMESPACES.items()}
     return ProcDir(dvp.v_mount, ino, entries, 0o511, dvp.p_proc)
@@ -726,6 +737,7 @@ _COMMON: Final[dict[bytes, Callable[[ProcDir, int], ProcNode]]] = {
     b"fd": _fd_dir(False),
     b"fdinfo": _fd_dir(True),
     b"ns": _ns_dir,
+    b"net": _net_dir,
     b"environ": _space_file(of_environ, 0o400),
     b"auxv": _space_file(of_auxv, 0o400),
     b"status": _file(status),

@@ -484,7 +484,7 @@ _FILES: Final[dict[bytes, Callable[[Kernel], bytes]]] = {
 }
 
 # Everything in /proc but self, thread-self and the processes, in order.
-SYSTEM: Final = (*_FILES, b"mounts", b"sys", b"sysvipc")
+SYSTEM: Final = (*_FILES, b"mounts", b"net", b"sys", b"sysvipc")
 
 
 def system_node(mount: PseudoMount, name: bytes) -> ProcNode:
@@ -492,6 +492,8 @@ def system_node(mount: PseudoMount, name: bytes) -> ProcNode:
     ino = SYSTEM_INO + 2 + SYSTEM.index(name)
     if name == b"mounts":
         return ProcLink(mount, ino, lambda: b"self/mounts")
+    if name == b"net":
+        return ProcLink(mount, ino, lambda: b"self/net")
     if name == b"sys":
         return ProcDir(mount, ino, {n: _sys_entry(v) for n, v in _SYS.items()})
     if name == b"sysvipc":

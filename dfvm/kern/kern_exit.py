@@ -146,11 +146,12 @@ def lwp_release_user(lp: Lwp, space: Vmspace) -> None:
         from dfvm.kern.sys_futex import exit_robust_list
 
         exit_robust_list(lp, space, head)
-    ends = bool(lp.lwp_proc.p_flags & P_WEXIT)
-    if lp.lwp_pi_contested or ends:
+    if lp.lwp_pi_contested:
         from dfvm.kern.kern_umtx import umtx_exit
 
-        umtx_exit(lp, ends)
+        umtx_exit(lp)
+    if lp.lwp_proc.p_flags & P_WEXIT:
+        lp.lwp_pi_contested = None
     addr, lp.lwp_clear_tid = lp.lwp_clear_tid, 0
     if addr and space.vm_refcnt > 1:
         from dfvm.kern.sys_futex import futex_wake

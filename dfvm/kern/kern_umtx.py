@@ -263,7 +263,7 @@ def _leave(kernel: Kernel, pi: UmtxPi) -> None:
         _settle(kernel, pi)
 
 
-def umtx_exit(lp: Lwp, ends: bool) -> None:
+def umtx_exit(lp: Lwp) -> None:
     """`lp` leaves its address space, or ends: what it has and others wait for is theirs. Does not
     block."""
     kernel = lp.lwp_proc.kernel
@@ -271,7 +271,6 @@ def umtx_exit(lp: Lwp, ends: bool) -> None:
     while contested:
         pi = next(iter(contested))
         _leave(kernel, pi)
-    lp.lwp_pi_contested = None if ends else ()
 
 
 def _inherit(lp: Lwp, uq: UmtxQ, key: Key, uaddr: int) -> None:

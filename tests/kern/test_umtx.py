@@ -203,8 +203,8 @@ int main() {
     rt(a, 15); prio("and itself 15", a); rt(a, 40); prio("and 40", a); rt(a, 1); prio("and 1", a);
     kill(c, SIGKILL); waitpid(c, &st, 0); prio("without it", a);
     c = CHILD(rt(0, 30); lock_(0); prio("got it", getpid()); unlock_(0)); sleeps(c);
-    next(); did(); prio("let go", a); next();
-    waitpid(a, &st, 0); waitpid(b, &st, 0); waitpid(c, &st, 0);
+    next(); did(); waitpid(c, &st, 0); prio("let go", a);
+    next(); waitpid(a, &st, 0); waitpid(b, &st, 0);
     /* Through another lock, and to who is forked meanwhile not. */
     a = CHILD(lock_(0); done(); int k = fork(); if (!k) { prio("a child", getpid()); _exit(0); }
         waitpid(k, 0, 0); unlock_(0); done());

@@ -57,6 +57,8 @@ static int child(void (*fn)(void))
 # For tests in which one is to act when another one waits, however long that takes. A process that
 # a signal wakes does not count as asleep from the moment of kill() on.
 SLEEPS = r"""
+#ifndef HAS_SLEEPS  // what several parts of a program bring along is there once
+#define HAS_SLEEPS
 /* Wait until process `pid` is in one of these states. */
 static void comes_to(int pid, const char *states)
 {
@@ -79,6 +81,7 @@ static void when_asleep(int sig)
     fflush(stdout);
     if (!syscall(SYS_clone, 0, 0, 0, 0, 0)) { sleeps(me); kill(me, sig); _exit(0); }
 }
+#endif
 """
 
 

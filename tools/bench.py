@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT))
 from dfvm import PIPE, Machine  # noqa: E402
 from dfvm.machine.ram import Ram  # noqa: E402
 from dfvm.tools.main import GC_THRESHOLDS  # noqa: E402
-from tools.bare import Bare  # noqa: E402
 
 BENCH = str(ROOT / "guest" / "bin" / "bench")
 BUSYBOX = "/usr/bin/busybox"
@@ -70,16 +69,33 @@ class Row:
         )
 
 
+BARE_SIDE = """
+import random, sys
+sys.path.insert(0, ".")
+from tools.bare import Bare
+argv = sys.argv[2:]
+order = [0x2_0000_0000 + i * 4096 for i in range(16384)]
+random.Random(1).shuffle(order)
+print(eval(sys.argv[1]))
+"""
+
+
+def bare(measure: str, *argv: str) -> float:
+    """What the bare engine takes: `measure` is an expression of `Bare`, `order` (of pages, at
+    random) and `argv`. In a process of its own, as in this one the engine has our functions."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE_SIDE, measure, *argv],
+        check=True, stdout=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    return float(done.stdout)
+
+
 class Yardstick:
     """What the bare engine takes, in µs; measured beside what is held against it."""
 
-    def __init__(self) -> None:
-        self.order = [0x2_0000_0000 + i * 4096 for i in range(16384)]
-        random.Random(1).shuffle(self.order)
-
     def miss(self) -> float:
         """One first store to a page that is present, in order: a miss of the engine's TLB."""
-        return Bare(256 << 20).misses(sorted(self.order)) * 1e6
+        return bare("Bare(256 << 20).misses(sorted(order))") * 1e6
 
     def fresh(self) -> float:
         """What the host takes to come up with a zeroed page of RAM at its first touch; the median
@@ -96,11 +112,15 @@ class Yardstick:
 
     def fault(self) -> float:
         """One page fault, in random order."""
-        return Bare(256 << 20).faults(self.order) * 1e6
+        return bare("Bare(256 << 20).faults(order)") * 1e6
 
     def trip(self) -> float:
         """emu_start to a system call and back."""
-        return Bare(64 << 20).round_trip() * 1e6
+        return bare("Bare(64 << 20).round_trip()") * 1e6
+
+    def program(self, argv: list[str]) -> float:
+        """Seconds of CPU time that a program takes."""
+        return bare("Bare(64 << 20).run_elf(argv)[0]", *argv)
 
 
 BARE = Yardstick()
@@ -119,34 +139,14 @@ def cpu_time(*argv: str, mem: str) -> float:
 
 def compute_loop() -> list[Row]:
     argv = [BENCH, "loop", str(200_000_000)]
-    ours, bare = alternate(
-        lambda: cpu_time(*argv, mem="64M"), lambda: Bare(64 << 20).run_elf(argv)[0], rounds=5
-    )
+    ours, bare = alternate(lambda: cpu_time(*argv, mem="64M"), lambda: BARE.program(argv), rounds=5)
     return [Row("compute loop", ours, bare, 1.05, "s")]
 
 
-BARE_CPU_TIME = """
-import sys
-from tools.bare import Bare
-print(Bare(64 << 20).run_elf(sys.argv[1:])[0])
-"""
-
-
 def sines() -> list[Row]:
-    """glibc's sin, which saves and restores the rounding mode. The bare side has a process of its
-    own: in this one the engine has our functions."""
+    """glibc's sin, which saves and restores the rounding mode."""
     argv = [BENCH, "sin", str(300_000)]
-
-    def bare() -> float:
-        done = subprocess.run(
-            [sys.executable, "-c", BARE_CPU_TIME, *argv],
-            check=True,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-        )
-        return float(done.stdout)
-
-    ours, theirs = alternate(lambda: cpu_time(*argv, mem="64M"), bare)
+    ours, theirs = alternate(lambda: cpu_time(*argv, mem="64M"), lambda: BARE.program(argv))
     return [Row("sin, 300 000 times", ours, theirs, 1.5, "s")]
 
 
@@ -156,7 +156,7 @@ def sha256sum() -> list[Row]:
         f.flush()
         argv = [BUSYBOX, "sha256sum", f.name]
         ours, bare = alternate(
-            lambda: cpu_time(*argv, mem="128M"), lambda: Bare(64 << 20).run_elf(argv)[0], rounds=5
+            lambda: cpu_time(*argv, mem="128M"), lambda: BARE.program(argv), rounds=5
         )
     return [Row("busybox sha256sum of 12 MiB", ours, bare, 1.05, "s")]
 

@@ -47,33 +47,80 @@ static __thread struct {
     bool unsigned_ret; /* it is RET with a constant that looks negative */
 } now;
 
-/* ---- decoded instructions: kept for as long as code may call for them, each once ----------------- */
+/* ---- decoded instructions, as long as code of the engine may call for them: each once ------------------ */
 
-static struct kept {
+#define SLOTS (1 << 12)
+
+struct kept {
     struct kept *next;
     Insn insn;
-} *kept[1 << 12];
-static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+};
 
-static const Insn *keep(const Insn *in)
+static struct store {
+    struct store *next;
+    Cpu *cpu; /* the engine's */
+    struct kept *slots[SLOTS];
+} *stores;
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER; /* engines may run on several threads */
+
+static struct store *store_of(Cpu *cpu)
+{
+    struct store *s;
+    for (s = stores; s; s = s->next)
+        if (s->cpu == cpu)
+            break;
+    return s;
+}
+
+static const Insn *keep(Cpu *cpu, const Insn *in)
 {
     u64 h = in->pc * 0x9e3779b97f4a7c15u;
     for (int i = 0; i < in->length; i++)
         h = (h ^ in->bytes[i]) * 0x100000001b3u;
-    struct kept **slot = &kept[h >> 52], *k;
     pthread_mutex_lock(&kept_lock);
+    struct store *s = store_of(cpu);
+    if (!s) {
+        if (!(s = calloc(1, sizeof *s)))
+            abort();
+        s->cpu = cpu;
+        s->next = stores;
+        stores = s;
+    }
+    struct kept **slot = &s->slots[h >> 52], *k;
     for (k = *slot; k; k = k->next)
         if (!memcmp(&k->insn, in, sizeof *in))
             break;
-    if (!k && (k = malloc(sizeof *k))) {
+    if (!k) {
+        if (!(k = malloc(sizeof *k)))
+            abort();
         k->insn = *in;
         k->next = *slot;
         *slot = k;
     }
     pthread_mutex_unlock(&kept_lock);
-    if (!k)
-        abort();
     return &k->insn;
+}
+
+/* All code of an engine has been thrown away: because its buffer is full, because Python says so, or
+ * because the engine ends. So a guest that makes code for ever fills no memory here. */
+static void (*their_tb_flush)(Cpu *);
+static void dfvm_tb_flush(Cpu *cpu)
+{
+    their_tb_flush(cpu);
+    pthread_mutex_lock(&kept_lock);
+    struct store **at = &stores, *s;
+    while ((s = *at) && s->cpu != cpu)
+        at = &s->next;
+    if (s) {
+        *at = s->next;
+        for (int i = 0; i < SLOTS; i++)
+            for (struct kept *k = s->slots[i], *next; k; k = next) {
+                next = k->next;
+                free(k);
+            }
+        free(s);
+    }
+    pthread_mutex_unlock(&kept_lock);
 }
 
 /* ---- the two calls that the engine is led to ------------------------------------------------------ */
@@ -223,7 +270,7 @@ static void read_instead(const Insn *in, const u8 *code, int n)
 
 /* Decide what the engine is to translate in place of `in`, at `pc`, whose bytes are in `now`; `stepped`: with
  * EFLAGS.TF. Whether the block has to end behind it. */
-static bool prepare(Insn *in, u64 pc, bool stepped)
+static bool prepare(Cpu *cpu, Insn *in, u64 pc, bool stepped)
 {
     u8 code[16];
     bool sets_flags = false;
@@ -249,7 +296,7 @@ static bool prepare(Insn *in, u64 pc, bool stepped)
         return false;
     if (in->base == 16 || verr) /* VERR does not leave RIP where it could be read */
         in->pc = pc;
-    now.insn = keep(in);
+    now.insn = keep(cpu, in);
     if (instead && verr)
         read_instead(in, (const u8 *)"\x0f\x00\xe0", 3);
     else if (instead)
@@ -285,7 +332,7 @@ static void translate_insn(Disas *db, Cpu *cpu)
         now.size = length > 0 ? length : 0;
     }
     now.unsigned_ret = length > 0 && in.map == MAP_1 && in.opcode == 0xc2 && in.imm >= 0x8000;
-    bool end = length > 0 && prepare(&in, pc, db->tb->flags & EFLAGS_TF);
+    bool end = length > 0 && prepare(cpu, &in, pc, db->tb->flags & EFLAGS_TF);
     their_translate_insn(db, cpu);
     now.insn = NULL;
     now.size = 0;
@@ -327,6 +374,7 @@ const Replacement replace_translate[] = {
     OURS_AND(cpu_ldl_code, their_ldl),
     OURS_AND(cpu_ldq_code, their_ldq),
     OURS_AND(tcg_gen_callN, their_callN),
+    OURS_AND(tb_flush, their_tb_flush),
     OURS_AND(check_exit_request, their_check_exit_request),
     OURS_AND(tcg_gen_qemu_ld_i64, their_gen_ld_i64),
     OURS_AND(tcg_gen_qemu_st_i64, their_gen_st_i64),

@@ -308,6 +308,33 @@ bool lockable(const Insn *in)
     return modifies_memory(in);
 }
 
+/* Whether it accesses memory whenever it is executed, as far as that is plain to see. */
+bool accesses_memory(const Insn *in)
+{
+    u8 op = in->opcode, n = in->modrm >> 3 & 7;
+    if (in->map == MAP_1 && !in->vex &&
+        ((op >= 0x50 && op <= 0x5f) || op == 0x68 || op == 0x6a || op == 0x9c || op == 0x9d ||
+         op == 0xc2 || op == 0xc3 || op == 0xc9 || op == 0xe8))
+        return true; /* the stack */
+    if (!in->has_modrm || in->mod == 3)
+        return false;
+    if (in->map == MAP_1)
+        return op != 0x8d;
+    if (in->map == MAP_0F) /* prefetches, NOPs, and what CLFLUSH and its kin are */
+        return op != 0x0d && !(op >= 0x18 && op <= 0x1f) && !(op == 0xae && n >= 4);
+    return true;
+}
+
+/* Whether what comes behind it need not be executed next. */
+bool ends_block(const Insn *in)
+{
+    u8 op = in->opcode;
+    if (in->map == MAP_0F)
+        return (op >= 0x80 && op <= 0x8f) || op == 0x05 || op == 0x0b;
+    return in->map == MAP_1 && ((op >= 0x70 && op <= 0x7f) || op == 0xc2 || op == 0xc3 ||
+                                (op >= 0xe0 && op <= 0xeb) || op == 0xff || op == 0xcc || op == 0xf4);
+}
+
 /* ---- SSE: which mandatory prefixes an opcode is there with, and with which operands ------------------- */
 
 enum { NP = 1, P66 = 2, PF3 = 4, PF2 = 8, MEM = 16, REG = 32 };

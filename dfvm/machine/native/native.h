@@ -191,6 +191,8 @@ bool modifies_memory(const Insn *);
 bool through_stack(const Env *, const Insn *, u64 va);
 bool aligned_operand(const Insn *);
 bool unaligned_store(const Insn *);
+bool accesses_memory(const Insn *);
+bool ends_block(const Insn *);
 bool lockable(const Insn *);
 bool is_sse(const Insn *);
 bool undefined_sse(const Insn *);

@@ -44,6 +44,7 @@ static __thread struct {
     u32 first_half;   /* what to ask of the first access of eight bytes, MO_* */
     u32 all;          /* and of every one */
     bool ours;        /* it is code of ring 3 */
+    bool no_test;     /* the block that begins here need not test whether it is to stop */
     bool unsigned_ret; /* it is RET with a constant that looks negative */
 } now;
 
@@ -156,6 +157,10 @@ static bool is_ours(void *function)
 
 static void dfvm_tcg_gen_callN(void *tcg, void *function, void *ret, int n, void **args)
 {
+    if (now.no_test && function == engine_helper_check_exit_request) {
+        now.no_test = false;
+        return;
+    }
     if (now.insn && is_ours(function)) {
         bool instead = function == dfvm_helper_rdpmc || function == dfvm_helper_verr ||
                        function == dfvm_helper_enter_mmx;
@@ -304,8 +309,31 @@ static bool prepare(Cpu *cpu, Insn *in, u64 pc, bool stepped)
     return sets_flags && !verr;
 }
 
+/* Whether code from `pc` on accesses memory before it can branch. Then it need not test when it begins
+ * whether it is to stop, which costs a call for each block: the access is where it is stopped. What
+ * loops without any such block does test. */
+static bool reaches_memory(Env *env, u64 pc)
+{
+    const u8 *p = engine_tlb_vaddr_to_host(env, pc, MMU_FETCH, MMU_USER);
+    int available = PAGE - (pc & (PAGE - 1));
+    Insn in;
+    for (int i = 0; p && i < 32; i++) {
+        int length = decode(&in, p, available < 15 ? available : 15);
+        if (length <= 0)
+            return false;
+        if (accesses_memory(&in) && !in.rep)
+            return true;
+        if (ends_block(&in))
+            return false;
+        p += length;
+        available -= length;
+    }
+    return false;
+}
+
 static void translate_insn(Disas *db, Cpu *cpu)
 {
+    now.no_test = false;
     Env *env = env_of(cpu);
     u64 pc = db->pc_next;
     bool first = pc == db->pc_first;
@@ -349,7 +377,7 @@ static void dfvm_translator_loop(const TranslatorOps *ops, Disas *db, Cpu *cpu, 
     now.insn = NULL; /* a fault may have ended the last translation anywhere */
     now.size = 0;
     now.first_half = now.all = 0;
-    now.ours = now.unsigned_ret = false;
+    now.ours = now.unsigned_ret = now.no_test = false;
     if ((tb->flags & HF_CPL) != 3 || !(tb->flags & HF_CS64)) {
         their_translator_loop(ops, db, cpu, tb, max);
         return;
@@ -360,6 +388,7 @@ static void dfvm_translator_loop(const TranslatorOps *ops, Disas *db, Cpu *cpu, 
         our_ops.translate_insn = translate_insn;
     }
     now.ours = true;
+    now.no_test = reaches_memory(env_of(cpu), tb->pc);
     their_translator_loop(&our_ops, db, cpu, tb, max);
     now.ours = false;
 }

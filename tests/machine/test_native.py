@@ -8,7 +8,9 @@ from pathlib import Path
 import capstone
 import pytest
 from elftools.elf.elffile import ELFFile
+from unicorn import UC_ARCH_X86, UC_MODE_32, UC_MODE_64, Uc
 from unicorn.unicorn_py3.unicorn import uclib
+from unicorn.x86_const import UC_X86_REG_EAX
 
 from dfvm import PIPE, Machine
 from dfvm.machine import cpu, native
@@ -275,3 +277,17 @@ int main(void)
 """,
         flags=MATH,
     )
+
+
+def test_other_engines_of_the_process_are_left_as_they_were() -> None:
+    """Ring 0 and 32 bits, where a selector is of a table and INVLPG is an instruction."""
+    native.install(uclib.uc_emu_start)
+    for mode in (UC_MODE_64, UC_MODE_32):
+        uc = Uc(UC_ARCH_X86, mode)
+        uc.mem_map(0x10000, 0x2000)
+        # invlpg [eax]; fxsave [eax]; fld1; fstp qword [eax + 512]; movaps xmm0, [eax + 160]
+        code = bytes.fromhex("0f0138 0fae00 d9e8 dd9800020000 0f2880a0000000 90")
+        uc.mem_write(0x10000, code)
+        uc.reg_write(UC_X86_REG_EAX, 0x11000)
+        uc.emu_start(0x10000, 0x10000 + len(code))
+        assert bytes(uc.mem_read(0x11200, 8)) == bytes.fromhex("000000000000f03f")

@@ -344,8 +344,13 @@ static void ask_descriptor(Env *env, const Insn *in, uintptr_t ra)
     set_flags(env, (get_flags(env) & ~CC_Z) | (yes ? CC_Z : 0));
 }
 
+static void (*their_load_seg)(Env *, int, int);
 static void dfvm_helper_load_seg(Env *env, int segment, int selector)
 {
+    if (!in_ring_3(env)) {
+        their_load_seg(env, segment, selector);
+        return;
+    }
     uintptr_t ra = RETADDR;
     selector &= 0xffff;
     int i = descriptor(selector);
@@ -615,7 +620,7 @@ EXPORT void dfvm_native_power_up(Env *env)
 }
 
 const Replacement replace_insn[] = {
-    OURS(helper_load_seg),
+    OURS_AND(helper_load_seg, their_load_seg),
     OURS_AND(helper_syscall, their_syscall),
     END,
 };

@@ -102,7 +102,7 @@ static void dfvm_raise_exception_err_ra(Env *env, int vector, int error, uintptr
     if (walk.active) {
         u64 bad = walk.va;
         walk.active = false;
-        if ((env->hflags & HF_CPL) == 3 && walk.access != MMU_FETCH &&
+        if (in_ring_3(env) && walk.access != MMU_FETCH &&
             (walk.access == MMU_LOAD || vector == GP)) {
             Insn in;
             if (ra)
@@ -128,7 +128,7 @@ static void dfvm_raise_exception_err_ra(Env *env, int vector, int error, uintptr
 /* A jump, call or return to an address that can't be one faults where it stands, and moves nothing. */
 static const void *dfvm_helper_lookup_tb_ptr(Env *env)
 {
-    if (__builtin_expect(!canonical(env->eip), 0) && (env->hflags & HF_CPL) == 3) {
+    if (__builtin_expect(!canonical(env->eip), 0) && in_ring_3(env)) {
         Insn in;
         u64 target = env->eip;
         engine_cpu_restore_state(cpu_of(env), RETADDR, true);
@@ -226,13 +226,23 @@ static void masked_store(Env *env, const u8 *d, const u8 *s, int n, u64 va, uint
             *(u8 *)guest_page(env, va + i, 1, MMU_STORE, ra) = d[i];
 }
 
+static void (*their_maskmov_xmm)(Env *, Xmm *, Xmm *, u64);
 static void dfvm_helper_maskmov_xmm(Env *env, Xmm *d, Xmm *s, u64 va)
 {
+    if (!in_ring_3(env)) {
+        their_maskmov_xmm(env, d, s, va);
+        return;
+    }
     masked_store(env, d->b, s->b, 16, va, RETADDR);
 }
 
+static void (*their_maskmov_mmx)(Env *, Mmx *, Mmx *, u64);
 static void dfvm_helper_maskmov_mmx(Env *env, Mmx *d, Mmx *s, u64 va)
 {
+    if (!in_ring_3(env)) {
+        their_maskmov_mmx(env, d, s, va);
+        return;
+    }
     masked_store(env, d->b, s->b, 8, va, RETADDR);
 }
 
@@ -248,7 +258,7 @@ const Replacement replace_memory[] = {
     OURS_AND(helper_le_stw_mmu, their_helper_le_stw_mmu),
     OURS_AND(helper_le_stl_mmu, their_helper_le_stl_mmu),
     OURS_AND(helper_le_stq_mmu, their_helper_le_stq_mmu),
-    OURS(helper_maskmov_xmm),
-    OURS(helper_maskmov_mmx),
+    OURS_AND(helper_maskmov_xmm, their_maskmov_xmm),
+    OURS_AND(helper_maskmov_mmx, their_maskmov_mmx),
     END,
 };

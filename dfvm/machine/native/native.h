@@ -149,6 +149,10 @@ extern intptr_t cpu_to_env;  /* from a Cpu to its Env */
 static inline Cpu *cpu_of(Env *env) { return (Cpu *)((char *)env - cpu_to_env); }
 static inline Env *env_of(Cpu *cpu) { return (Env *)((char *)cpu + cpu_to_env); }
 
+/* Whether the engine is one of dfvm's. Others in this process have our functions, too: they run in ring 0
+ * as a rule, where all is to be as the engine has it. */
+static inline bool in_ring_3(const Env *env) { return (env->hflags & HF_CPL) == 3; }
+
 _Noreturn static inline void raise_fault(Env *env, int vector, int error, uintptr_t ra)
 {
     engine_raise_exception_err_ra(env, vector, error, ra);

@@ -126,19 +126,22 @@ static void dfvm_tb_flush(Cpu *cpu)
 
 /* ---- the two calls that the engine is led to ------------------------------------------------------ */
 
-/* In place of RDPMC's and VERR's helpers: what translated code would call if callN did not see to it. */
-static void dfvm_helper_rdpmc(Env *env) { raise_fault(env, GP, 0, RETADDR); }
-static void dfvm_helper_verr(Env *env, u64 selector)
-{
-    (void)selector;
-    raise_fault(env, UD, 0, RETADDR);
-}
+static void (*their_rdpmc)(Env *);
+static void (*their_verr)(Env *, u64);
+static void (*their_invlpg)(Env *, u64);
+
+/* RDPMC's and VERR's: callN lets no code of ring 3 come here. */
+static void dfvm_helper_rdpmc(Env *env) { their_rdpmc(env); }
+static void dfvm_helper_verr(Env *env, u64 selector) { their_verr(env, selector); }
 
 /* In place of INVLPG's, which ring 3 can't call: same arguments, and known to the translator. */
 static void dfvm_helper_invlpg(Env *env, u64 insn)
 {
     const Insn *in = (const Insn *)insn;
-    in->run(env, in, RETADDR);
+    if (in_ring_3(env))
+        in->run(env, in, RETADDR);
+    else
+        their_invlpg(env, insn);
 }
 
 /* Whether a call that is about to be emitted is the one to put ours in place of, or before. An MMX
@@ -410,8 +413,8 @@ const Replacement replace_translate[] = {
     OURS_AND(tcg_gen_qemu_ld_i32, their_gen_ld_i32),
     OURS_AND(tcg_gen_qemu_st_i32, their_gen_st_i32),
     OURS_AND(tcg_gen_addi_i64, their_gen_addi),
-    OURS(helper_rdpmc),
-    OURS(helper_verr),
-    OURS(helper_invlpg),
+    OURS_AND(helper_rdpmc, their_rdpmc),
+    OURS_AND(helper_verr, their_verr),
+    OURS_AND(helper_invlpg, their_invlpg),
     END,
 };

@@ -325,8 +325,9 @@ void x87_enter_mmx(Env *env, const Insn *in, uintptr_t ra)
 
 Handler *mmx_handler(const Insn *in) { return uses_mmx(in) ? x87_enter_mmx : NULL; }
 
-/* In place of the engine's, of which translate.c makes a call of the above. */
-void dfvm_helper_enter_mmx(Env *env) { (void)env; }
+/* The engine's, of which translate.c makes a call of the above where it is ring 3's. */
+static void (*their_enter_mmx)(Env *);
+void dfvm_helper_enter_mmx(Env *env) { their_enter_mmx(env); }
 
 static void dfvm_helper_emms(Env *env)
 {
@@ -390,8 +391,13 @@ static void init_x87(Env *env)
     memset(env->fpregs, 0, sizeof env->fpregs);
 }
 
+static void (*their_fxsave)(Env *, u64);
 static void dfvm_helper_fxsave(Env *env, u64 va)
 {
+    if (!in_ring_3(env)) {
+        their_fxsave(env, va);
+        return;
+    }
     uintptr_t ra = RETADDR;
     u8 image[512];
     if (va & 15)
@@ -406,8 +412,13 @@ static void dfvm_helper_fxsave(Env *env, u64 va)
     write_guest(env, va, image, 416, ra); /* the rest is left alone */
 }
 
+static void (*their_fxrstor)(Env *, u64);
 static void dfvm_helper_fxrstor(Env *env, u64 va)
 {
+    if (!in_ring_3(env)) {
+        their_fxrstor(env, va);
+        return;
+    }
     uintptr_t ra = RETADDR;
     u8 image[512];
     u32 mxcsr;
@@ -467,18 +478,33 @@ static void xsave(Env *env, u64 va, u64 wanted, bool optimised, uintptr_t ra)
     write_guest(env, va, image, 520, ra);
 }
 
+static void (*their_xsave)(Env *, u64, u64);
 static void dfvm_helper_xsave(Env *env, u64 va, u64 wanted)
 {
+    if (!in_ring_3(env)) {
+        their_xsave(env, va, wanted);
+        return;
+    }
     xsave(env, va, wanted, false, RETADDR);
 }
 
+static void (*their_xsaveopt)(Env *, u64, u64);
 static void dfvm_helper_xsaveopt(Env *env, u64 va, u64 wanted)
 {
+    if (!in_ring_3(env)) {
+        their_xsaveopt(env, va, wanted);
+        return;
+    }
     xsave(env, va, wanted, true, RETADDR);
 }
 
+static void (*their_xrstor)(Env *, u64, u64);
 static void dfvm_helper_xrstor(Env *env, u64 va, u64 wanted)
 {
+    if (!in_ring_3(env)) {
+        their_xrstor(env, va, wanted);
+        return;
+    }
     uintptr_t ra = RETADDR;
     u8 image[576];
     u64 header[8];
@@ -512,13 +538,13 @@ static void dfvm_helper_xrstor(Env *env, u64 va, u64 wanted)
 
 const Replacement replace_x87[] = {
     OURS_AND(cpu_exec, their_cpu_exec),
-    OURS(helper_enter_mmx),
+    OURS_AND(helper_enter_mmx, their_enter_mmx),
     OURS(helper_emms),
     OURS(helper_fwait),
-    OURS(helper_fxsave),
-    OURS(helper_fxrstor),
-    OURS(helper_xsave),
-    OURS(helper_xsaveopt),
-    OURS(helper_xrstor),
+    OURS_AND(helper_fxsave, their_fxsave),
+    OURS_AND(helper_fxrstor, their_fxrstor),
+    OURS_AND(helper_xsave, their_xsave),
+    OURS_AND(helper_xsaveopt, their_xsaveopt),
+    OURS_AND(helper_xrstor, their_xrstor),
     END,
 };

@@ -116,7 +116,7 @@ def test_every_module_is_in_the_overview_of_its_package(package: str) -> None:
 def test_what_is_named_is_there(path: Path) -> None:
     text = path.read_text()
     files = {name.rpartition("/")[2] for name in re.findall(r"(?<!\*)\b[\w/]+\.(?:py|c|h)\b", text)}
-    places = [ROOT / name for name in ("dfvm", "guest", "tests")]
+    places = [ROOT / name for name in ("dfvm", "guest", "tests", "tools")]
     there = {found.name for place in places for found in place.rglob("*.[pch]*")}
     assert files <= there | {"read_first.c"}
     functions = set(re.findall(r"\b(?:vm|pmap|vmspace)_\w+|(?<=`)_\w+(?=`)", text))

@@ -122,10 +122,10 @@ bool other_encoding(const Insn *in, u8 *code)
         code[in->length - 1] &= 7;
         changed = true;
     }
-    if (in->opsize && in->rep && is_sse(in)) { /* F2 and F3 come before 66, in whatever order */
+    if (in->rep && is_sse(in)) { /* F2 and F3 come before 66, in whatever order, and the last of them */
         for (int i = 0; code[i] != 0x0f; i++)
-            if (code[i] == 0x66)
-                code[i] = 0x2e;
+            if (code[i] == 0x66 || code[i] == (in->rep ^ 1))
+                code[i] = in->rep; /* once more: 2E would name a segment */
         changed = true;
     }
     return changed;

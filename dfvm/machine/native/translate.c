@@ -248,7 +248,7 @@ static void dfvm_tcg_gen_qemu_st_i32(void *s, void *v, void *va, u64 mmu, u32 op
 static void (*their_gen_addi)(void *, void *, void *, i64);
 static void dfvm_tcg_gen_addi_i64(void *tcg, void *to, void *from, i64 value)
 {
-    if (now.unsigned_ret && value < 0)
+    if (now.unsigned_ret && value < 8) /* a return address more than the constant, taken for negative */
         value += 0x10000;
     their_gen_addi(tcg, to, from, value);
 }

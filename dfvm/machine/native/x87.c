@@ -325,9 +325,14 @@ void x87_enter_mmx(Env *env, const Insn *in, uintptr_t ra)
 
 Handler *mmx_handler(const Insn *in) { return uses_mmx(in) ? x87_enter_mmx : NULL; }
 
-/* The engine's, of which translate.c makes a call of the above where it is ring 3's. */
+/* The engine's, of which translate.c makes a call of the above where it is ring 3's; but for a conversion
+ * from memory, which has nothing to do with MMX registers. */
 static void (*their_enter_mmx)(Env *);
-void dfvm_helper_enter_mmx(Env *env) { their_enter_mmx(env); }
+void dfvm_helper_enter_mmx(Env *env)
+{
+    if (!in_ring_3(env))
+        their_enter_mmx(env);
+}
 
 static void dfvm_helper_emms(Env *env)
 {

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfvm.kern.kern_errno import EACCES, err
+
 if TYPE_CHECKING:
     from dfvm.kern.kern_exec import ImageParams
 
@@ -22,20 +24,25 @@ _BLANK: Final = b" \t"
 def shell_parse(image: ImageParams, head: bytes) -> tuple[bytes, bytes | None]:
     """The interpreter and the argument of a script that begins with `head`.
 
-    :raises OSError: ENOEXEC when there is no interpreter, or its name may be cut off.
+    :raises OSError: ENOEXEC when there is no interpreter, or its name may be cut off; EACCES when
+        the name is empty, which is the working directory.
     """
-    head = head[:MAXSHELLCMDLEN]
+    head = head[:MAXSHELLCMDLEN].ljust(MAXSHELLCMDLEN, b"\0")
     line, newline, _ = head.partition(b"\n")
-    words = line[2:].strip(_BLANK)
-    if not newline and len(head) == MAXSHELLCMDLEN:
-        # A longer line: all right as long as the interpreter's name has certainly ended.
-        words = line[2:].lstrip(_BLANK)
-        if not any(c in words for c in _BLANK):
+    if newline:
+        words = line[2:].strip(_BLANK)
+    else:
+        # A longer line: all right as long as the interpreter's name has certainly ended. The last
+        # byte is Linux's for the NUL behind it.
+        words = line[2 : MAXSHELLCMDLEN - 1].lstrip(_BLANK)
+        if not any(c in words for c in _BLANK + b"\0"):
             raise image.malformed("the interpreter's name is too long")
         words = words.rstrip(_BLANK)
-    words = words.partition(b"\0")[0]
     if not words:
         raise image.malformed("no interpreter after #!")
+    words = words.partition(b"\0")[0]
+    if not words:
+        raise err(EACCES)
     for at, c in enumerate(words):
         if c in _BLANK:
             return words[:at], words[at:].lstrip(_BLANK)

@@ -102,7 +102,7 @@ MALFORMED = {
     "interp too long": elf([LOAD, (PT_INTERP, 4, 0x1000, 0, 0, 0x1001, 0x1001, 1)], size=0x4000),
     "interp beyond end": elf([LOAD, (PT_INTERP, 4, 0x1FF0, 0, 0, 100, 100, 1)]),
     "interp without NUL": elf([LOAD, (PT_INTERP, 4, 0x1000, 0, 0, 2, 2, 1)]),
-    "#! and nothing": b"#!",
+    "#! and an empty line": b"#!\n",
     "#! and blanks": b"#!   \t \n",
     "#! too long": b"#!/" + b"x" * 300 + b"\n",
 }
@@ -111,6 +111,52 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed(name: str, tmp_path: Path) -> None:
     assert execute(tmp_path, MALFORMED[name]) == -errno.ENOEXEC
+
+
+def test_where_a_line_of_a_script_ends(tmp_path: Path) -> None:
+    """255 bytes count, and a name that is empty is the working directory."""
+    same(
+        r"""
+static void script(const char *name, const char *text, int n)
+{
+    int fd = open(name, O_WRONLY | O_CREAT | O_TRUNC, 0755);
+    write(fd, text, n);
+    close(fd);
+    fflush(stdout);
+    if (!fork()) {
+        char *argv[] = {"zero", "one", 0};
+        execv(name, argv);
+        printf("%s: %s\n", name, strerror(errno));
+        fflush(stdout);
+        _exit(0);
+    }
+    wait(0);
+}
+int main(int argc, char **argv)
+{
+    char dir[] = "/tmp/line-XXXXXX", line[400], program[300];
+    if (argc > 2) {
+        printf("%d: %zu %s\n", argc, strlen(argv[1]), argv[1] + strlen(argv[1]) - 1);
+        return 0;
+    }
+    program[readlink("/proc/self/exe", program, 299)] = 0;
+    chdir(mkdtemp(dir));
+    for (int n = 253; n < 259; n++) {
+        int k = sprintf(line, "#!%s ", program);
+        while (k < n - 2) line[k++] = 'A';
+        line[k++] = 'z', line[k++] = '\n';
+        script("long", line, k);
+    }
+    script("two", "#!", 2);
+    script("blank", "#!  ", 4);
+    script("empty", "#!\n", 3);
+    script("blanks", "#! \t\n", 5);
+    script("nul", "#!\0/bin/sh\n", 11);
+    memset(line + 2, ' ', 398);
+    script("all blanks", line, 300);
+}
+"""
+    )
 
 
 # mov byte [rip + 0xff9], 42; mov edi, [rip + 0xff3]; mov eax, 60; syscall: a byte, a page on.

@@ -5,6 +5,7 @@ Source: behaviour of Linux fs/notify/inotify.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from struct import Struct, pack
 from typing import TYPE_CHECKING, Final
@@ -119,6 +120,18 @@ class InotifyFile(File):
         self.in_bytes = 0
         self.in_spent = []
         self.in_kq = Kqinfo()
+
+    def fo_show(self) -> str:
+        """The watches. Linux has a handle of the file behind each, of which there is none here."""
+        lines = []
+        for wd, w in reversed(self.in_watches.items()):  # as Linux: the newest first
+            va = w.w_vp.getattr()
+            dev = os.major(va.va_fsid) << 20 | os.minor(va.va_fsid)  # as the kernel has it inside
+            lines.append(
+                f"inotify wd:{wd:x} ino:{va.va_fileid:x} sdev:{dev:x} mask:{w.iw_mask:x} "
+                "ignored_mask:0\n"
+            )
+        return "".join(lines)
 
     def queue(self, wd: int, mask: int, cookie: int, name: bytes) -> None:
         """One event more, unless it is the last one once again, or there are too many."""

@@ -20,11 +20,22 @@ from dfvm.kern.kern_descrip import (
     FileTable,
     signal_self,
 )
-from dfvm.kern.kern_errno import EFBIG, EINVAL, EISDIR, ENOENT, ENOTDIR, err
+from dfvm.kern.kern_errno import (
+    EBADF,
+    EFBIG,
+    EINVAL,
+    EISDIR,
+    ENOENT,
+    ENOTDIR,
+    EOPNOTSUPP,
+    EXDEV,
+    err,
+)
 from dfvm.kern.proc import RLIMIT_FSIZE
 from dfvm.kern.vfs.vfs_notify import IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, vn_notify
 from dfvm.kern.vfs.vnode import Vnode
 from dfvm.kern.vfs.vnode_param import (
+    FREAD,
     FWRITE,
     IN_ACCESS,
     IN_MODIFY,
@@ -39,7 +50,7 @@ from dfvm.kern.vfs.vnode_param import (
     VUNLINKED,
     Vattr,
 )
-from dfvm.vm.copyio import copyout
+from dfvm.vm.copyio import copyin, copyout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +69,8 @@ SEEK_HOLE: Final = 4
 
 
 FIGETBSZ: Final = 2
+FICLONE: Final = 0x4004_9409
+FICLONERANGE: Final = 0x4020_940D
 
 _BUSY: Final = 1  # VnodeFile.f_busy
 _WANTED: Final = 2
@@ -275,7 +288,26 @@ class VnodeFile(File):
             if cmd == FIGETBSZ:
                 copyout(lwp.lwp_proc.p_vmspace, pack("<i", vp.getattr().va_blksize), arg)
                 return 0
+        if cmd == FICLONE:
+            return self._clone(lwp, arg)
+        if cmd == FICLONERANGE:
+            return self._clone(lwp, copyin(lwp.lwp_proc.p_vmspace, arg, 32)[:8])
         return vp.ioctl(cmd, arg, lwp)
+
+    def _clone(self, lwp: Lwp, source: int | bytes) -> int:
+        """FICLONE, FICLONERANGE: on no file system here do files share their blocks; the errors
+        before that are Linux's (vfs_clone_file_range)."""
+        fd = source if isinstance(source, int) else int.from_bytes(source, "little", signed=True)
+        other = lwp.lwp_proc.p_fd.fget(fd)
+        if not isinstance(other, VnodeFile) or other.f_vnode.v_mount is not self.f_vnode.v_mount:
+            raise err(EXDEV)
+        if VDIR in (other.f_vnode.v_type, self.f_vnode.v_type):
+            raise err(EISDIR)
+        if other.f_vnode.v_type != VREG or self.f_vnode.v_type != VREG:
+            raise err(EINVAL)
+        if not other.f_mode & FREAD or not self.f_mode & FWRITE or self.f_flag & O_APPEND:
+            raise err(EBADF)
+        raise err(EOPNOTSUPP)
 
     def fo_poll(self) -> int:
         return self.f_vnode.poll(_POLL_ALL)

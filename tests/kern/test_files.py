@@ -561,3 +561,17 @@ def test_a_hole_in_a_hole_takes_no_room() -> None:
         return 0;
     }
     """)
+
+
+def test_files_that_can_not_share_their_blocks() -> None:
+    same(T + r"""
+int main() {
+    struct { long fd; unsigned long off, len, to; } r = {0}; int p[2]; pipe(p);
+    put_("a", "abc"); int a = open("a", O_RDONLY), b = open("b", O_RDWR | O_CREAT, 0644);
+    int w = open("a", O_WRONLY), d = open(".", O_RDONLY), app = open("b", O_RDWR | O_APPEND);
+    T(ioctl(b, 0x40049409, a)); T(ioctl(b, 0x40049409, 999)); T(ioctl(a, 0x40049409, b));
+    T(ioctl(b, 0x40049409, w)); T(ioctl(b, 0x40049409, d)); T(ioctl(app, 0x40049409, a));
+    T(ioctl(b, 0x40049409, p[0])); r.fd = a; T(ioctl(b, 0x4020940d, &r));
+    T(ioctl(b, 0x4020940d, 8)); r.fd = -1; T(ioctl(b, 0x4020940d, &r));
+    return 0;
+}""")  # fmt: skip

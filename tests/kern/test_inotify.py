@@ -186,3 +186,21 @@ int main() {
     wait(0); ev("a child has done it"); unlink("d/f"); ev("while open"); close(f); ev("closed");
     rmdir("d"); ev("rmdir"); close(d); return 0;
 }""")  # fmt: skip
+
+
+def test_watches_are_in_fdinfo() -> None:
+    """Number, inode and mask of each."""
+    same(T + EV + r"""
+int main() {
+    int wd; unsigned long ino, dev, mask; char path[40], line[200]; struct stat s;
+    in = inotify_init();
+    put_("a", "x"); mkdir("b", 0755);
+    inotify_add_watch(in, "b", IN_CREATE | IN_ONESHOT); inotify_add_watch(in, "a", IN_ALL_EVENTS);
+    inotify_add_watch(in, "a", IN_MODIFY); sprintf(path, "/proc/self/fdinfo/%d", in);
+    FILE *f = fopen(path, "r");
+    while (fgets(line, 200, f))
+        if (sscanf(line, "inotify wd:%x ino:%lx sdev:%lx mask:%lx", &wd, &ino, &dev, &mask) == 4) {
+            stat(wd == 1 ? "b" : "a", &s); T(wd); T(ino == s.st_ino); T(mask);
+        }
+    return 0;
+}""")  # fmt: skip
